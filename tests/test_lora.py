@@ -1,0 +1,278 @@
+"""lora.py: what LoRA promises, on several networks, and against PEFT's own layers."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lora_study.lora import (
+    LinearWithLoRA,
+    LoRALayer,
+    inject_lora,
+    lora_layers,
+    lora_parameters,
+    merge_lora,
+    unmerge_lora,
+)
+
+SCALINGS = {"alpha": 6.0, "alpha/r": 6.0 / 4, "alpha/sqrt(r)": 6.0 / 2}
+
+
+def distilbert() -> tuple[nn.Module, tuple]:
+    from transformers import DistilBertConfig, DistilBertForSequenceClassification
+
+    shape = DistilBertConfig(vocab_size=50, dim=16, n_heads=2, n_layers=2, hidden_dim=32)
+    return DistilBertForSequenceClassification(shape), (torch.randint(0, 50, (2, 7)),)
+
+
+def bert() -> tuple[nn.Module, tuple]:
+    from transformers import BertConfig, BertModel
+
+    shape = BertConfig(vocab_size=50, hidden_size=16, num_attention_heads=2, num_hidden_layers=2, intermediate_size=32)
+    return BertModel(shape), (torch.randint(1, 50, (2, 7)),)
+
+
+def roberta() -> tuple[nn.Module, tuple]:
+    from transformers import RobertaConfig, RobertaModel
+
+    shape = RobertaConfig(
+        vocab_size=50, hidden_size=16, num_attention_heads=2, num_hidden_layers=2, intermediate_size=32
+    )
+    return RobertaModel(shape), (torch.randint(2, 50, (2, 7)),)
+
+
+def gpt2() -> tuple[nn.Module, tuple]:
+    from transformers import GPT2Config, GPT2Model
+
+    shape = GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=1)
+    return GPT2Model(shape), (torch.randint(0, 50, (2, 7)),)
+
+
+def torch_encoder() -> tuple[nn.Module, tuple]:
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), (torch.randn(2, 7, 16),)
+
+
+def mlp() -> tuple[nn.Module, tuple]:
+    return nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 2)), (torch.randn(3, 5),)
+
+
+NETWORKS = [
+    (distilbert, ["query", "value", "mlp"], 8),
+    (distilbert, ["head"], 2),
+    (bert, ["attention.self.query", "intermediate.dense"], 4),
+    (bert, ["query"], 2),
+    (roberta, ["key", "encoder.layer.?.output.dense"], 4),
+    (gpt2, ["c_attn", "mlp.c_fc"], 4),
+    (torch_encoder, ["linear?", "out_proj"], 6),
+    (mlp, ["0", "2"], 2),
+]
+
+
+def output(model: nn.Module, inputs: tuple) -> torch.Tensor:
+    result = model(*inputs)
+    return result if isinstance(result, torch.Tensor) else result[0]
+
+
+@pytest.fixture(params=NETWORKS, ids=lambda case: f"{case[0].__name__}-{case[1][0]}")
+def network(request):
+    build, targets, count = request.param
+    torch.manual_seed(0)
+    model, inputs = build()
+    model.requires_grad_(False).eval()
+    return model, inputs, targets, count
+
+
+def randomise(model: nn.Module) -> None:
+    """B is zero at first, which would hide every mistake in A, in the scaling and in merging."""
+    torch.manual_seed(1)
+    for parameter in lora_parameters(model):
+        nn.init.normal_(parameter, std=1.0)
+
+
+def test_injection_adapts_the_named_layers_and_leaves_the_output_unchanged(network):
+    model, inputs, targets, count = network
+    with torch.no_grad():  # with gradients, torch's own encoder would leave its fast path once there is LoRA
+        before = output(model, inputs)
+        names = inject_lora(model, targets, r=2, alpha=3)
+        assert len(names) == count == len(list(lora_layers(model)))
+        assert torch.equal(output(model, inputs), before)
+
+
+def test_only_the_updates_are_trained_and_the_base_stays_as_it_was(network):
+    model, inputs, targets, _ = network
+    base = {name: value.clone() for name, value in model.named_parameters()}
+    inject_lora(model, targets, r=2, alpha=3)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert {id(p) for p in trainable} == {id(p) for p in lora_parameters(model)}
+    optimizer = torch.optim.SGD(trainable, lr=0.1)
+    output(model.train(), inputs).square().sum().backward()
+    optimizer.step()
+    after = {name.replace(".linear.", "."): value for name, value in model.named_parameters()}
+    assert all(torch.equal(after[name], value) for name, value in base.items())
+    assert any(layer.lora.lora_B.abs().sum() > 0 for _, layer in lora_layers(model))
+
+
+def test_merged_equals_unmerged_with_random_updates_and_unmerging_is_the_inverse(network):
+    model, inputs, targets, count = network
+    names = [name for name, _ in model.named_parameters()]
+    plain = output(model, inputs)
+    inject_lora(model, targets, r=2, alpha=3)
+    randomise(model)
+    adapted = output(model, inputs)
+    assert not torch.allclose(adapted, plain, atol=1e-3)
+
+    adapters = merge_lora(model)
+    assert len(adapters) == count
+    assert [name for name, _ in model.named_parameters()] == names
+    torch.testing.assert_close(output(model, inputs), adapted, atol=1e-5, rtol=1e-4)
+    assert merge_lora(model) == {}, "merging again is harmless"
+    torch.testing.assert_close(output(model, inputs), adapted, atol=1e-5, rtol=1e-4)
+
+    unmerge_lora(model, adapters)
+    torch.testing.assert_close(output(model, inputs), adapted, atol=1e-5, rtol=1e-4)
+    for parameter in lora_parameters(model):
+        nn.init.zeros_(parameter)
+    torch.testing.assert_close(output(model, inputs), plain, atol=1e-5, rtol=1e-4)
+
+
+def test_many_merges_do_not_drift():
+    model, inputs = mlp()
+    inject_lora(model, ["0", "2"], r=2)
+    randomise(model)
+    adapted = output(model, inputs)
+    for _ in range(100):
+        unmerge_lora(model, merge_lora(model))
+    torch.testing.assert_close(output(model, inputs), adapted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_agrees_with_peft_in_forward_and_gradients(scaling):
+    """PEFT's layer is an independent implementation; its lora_alpha is what our three conventions convert to."""
+    from peft.tuners.lora import LoraConfig
+    from peft.tuners.lora.layer import Linear as PeftLinear
+
+    torch.manual_seed(0)
+    base = nn.Linear(12, 10)
+    ours = LinearWithLoRA(base, LoRALayer(12, 10, r=4, alpha=6.0, scaling=scaling))
+    nn.init.normal_(ours.lora.lora_B)
+    theirs = PeftLinear(
+        base,
+        "default",
+        config=LoraConfig(
+            r=4, lora_alpha=24 if scaling == "alpha" else 6, use_rslora=scaling == "alpha/sqrt(r)", lora_dropout=0.0
+        ),
+        r=4,
+        lora_alpha=24 if scaling == "alpha" else 6,
+    )
+    theirs.lora_A["default"].weight.data = ours.lora.lora_A.detach().T.clone()
+    theirs.lora_B["default"].weight.data = ours.lora.lora_B.detach().T.clone()
+
+    x = torch.randn(3, 7, 12, requires_grad=True)
+    mine, peft = ours(x), theirs(x)
+    torch.testing.assert_close(mine, peft)
+    weights = torch.randn_like(mine)
+    (x_grad,) = torch.autograd.grad((mine * weights).sum(), x, retain_graph=True)
+    (peft_x_grad,) = torch.autograd.grad((peft * weights).sum(), x, retain_graph=True)
+    torch.testing.assert_close(x_grad, peft_x_grad)
+    (mine * weights).sum().backward()
+    (peft * weights).sum().backward()
+    torch.testing.assert_close(ours.lora.lora_A.grad.T, theirs.lora_A["default"].weight.grad)
+    torch.testing.assert_close(ours.lora.lora_B.grad.T, theirs.lora_B["default"].weight.grad)
+    torch.testing.assert_close(ours.weight, base.weight + theirs.get_delta_weight("default"))
+
+
+@pytest.mark.parametrize(("scaling", "factor"), SCALINGS.items())
+def test_scaling_conventions(scaling, factor):
+    layer = LoRALayer(3, 5, r=4 - 1, alpha=6.0, scaling=scaling)
+    expected = {"alpha": 6.0, "alpha/r": 2.0, "alpha/sqrt(r)": 6 / math.sqrt(3)}[scaling]
+    nn.init.ones_(layer.lora_B)
+    torch.testing.assert_close(layer(torch.eye(3)), expected * layer.lora_A @ layer.lora_B)
+    torch.testing.assert_close(layer.delta(), expected * layer.lora_A @ layer.lora_B)
+    assert LoRALayer(8, 8, r=4, alpha=6.0, scaling=scaling).scaling == factor
+
+
+@pytest.mark.parametrize("r", [1, 4, 16])
+def test_a_has_variance_one_over_r_and_b_is_zero(r):
+    layer = LoRALayer(4096, 8, r=r, alpha=1, generator=torch.Generator().manual_seed(0))
+    assert layer.lora_A.shape == (4096, r)
+    assert layer.lora_A.mean().abs().item() < 0.06
+    assert layer.lora_A.var().item() == pytest.approx(1 / r, rel=0.1)
+    assert not layer.lora_B.any()
+
+
+def test_initialisation_follows_the_generator_and_leaves_the_global_one_alone():
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    first, second, other = (LoRALayer(8, 8, 2, 1, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    assert torch.equal(first.lora_A, second.lora_A)
+    assert not torch.equal(first.lora_A, other.lora_A)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_dropout_acts_on_the_branch_while_training_only():
+    layer = LinearWithLoRA(nn.Linear(64, 8), LoRALayer(64, 8, r=4, alpha=1, dropout=0.5))
+    nn.init.normal_(layer.lora.lora_B)
+    x = torch.randn(5, 64)
+    update = layer.eval()(x) - layer.linear(x)
+    torch.testing.assert_close(layer(x) - layer.linear(x), update)
+    torch.manual_seed(0)
+    draws = torch.stack([layer.train()(x) - layer.linear(x) for _ in range(400)])
+    assert draws.std(0).mean() > 0.1, "each draw differs"
+    torch.testing.assert_close(draws.mean(0), update, atol=1.5, rtol=0.2)
+
+
+def test_a_weight_tied_to_an_embedding_leaves_the_embedding_alone_when_merged():
+    model = nn.ModuleDict({"embed": nn.Embedding(9, 4), "out": nn.Linear(4, 9, bias=False)})
+    model["out"].weight = model["embed"].weight
+    before = model["embed"].weight.clone()
+    inject_lora(model, ["out"], r=2)
+    randomise(model)
+    merge_lora(model)
+    assert torch.equal(model["embed"].weight, before)
+    assert not torch.equal(model["out"].weight, before)
+
+
+@pytest.mark.parametrize(
+    ("targets", "r", "words"),
+    [
+        (["nowhere"], 2, ["'nowhere'", "transformer.layer.*.attention.q_lin", "classifier"]),
+        (["query", "nowhere"], 2, ["'nowhere'", "q_lin"]),
+        (["sa_layer_norm"], 2, ["LayerNorm", "q_lin"]),
+        (["attention"], 2, ["DistilBertSelfAttention", "q_lin"]),
+        (["query"], 0, ["r=0", "q_lin", "1 to 16"]),
+        (["query"], 17, ["r=17", "16 inputs"]),
+        (["q_lin"], -3, ["r=-3"]),
+    ],
+)
+def test_a_mistake_is_named_and_changes_nothing(targets, r, words):
+    model, _ = distilbert()
+    before = [name for name, _ in model.named_modules()]
+    with pytest.raises(ValueError) as error:
+        inject_lora(model, targets, r=r)
+    assert all(word in str(error.value) for word in words), str(error.value)
+    assert [name for name, _ in model.named_modules()] == before
+
+
+def test_a_layer_is_not_adapted_twice_but_others_may_be():
+    model, _ = distilbert()
+    inject_lora(model, ["query"], r=2)
+    with pytest.raises(ValueError, match="has a LoRA update already"):
+        inject_lora(model, ["value", "query"], r=2)
+    assert len(list(lora_layers(model))) == 2
+    inject_lora(model, ["*lin*", "head"][1:], r=2)
+    assert len(list(lora_layers(model))) == 4
+
+
+def test_unknown_scaling_is_refused():
+    with pytest.raises(ValueError, match="alpha/sqrt"):
+        LoRALayer(4, 4, 2, 1, scaling="r/alpha")
+
+
+def test_unmerging_onto_another_model_is_refused_and_changes_nothing():
+    model, inputs = mlp()
+    before = output(model, inputs)
+    with pytest.raises(ValueError, match="'5' is not a linear layer of this model; it has "):
+        unmerge_lora(model, {"0": LoRALayer(5, 16, 2, 1), "5": LoRALayer(5, 16, 2, 1)})
+    assert torch.equal(output(model, inputs), before)
