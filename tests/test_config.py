@@ -1,0 +1,163 @@
+"""config.py and config_files.py: layering, validation, and the shipped files."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lora_study.config import ConfigError, ExperimentConfig, deviations, to_dict
+from lora_study.config_files import experiment_from, experiment_parser, load_experiment, load_study
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+EXPERIMENTS = sorted([*CONFIGS.glob("reference/*.yaml"), *CONFIGS.glob("embedded/*.yaml")])
+STUDIES = sorted(CONFIGS.glob("studies/*.yaml"))
+
+
+def test_there_are_configs_to_check():
+    assert len(EXPERIMENTS) >= 10
+    assert {path.stem for path in STUDIES} >= {"embedded", "reference"}
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_shipped_experiment_resolves_and_survives_a_round_trip(path):
+    config = load_experiment([path])
+    assert experiment_from(to_dict(config)) == config
+    assert path.stem in (config.name, "base")
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_shipped_study_resolves(path):
+    study, experiments = load_study(path)
+    assert study.name == path.stem
+    assert [e.name for e in experiments][:4] == ["last_two_layers", "lora_default", "lora_best", "full"]
+
+
+def test_reference_configs_are_the_article_to_the_letter():
+    _, experiments = load_study(CONFIGS / "studies" / "reference.yaml")
+    assert [deviations(experiment) for experiment in experiments] == [[], [], [], []]
+
+
+def test_embedded_configs_state_how_they_depart_from_the_article():
+    for experiment in load_study(CONFIGS / "studies" / "embedded.yaml")[1]:
+        fields = {deviation["field"] for deviation in deviations(experiment)}
+        assert {"model.backbone", "data.source", "data.max_length", "model.attention_dropout"} <= fields
+
+
+def write(folder: Path, name: str, content: object) -> Path:
+    path = folder / name
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return path
+
+
+def test_later_files_win_over_earlier_ones_and_flags_over_files(tmp_path):
+    first = write(tmp_path, "a.yaml", {"name": "a", "lora": {"r": 4, "alpha": 2.0, "targets": ["query", "key"]}})
+    second = write(tmp_path, "b.yaml", {"lora": {"r": 5, "targets": ["mlp"]}})
+    config = load_experiment([first, second])
+    assert (config.name, config.lora.r, config.lora.alpha, config.lora.targets) == ("a", 5, 2.0, ("mlp",))
+    parsed = experiment_parser().parse_args(["--config", str(first), "--config", str(second), "--lora.alpha", "3"])
+    assert (parsed.name, parsed.lora.r, parsed.lora.alpha, parsed.lora.targets) == ("a", 5, 3.0, ("mlp",))
+
+
+def test_a_file_lies_over_the_files_it_extends(tmp_path):
+    write(tmp_path, "base.yaml", {"name": "base", "train": {"epochs": 7, "learning_rate": 1e-3}})
+    write(tmp_path, "other.yaml", {"train": {"learning_rate": 1e-2}, "seed": 9})
+    top = write(tmp_path, "top.yaml", {"extends": ["base.yaml", "other.yaml"], "name": "top"})
+    config = load_experiment([top])
+    assert (config.name, config.seed, config.train.epochs, config.train.learning_rate) == ("top", 9, 7, 1e-2)
+
+
+def test_numbers_in_scientific_notation_are_numbers(tmp_path):
+    """YAML 1.1 reads 5e-4 as a string."""
+    assert load_experiment([write(tmp_path, "a.yaml", "train: {learning_rate: 5e-4}")]).train.learning_rate == 5e-4
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"lora": {"rank": 4}}, ["a.yaml", "lora.rank", "r, alpha"]),
+        ({"lora": {"alhpa": 4}}, ["a.yaml", "lora.alhpa", "did you mean lora.alpha?"]),
+        ({"data": {"sizes": {"tran": 4}}}, ["a.yaml", "data.sizes.tran", "data.sizes.train"]),
+        ({"learning_rate": 4}, ["a.yaml", "learning_rate"]),
+        ({"lora": {"r": "eight"}}, ["a.yaml", "lora.r", "eight", "int"]),
+        ({"lora": {"r": 2.5}}, ["lora.r", "2.5", "int"]),
+        ({"lora": 3}, ["a.yaml", "lora", "3"]),
+        ({"lora": {"r": 0}}, ["lora.r", "0", "1 or more"]),
+        ({"lora": {"alpha": -1}}, ["lora.alpha", "-1", "above 0"]),
+        ({"lora": {"targets": []}}, ["lora.targets", "query"]),
+        ({"lora": {"targets": "query"}}, ["lora.targets", "query"]),
+        ({"lora": {"scaling": "r"}}, ["lora.scaling", "alpha/r"]),
+        ({"mode": "adapter"}, ["mode", "adapter", "last_two_layers"]),
+        ({"seed": -1}, ["seed", "-1"]),
+        ({"name": "../../etc"}, ["name", "../../etc"]),
+        ({"name": ""}, ["name"]),
+        ({"model": {"dropout": 1.5}}, ["model.dropout", "1.5"]),
+        ({"model": {"num_labels": 3}}, ["model.num_labels", "3", "2 classes"]),
+        ({"data": {"sizes": {"val": 0}}}, ["data.sizes.val", "0"]),
+        ({"data": {"max_length": 1024}}, ["data.max_length", "1024", "512"]),
+        ({"data": {"batch_size": 0}}, ["data.batch_size", "0"]),
+        ({"train": {"learning_rate": 0}}, ["train.learning_rate", "0"]),
+        ({"train": {"epochs": 0}}, ["train.epochs", "0"]),
+        ({"train": {"cache_trunk": True}}, ["train.cache_trunk", "last_two_layers"]),
+        ({"train": {"precision": "16-mixed", "accelerator": "cpu"}}, ["train.precision", "bf16-mixed"]),
+        ("lora: [", ["a.yaml", "line 1"]),
+        ("just words", ["a.yaml", "mapping"]),
+        ("", ["a.yaml", "mapping"]),
+        ({"extends": "a.yaml"}, ["a.yaml", "extends itself"]),
+        ({"extends": "nowhere.yaml"}, ["nowhere.yaml", "does not exist"]),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(tmp_path, content, words):
+    path = write(tmp_path, "a.yaml", content)
+    with pytest.raises(ConfigError) as error:
+        load_experiment([path])
+    message = str(error.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+def test_undecodable_and_missing_files_are_named(tmp_path):
+    (tmp_path / "bad.yaml").write_bytes(b"name: \xff\xfe")
+    for name in ("bad.yaml", "missing.yaml", ""):
+        with pytest.raises(ConfigError, match=str(tmp_path / name)):
+            load_experiment([tmp_path / name])
+
+
+@pytest.mark.parametrize(
+    ("study", "words"),
+    [
+        ({"name": "s", "title": "t", "experiments": []}, ["experiments"]),
+        ({"name": "s", "title": "t", "experiments": ["e.yaml"], "seeds": []}, ["seeds"]),
+        ({"name": "s", "title": "t", "experiments": ["e.yaml"], "seeds": [1, 1]}, ["seeds", "once"]),
+        ({"name": "s", "title": "t", "experiments": ["e.yaml", "e.yaml"]}, ["own name"]),
+        ({"name": "s", "title": "t", "experiments": ["none.yaml"]}, ["none.yaml"]),
+        ({"name": "s", "title": "t", "experiments": ["e.yaml"], "overrides": {"lora": {"q": 1}}}, ["lora.q"]),
+        ({"name": "s", "experiments": ["e.yaml"]}, ["title"]),
+        ({"name": "s", "title": "t", "experiments": ["e.yaml"], "sedes": [1]}, ["sedes", "seeds"]),
+    ],
+)
+def test_a_mistake_in_a_study_is_named(tmp_path, study, words):
+    write(tmp_path, "e.yaml", {"name": "e"})
+    with pytest.raises(ConfigError) as error:
+        load_study(write(tmp_path, "study.yaml", study))
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_overrides_of_a_study_reach_every_experiment(tmp_path):
+    write(tmp_path, "e.yaml", {"name": "e"})
+    write(tmp_path, "f.yaml", {"name": "f", "train": {"epochs": 2}})
+    content = {"name": "s", "title": "t", "experiments": ["e.yaml", "f.yaml"], "overrides": {"train": {"epochs": 1}}}
+    _, experiments = load_study(write(tmp_path, "study.yaml", content))
+    assert [experiment.train.epochs for experiment in experiments] == [1, 1]
+
+
+def test_config_needs_no_torch():
+    import subprocess
+    import sys
+
+    code = "import sys, lora_study.config_files, lora_study.records; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_defaults_are_frozen():
+    with pytest.raises(AttributeError):
+        ExperimentConfig().seed = 2
