@@ -1,0 +1,97 @@
+"""Fine-tuning modes: which parameters of a DistilBERT classifier are trained, and how many they are."""
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+
+from lora_study.config import ConfigError, LoRAConfig, Mode
+from lora_study.lora import inject_lora, lora_parameters
+
+# The classification head of DistilBertForSequenceClassification: "the last two layers" of the article.
+HEAD = ("pre_classifier", "classifier")
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """How many numbers a model has, each tensor counted once.
+
+    Attributes:
+        trainable: Parameters that require gradients.
+        total: All parameters.
+        lora: Trainable parameters of LoRA updates.
+        head: Trainable parameters of the classification head.
+        base: Trainable parameters of everything else.
+    """
+
+    trainable: int
+    total: int
+    lora: int
+    head: int
+    base: int
+
+    def to_dict(self) -> dict[str, int]:
+        """The counts by name."""
+        return asdict(self)
+
+
+def apply_mode(model: nn.Module, mode: Mode, lora: LoRAConfig, lora_seed: int) -> list[str]:
+    """Set which parameters of a DistilBERT classifier are trained, in place; mode "lora" injects the updates.
+
+    Args:
+        model: A DistilBertForSequenceClassification, or a network with the same layer names.
+        mode: "full" trains everything, "last_two_layers" the head, "lora" low-rank updates (and the head if
+            lora.train_head).
+        lora: The updates.
+        lora_seed: Seed of their random A.
+
+    Returns:
+        The names of the layers that got an update.
+
+    Raises:
+        ConfigError: the updates do not fit the model.
+    """
+    model.requires_grad_(mode == "full")
+    if mode == "last_two_layers" or (mode == "lora" and lora.train_head):
+        for name in HEAD:
+            model.get_submodule(name).requires_grad_(True)
+    if mode != "lora":
+        return []
+    try:
+        return inject_lora(
+            model,
+            lora.targets,
+            r=lora.r,
+            alpha=lora.alpha,
+            scaling=lora.scaling,
+            dropout=lora.dropout,
+            generator=torch.Generator().manual_seed(lora_seed),
+        )
+    except ValueError as error:
+        raise ConfigError(f"lora: {error}") from error
+
+
+def count_parameters(model: nn.Module) -> ParameterCounts:
+    """Count a model's parameters; the one counter behind every table."""
+    kinds = {id(parameter): "lora" for parameter in lora_parameters(model)}
+    for name in HEAD:
+        for parameter in model.get_submodule(name).parameters():
+            kinds.setdefault(id(parameter), "head")  # an update beside a head layer counts as LoRA
+    trainable = {"lora": 0, "head": 0, "base": 0}
+    total = 0
+    for parameter in model.parameters():  # torch yields a shared tensor once
+        total += parameter.numel()
+        if parameter.requires_grad:
+            trainable[kinds.get(id(parameter), "base")] += parameter.numel()
+    return ParameterCounts(trainable=sum(trainable.values()), total=total, **trainable)
+
+
+def hold_frozen_linears_in(model: nn.Module, dtype: torch.dtype) -> None:
+    """Store the weights of frozen linear layers in the type that autocast computes them in, in place.
+
+    Autocast would convert the same fp32 weights at every step; converting them once gives the same products.
+    Embeddings and layer norms stay fp32, as autocast leaves them.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and not any(parameter.requires_grad for parameter in module.parameters()):
+            module.to(dtype)

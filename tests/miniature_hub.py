@@ -1,0 +1,154 @@
+"""A Hugging Face hub in miniature: one server on the loopback interface, a few folders as its repositories.
+
+It answers what huggingface_hub, transformers and datasets ask of the real one: a repository's description, the
+list of its files, facts about given paths, and the files. Each repository has one branch, main, with one commit.
+"""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A folder as a repository of the hub.
+
+    Args:
+        kind: 'models' or 'datasets'.
+        name: OWNER/NAME.
+        folder: Its files.
+    """
+
+    kind: str
+    name: str
+    folder: Path
+
+    def paths(self) -> list[str]:
+        return sorted(p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*") if p.is_file())
+
+    def digest(self, path: str) -> str:
+        return hashlib.sha1((self.folder / path).read_bytes()).hexdigest()
+
+    @property
+    def commit(self) -> str:
+        return hashlib.sha1("".join(path + self.digest(path) for path in self.paths()).encode()).hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "_id": self.commit[:24],
+            "id": self.name,
+            "sha": self.commit,
+            "private": False,
+            "gated": False,
+            "disabled": False,
+            "tags": [],
+            "downloads": 0,
+            "likes": 0,
+            "lastModified": "2024-01-01T00:00:00.000Z",
+            "createdAt": "2024-01-01T00:00:00.000Z",
+            "siblings": [{"rfilename": path} for path in self.paths()],
+        }
+
+    def facts(self, path: str) -> dict[str, Any]:
+        if (self.folder / path).is_dir():
+            return {"type": "directory", "path": path, "oid": hashlib.sha1(path.encode()).hexdigest()}
+        return {"type": "file", "path": path, "oid": self.digest(path), "size": (self.folder / path).stat().st_size}
+
+    def tree(self, below: str, recursive: bool) -> list[dict[str, Any]]:
+        top = self.folder / below
+        found = sorted(top.rglob("*") if recursive else top.iterdir())
+        return [self.facts(path.relative_to(self.folder).as_posix()) for path in found]
+
+
+class MiniatureHub:
+    """The server; use it as `with MiniatureHub.serving(repositories) as hub`.
+
+    Attributes:
+        repositories: What it serves.
+        requests: The requests so far, such as "GET /api/models/tiny/distilbert".
+        url: Its address, to be set as HF_ENDPOINT.
+    """
+
+    def __init__(self, repositories: list[Repository]) -> None:
+        self.repositories = repositories
+        self.requests: list[str] = []
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                form = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
+                hub.requests.append(f"{self.command} {self.path}")
+                status, headers, body = hub.answer(self.path, form)
+                self.send_response(status)
+                for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(body)
+
+            do_HEAD = do_POST = do_GET  # noqa: N815
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """Say nothing."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    @classmethod
+    @contextmanager
+    def serving(cls, repositories: list[Repository]) -> Iterator["MiniatureHub"]:
+        hub = cls(repositories)
+        thread = threading.Thread(target=hub.server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield hub
+        finally:
+            hub.server.shutdown()
+            hub.server.server_close()
+            thread.join()
+
+    def answer(self, target: str, form: str) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body of the answer to one request."""
+        url = urlsplit(target)
+        parts = [unquote(part) for part in url.path.strip("/").split("/")]
+        api = parts[0] == "api"
+        if not api and parts[0] != "datasets":
+            parts.insert(0, "models")  # a model's files have no prefix
+        kind, owner, name, action, revision, *rest = [*parts[api:], "", "", "", ""]
+        path = "/".join(part for part in rest if part)
+        found = [r for r in self.repositories if (r.kind, r.name) == (kind, f"{owner}/{name}")]
+        if not found:
+            return refusal("RepoNotFound")
+        repository = found[0]
+        if revision not in ("", "main", repository.commit):
+            return refusal("RevisionNotFound")
+        if api and action in ("", "revision"):
+            return answer_json(repository.describe())
+        if api and action == "tree" and (repository.folder / path).is_dir():
+            return answer_json(repository.tree(path, recursive="recursive=true" in url.query.lower()))
+        if api and action == "paths-info":
+            asked = json.loads(form)["paths"] if form.startswith("{") else parse_qs(form).get("paths", [])
+            return answer_json([repository.facts(path) for path in asked if (repository.folder / path).exists()])
+        if not api and action == "resolve" and (repository.folder / path).is_file():
+            headers = {"ETag": f'"{repository.digest(path)}"', "X-Repo-Commit": repository.commit}
+            return 200, headers, (repository.folder / path).read_bytes()
+        return refusal("EntryNotFound", {"X-Repo-Commit": repository.commit})
+
+
+def answer_json(content: Any) -> tuple[int, dict[str, str], bytes]:
+    return 200, {"Content-Type": "application/json"}, json.dumps(content).encode()
+
+
+def refusal(code: str, headers: dict[str, str] | None = None) -> tuple[int, dict[str, str], bytes]:
+    """404 with the hub's own word for what was not found."""
+    return 404, {"X-Error-Code": code, "X-Error-Message": code, **(headers or {})}, b""

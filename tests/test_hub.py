@@ -1,0 +1,201 @@
+"""Models and reviews by name from a hub, from its cache, and what is said when there is neither.
+
+The hub is a miniature one on the loopback interface; see `miniature_hub`.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from huggingface_hub import constants, hf_hub_download
+from miniature_hub import MiniatureHub, Repository
+
+from lora_study.backbones import build_model, build_skeleton, build_tokenizer, describe
+from lora_study.config import ConfigError, ModelConfig
+
+CARD = """\
+---
+configs:
+- config_name: plain_text
+  data_files:
+  - {split: train, path: plain_text/train-*}
+  - {split: test, path: plain_text/test-*}
+  default: true
+---
+"""
+
+LOAD_BY_NAME = """
+import json, sys
+from lora_study.backbones import build_model, build_tokenizer, describe
+from lora_study.config import DataConfig, ModelConfig
+from lora_study.data.sources import load_reviews
+
+config = ModelConfig(backbone="tiny/distilbert", revision=sys.argv[1])
+reviews = load_reviews(DataConfig(source="hub", revision=sys.argv[2]))
+weights = build_model(config, head_seed=1).state_dict()
+print(json.dumps({
+    "weights": {name: weight.double().sum().item() for name, weight in weights.items()},
+    "tokens": build_tokenizer(config)("a great film")["input_ids"],
+    "encoder": describe(config),
+    "reviews": {column: reviews[column].tolist() for column in ("text", "label", "split")},
+}))
+"""
+
+Connect = Callable[..., None]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_backbone: Path) -> Repository:
+    return Repository("models", "tiny/distilbert", tiny_backbone)
+
+
+@pytest.fixture(scope="module")
+def reviews(reviews_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    folder = tmp_path_factory.mktemp("imdb")
+    (folder / "README.md").write_text(CARD)
+    (folder / "plain_text").mkdir()
+    table = pd.read_csv(reviews_csv)
+    table[:300].to_parquet(folder / "plain_text/train-00000-of-00001.parquet", index=False)
+    table[300:].to_parquet(folder / "plain_text/test-00000-of-00001.parquet", index=False)
+    return Repository("datasets", "stanfordnlp/imdb", folder)
+
+
+@pytest.fixture
+def connect(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Connect:
+    """Point this process at a hub, or take it offline, with a cache of the test's own.
+
+    These are what the environment variables decide, but huggingface_hub reads them only when it is imported.
+    """
+
+    def connect_to(hub: MiniatureHub | None) -> None:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", hub is None)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        url = hub.url if hub else "https://huggingface.co"
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+
+    return connect_to
+
+
+def load_in_own_python(*revisions: str, **environment: str) -> dict[str, Any]:
+    """What LOAD_BY_NAME prints in a Python whose environment has only these settings of Hugging Face's."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD_BY_NAME, *revisions],
+        env={**inherited, **environment},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def test_environment_variables_choose_hub_and_cache(
+    model: Repository, reviews: Repository, reviews_csv: Path, tmp_path: Path
+) -> None:
+    revisions, home = (model.commit, reviews.commit), str(tmp_path)
+    with MiniatureHub.serving([model, reviews]) as hub:
+        online = load_in_own_python(*revisions, HF_HOME=home, HF_ENDPOINT=hub.url)
+    offline = load_in_own_python(*revisions, HF_HOME=home, HF_HUB_OFFLINE="1")
+
+    here = ModelConfig(backbone=str(model.folder))
+    weights = build_model(here, head_seed=1).state_dict()
+    table = pd.read_csv(reviews_csv)
+    assert online["weights"] == {name: weight.double().sum().item() for name, weight in weights.items()}
+    assert online["tokens"] == build_tokenizer(here)("a great film")["input_ids"]
+    assert online["encoder"]["sha256"] == describe(here)["sha256"]
+    assert online["reviews"]["text"] == table["text"].tolist()
+    assert online["reviews"]["label"] == table["label"].tolist()
+    assert online["reviews"]["split"] == ["train"] * 300 + ["test"] * 100
+    assert offline == online
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_model_by_name_is_the_model_of_the_folder(model: Repository, connect: Connect, pinned: bool) -> None:
+    config = ModelConfig(backbone="tiny/distilbert", revision=model.commit if pinned else None)
+    expected = build_model(ModelConfig(backbone=str(model.folder)), head_seed=1).state_dict()
+
+    def check_all() -> None:
+        assert list(build_skeleton(config).state_dict()) == list(expected)
+        weights = build_model(config, head_seed=1).state_dict()
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)
+        assert build_tokenizer(config)("great").keys() == {"input_ids", "attention_mask"}
+        assert describe(config)["revision"] == model.commit
+
+    with MiniatureHub.serving([model]) as hub:
+        connect(hub)
+        check_all()
+        fetched = [request for request in hub.requests if request.startswith("GET") and "/resolve/" in request]
+        names = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+        assert sorted(request.rsplit("/")[-1] for request in fetched) == names  # each once, and nothing pickled
+        before = len(hub.requests)
+        check_all()
+        again = hub.requests[before:]
+        assert not again if pinned else not any("/resolve/" in request for request in again)
+    check_all()  # the hub has gone: from the cache
+    connect(None)
+    check_all()
+
+
+def test_cache_filled_file_by_file_is_used(model: Repository, connect: Connect) -> None:
+    config = ModelConfig(backbone="tiny/distilbert")
+    with MiniatureHub.serving([model]) as hub:
+        connect(hub)
+        for path in model.paths():
+            hf_hub_download(model.name, path)  # as transformers' from_pretrained does
+    connect(None)
+    assert build_model(config, head_seed=1).config.dim == 32
+    assert build_tokenizer(config).pad_token_id == 0
+
+
+def test_tokenizer_alone_in_the_cache_does_not_pass_for_the_model(model: Repository, connect: Connect) -> None:
+    config = ModelConfig(backbone="tiny/distilbert", revision=model.commit)
+    with MiniatureHub.serving([model]) as hub:
+        connect(hub)
+        build_tokenizer(config)
+        connect(None)
+        with pytest.raises(ConfigError, match="HF_HUB_OFFLINE is set"):
+            build_model(config, head_seed=1)
+        connect(hub)
+        assert build_model(config, head_seed=1).config.dim == 32
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "reason"),
+    [
+        ("tiny/other", None, "there is no such public model"),
+        ("tiny/distilbert", "0" * 40, "it has no revision '0000"),
+        ("tiny/distilbert", "v9", "it has no revision 'v9'"),
+    ],
+)
+def test_what_the_hub_does_not_have_is_one_line(
+    model: Repository, connect: Connect, name: str, revision: str | None, reason: str
+) -> None:
+    with MiniatureHub.serving([model]) as hub:
+        connect(hub)
+        for build in (build_skeleton, build_tokenizer, lambda config: build_model(config, head_seed=1)):
+            with pytest.raises(ConfigError, match=reason) as caught:
+                build(ModelConfig(backbone=name, revision=revision))
+            assert "\n" not in str(caught.value) and hub.url in str(caught.value)
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("pinned", [True, False])
+def test_unreachable_hub_is_one_line_and_quick(model: Repository, connect: Connect, pinned: bool) -> None:
+    with MiniatureHub.serving([model]) as hub:
+        connect(hub)
+    with pytest.raises(ConfigError, match="ConnectError") as caught:
+        build_model(ModelConfig(backbone="tiny/distilbert", revision=model.commit if pinned else None), head_seed=1)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(part in message for part in (hub.url, "HF_ENDPOINT", "HF_HOME", "downloaded folder", "=embedded"))
