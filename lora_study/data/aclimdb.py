@@ -1,0 +1,74 @@
+"""Reviews from Stanford's own distribution of IMDb: the folder aclImdb/ or the archive aclImdb_v1.tar.gz.
+
+Both hold one file per review, ``aclImdb/{train,test}/{neg,pos}/ID_RATING.txt``, and give the same reviews in the
+same order. Everything else in them is passed over, the unlabelled ``train/unsup`` too.
+Source: Maas et al., ACL 2011, https://ai.stanford.edu/~amaas/data/sentiment/.
+"""
+
+import gzip
+import re
+import tarfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from lora_study.config import ConfigError, one_line
+from lora_study.data.tables import Columns, decode
+
+REVIEW = re.compile(r"(train|test)/(neg|pos)/([0-9]+)_([0-9]+)\.txt")
+CHUNK = 1 << 20  # bytes
+
+
+def read_folder(path: Path) -> Columns:
+    """Columns of the folder aclImdb/, or of a folder that holds it.
+
+    Raises:
+        ConfigError: there is no review in it, or one is not UTF-8.
+    """
+    root = path / "aclImdb" if (path / "aclImdb").is_dir() else path
+    files = (file for split in ("train", "test") for file in (root / split).glob("*/*.txt"))
+    named = ((file.relative_to(root).as_posix(), file) for file in files)
+    return to_columns(((name, file.read_bytes()) for name, file in named if REVIEW.fullmatch(name)), path)
+
+
+def read_archive(path: Path) -> Columns:
+    """Columns of the archive aclImdb_v1.tar.gz, read from its stream: nothing is extracted to disk.
+
+    Only regular members with the name of a review are read, so links, absolute names and names with '..' are never
+    followed.
+
+    Raises:
+        ConfigError: the archive is truncated or corrupt, there is no review in it, or one is not UTF-8.
+    """
+    files: dict[str, bytes] = {}
+    try:
+        with gzip.open(path) as stream:
+            with tarfile.open(fileobj=stream, mode="r|") as archive:
+                for member in archive:
+                    name = member.name.removeprefix("./").removeprefix("aclImdb/")
+                    if member.isreg() and REVIEW.fullmatch(name):
+                        content = archive.extractfile(member)
+                        assert content is not None  # it is for a regular member
+                        files[name] = content.read()
+            # tarfile takes a stream that stops between two members for a complete one. gzip knows better, once it
+            # is read to its end, where the length and checksum stand.
+            while stream.read(CHUNK):
+                pass
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        raise ConfigError(f"{path} is not a complete .tar.gz archive ({one_line(error)}); download it again") from error
+    return to_columns(files.items(), path)
+
+
+def to_columns(files: Iterable[tuple[str, bytes]], origin: Path) -> Columns:
+    """Columns of review files, given as name below aclImdb/ and content, sorted by split, label and number."""
+    reviews = []
+    for name, content in files:
+        match = REVIEW.fullmatch(name)
+        assert match is not None  # the callers pass nothing else
+        split, label, number, rating = match.groups()
+        text = decode(content, f"{origin}: {name}")
+        reviews.append((split, label, int(number), int(rating), name.removesuffix(".txt"), text))
+    if not reviews:
+        raise ConfigError(f"{origin} holds no review such as aclImdb/train/pos/0_9.txt; give the folder aclImdb/")
+    splits, labels, _, _, ids, texts = (list(column) for column in zip(*sorted(reviews), strict=True))
+    return {"text": texts, "label": labels, "id": ids, "split": splits}

@@ -1,0 +1,141 @@
+"""The LightningDataModule: loads, splits and tokenises the reviews and hands out batches."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pandas as pd
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerFast
+
+from lora_study.config import DataConfig, check
+from lora_study.data.batching import BucketSampler, collate, evaluation_batches
+from lora_study.data.duplicates import deduplicate, overlap_report
+from lora_study.data.sources import load_reviews
+from lora_study.data.splits import split_reviews
+from lora_study.data.tokens import TokenisedReviews, fingerprint, tokenise
+
+Loader = DataLoader[dict[str, Tensor]]
+
+
+class ReviewDataModule(L.LightningDataModule):
+    """Reviews as padded batches (see `lora_study.data.batching.collate`).
+
+    Everything is in memory, so there are no worker processes, whose number could change results. A Trainer on
+    several devices needs ``use_distributed_sampler=False``: the batches are shared out here.
+
+    Args:
+        config: Source, split, sizes, lengths and batches.
+        tokenizer: A fast tokenizer with a padding token.
+        order_seed: Seed of the training batches' order.
+
+    Attributes:
+        parts: After `setup`, the tokenised reviews of train, val and test.
+
+    Raises:
+        ConfigError: the tokenizer has no padding token.
+    """
+
+    def __init__(self, config: DataConfig, tokenizer: PreTrainedTokenizerFast, order_seed: int) -> None:
+        super().__init__()
+        check(tokenizer.pad_token_id is not None, "model.backbone", tokenizer.name_or_path, "it has no padding token")
+        self.config = config
+        self.tokenizer = tokenizer
+        self.order_seed = order_seed
+        self.parts: dict[str, TokenisedReviews] = {}
+        self._identity: dict[str, Any] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load, split and tokenise the reviews, once; the stage does not matter.
+
+        Raises:
+            ConfigError: see `load_reviews` and `split_reviews`.
+        """
+        if self.parts:
+            return
+        reviews = load_reviews(self.config)
+        if self.config.deduplicate:
+            reviews = deduplicate(reviews)
+        splits = split_reviews(reviews, self.config)
+        self._identity = identity(splits)
+        self.parts = {
+            part: tokenise(rows, self.tokenizer, self.config.max_length, self.config.cache_dir)
+            for part, rows in splits.items()
+        }
+
+    def train_dataloader(self) -> Loader:
+        """Shuffled batches of train; a new order in every epoch."""
+        lengths = self.parts["train"].lengths
+        rank, world_size = self._devices()
+        return self._loader(
+            "train",
+            BucketSampler(
+                lengths, self.config.batch_size, self.config.bucket_window, self.order_seed, rank, world_size
+            ),
+        )
+
+    def val_dataloader(self) -> Loader:
+        """Every review of val once."""
+        return self.eval_dataloader("val")
+
+    def test_dataloader(self) -> Loader:
+        """Every review of test once."""
+        return self.eval_dataloader("test")
+
+    def eval_dataloader(self, part: str) -> Loader:
+        """Every review of train, val or test once, longest first."""
+        lengths = self.parts[part].lengths
+        return self._loader(part, evaluation_batches(lengths, self.config.eval_batch_size, *self._devices()))
+
+    def describe(self) -> dict[str, Any]:
+        """What the reviews are, ready for JSON: the record's ``data``.
+
+        Returns:
+            source (of a path only its name), revision, split, split_seed, deduplicate, max_length; sizes, labels
+            (reviews per class), mean_tokens, share_truncated and fingerprints (of ids, texts and labels) per part;
+            fingerprint over all parts; overlap (see `overlap_report`).
+        """
+        source = self.config.source
+        local = source not in ("hub", "embedded")
+        return {
+            "source": Path(source).expanduser().resolve().name if local else source,
+            "revision": self.config.revision,
+            "split": self.config.split,
+            "split_seed": self.config.split_seed,
+            "deduplicate": self.config.deduplicate,
+            "max_length": self.config.max_length,
+            "sizes": {part: len(tokens) for part, tokens in self.parts.items()},
+            "labels": {
+                part: {str(label): int(np.sum(tokens.labels == label)) for label in (0, 1)}
+                for part, tokens in self.parts.items()
+            },
+            "mean_tokens": {part: float(tokens.lengths.mean()) for part, tokens in self.parts.items()},
+            "share_truncated": {part: float(tokens.truncated.mean()) for part, tokens in self.parts.items()},
+            **self._identity,
+        }
+
+    def _devices(self) -> tuple[int, int]:
+        """This process's rank and the number of processes."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _loader(self, part: str, batches: BucketSampler | list[list[int]]) -> Loader:
+        """A DataLoader whose data set is the rows themselves: `collate` looks a whole batch of them up at once."""
+        tokens = self.parts[part]
+        rows: Any = range(len(tokens))
+        pad_id = self.tokenizer.pad_token_id
+        return DataLoader(rows, batch_sampler=batches, collate_fn=partial(collate, tokens, pad_id=pad_id))
+
+
+def identity(splits: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """Fingerprints and overlap of a split, for which the texts are needed."""
+    fingerprints = {
+        part: fingerprint([*rows["id"], *rows["text"], *rows["label"].map(str)]) for part, rows in splits.items()
+    }
+    return {
+        "fingerprint": fingerprint(fingerprints.values()),
+        "fingerprints": fingerprints,
+        "overlap": overlap_report(splits),
+    }

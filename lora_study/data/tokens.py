@@ -1,0 +1,142 @@
+"""Tokenised reviews, cached on disk.
+
+Reviews are tokenised once per text, tokenizer and length. Tokens lie one review after the other in one flat array,
+unpadded, so that 35,000 reviews take about 40 MB and batches are padded only to their own longest review.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from filelock import FileLock
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from transformers import PreTrainedTokenizerFast
+
+from lora_study.records import atomic
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1  # of a cache entry; part of its name
+CHUNK = 1000  # reviews per call of the tokenizer, whose own result is many times larger than the tokens
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenisedReviews:
+    """Tokens, labels and ids of n reviews.
+
+    Attributes:
+        tokens: All tokens, review after review, [CLS] and [SEP] included; int32, (total,).
+        offsets: Review i holds tokens[offsets[i] : offsets[i + 1]]; int64, (n + 1,).
+        truncated: Whether a review was cut to the maximal length; bool, (n,).
+        labels: 0 or 1; int64, (n,).
+        ids: The reviews' ids.
+    """
+
+    tokens: np.ndarray
+    offsets: np.ndarray
+    truncated: np.ndarray
+    labels: np.ndarray
+    ids: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Number of reviews."""
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens per review; int64, (n,)."""
+        return np.diff(self.offsets)
+
+
+def tokenise(
+    reviews: pd.DataFrame, tokenizer: PreTrainedTokenizerFast, max_length: int, cache_dir: str | Path
+) -> TokenisedReviews:
+    """Tokenise a review table, or take its tokens from the cache.
+
+    Runs may share the cache: of several that want the same tokens one makes them and the others wait. A damaged
+    entry is made again. A folder that cannot be used is reported as a logged warning, and costs only time.
+
+    Args:
+        reviews: A review table.
+        tokenizer: A fast tokenizer.
+        max_length: Tokens a review is cut to, special tokens included.
+        cache_dir: Folder of the cache.
+    """
+    texts = reviews["text"].tolist()
+    name = fingerprint([f"format {FORMAT}, {max_length} tokens", tokenizer_content(tokenizer), *texts])
+    path = Path(cache_dir).expanduser() / "tokens" / f"{name}.safetensors"
+    arrays = read_cached(path)
+    if arrays is None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(path.with_suffix(".lock")):
+                arrays = read_cached(path)  # another run may have made it while this one waited
+                if arrays is None:
+                    arrays = encode(texts, tokenizer, max_length)
+                    with atomic(path) as temporary:
+                        save_file({**arrays, "digest": digest(arrays)}, temporary)
+        except (OSError, NotImplementedError, SafetensorError) as error:
+            logger.warning("tokens are not cached in %s: %s", path.parent, error)
+            arrays = encode(texts, tokenizer, max_length) if arrays is None else arrays
+    return TokenisedReviews(**arrays, labels=reviews["label"].to_numpy(), ids=tuple(reviews["id"]))
+
+
+def encode(texts: list[str], tokenizer: PreTrainedTokenizerFast, max_length: int) -> Arrays:
+    """Arrays tokens, offsets and truncated of `TokenisedReviews`."""
+    tokens, lengths, truncated = [], [0], []
+    for start in range(0, len(texts), CHUNK):
+        batch = tokenizer(texts[start : start + CHUNK], truncation=True, max_length=max_length)
+        for encoding in batch.encodings or ():
+            tokens.append(np.array(encoding.ids, dtype=np.int32))
+            lengths.append(len(encoding.ids))
+            truncated.append(len(encoding.overflowing) > 0)
+    return {
+        "tokens": np.concatenate(tokens),
+        "offsets": np.cumsum(lengths, dtype=np.int64),
+        "truncated": np.array(truncated),
+    }
+
+
+def read_cached(path: Path) -> Arrays | None:
+    """The arrays of a cache entry, or None if there is none or it is not what was written."""
+    try:
+        arrays = load_file(path)
+        written = arrays.pop("digest")
+        return arrays if np.array_equal(written, digest(arrays)) else None
+    except (OSError, SafetensorError, KeyError):
+        return None
+
+
+def digest(arrays: Arrays) -> np.ndarray:
+    """SHA-256 of named arrays; uint8, (32,)."""
+    hasher = hashlib.sha256()
+    for name in sorted(arrays):
+        hasher.update(f"{name} {arrays[name].dtype} {arrays[name].shape} ".encode())
+        hasher.update(np.ascontiguousarray(arrays[name]).data)
+    return np.frombuffer(hasher.digest(), dtype=np.uint8)
+
+
+def tokenizer_content(tokenizer: PreTrainedTokenizerFast) -> str:
+    """All of a fast tokenizer that decides its tokens, as one JSON text.
+
+    Calling a tokenizer leaves that call's truncation and padding behind in it, so these do not count.
+    """
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    return json.dumps({**content, "truncation": None, "padding": None}, sort_keys=True)
+
+
+def fingerprint(texts: Iterable[str]) -> str:
+    """SHA-256, in hexadecimal, of a sequence of texts; where one ends and the next begins counts."""
+    hasher = hashlib.sha256()
+    for text in texts:
+        data = text.encode()
+        hasher.update(len(data).to_bytes(8, "little") + data)
+    return hasher.hexdigest()
