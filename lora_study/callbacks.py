@@ -1,0 +1,136 @@
+"""What watches a run: the best epoch, the learning curves with their clock, and progress in a log."""
+
+import math
+import sys
+import time
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+
+class BestEpoch(Callback):
+    """Keeps the trainable parameters of the epoch with the best validation accuracy (the first, if several tie).
+
+    Attributes:
+        epoch: That epoch, counted from 1; 0 before the first validation.
+        scores: Its val_accuracy and val_loss.
+    """
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.scores = {"accuracy": -math.inf, "loss": math.inf}
+        self._weights: dict[str, Tensor] = {}
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Compare this epoch with the best so far."""
+        scores = {name: float(trainer.callback_metrics[f"val_{name}"]) for name in ("accuracy", "loss")}
+        if scores["accuracy"] > self.scores["accuracy"]:
+            self.epoch, self.scores = trainer.current_epoch + 1, scores
+            self._weights = {name: value.detach().clone() for name, value in _trainable(pl_module)}
+
+    @torch.no_grad()
+    def restore(self, pl_module: L.LightningModule) -> None:
+        """Put the best epoch's parameters back."""
+        for name, parameter in _trainable(pl_module):
+            parameter.copy_(self._weights[name])
+
+
+class Curves(Callback):
+    """Learning curves and the time training takes, validation apart.
+
+    Attributes:
+        rows: One per logging interval (train_loss, the mean over the interval) and one per validation.
+        train_seconds: Seconds in training epochs, validation excluded.
+    """
+
+    COLUMNS = ("step", "epoch", "train_loss", "val_loss", "val_accuracy", "learning_rate", "seconds")
+    POINTS_PER_EPOCH = 25
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.train_seconds = 0.0
+        self._epoch_start = 0.0
+        self._losses: list[Tensor] = []
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._epoch_start = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Collect the loss; at the end of an interval, check it and note its mean."""
+        self._losses.append(outputs["loss"].detach())  # stays on the device: no wait for it at every step
+        batches = int(trainer.num_training_batches)
+        interval = max(1, batches // self.POINTS_PER_EPOCH)
+        if (batch_idx + 1) % interval and batch_idx + 1 < batches:
+            return
+        losses, self._losses = torch.stack(self._losses), []
+        finite = losses.isfinite().tolist()
+        if not all(finite):
+            step = trainer.global_step - len(finite) + finite.index(False) + 1
+            raise FloatingPointError(f"the loss is not finite at step {step}; lower train.learning_rate or lora.alpha")
+        seconds = self.train_seconds + time.perf_counter() - self._epoch_start
+        self._note(trainer, seconds, train_loss=float(losses.mean()))
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop the clock: Lightning validates inside the training epoch."""
+        self.train_seconds += time.perf_counter() - self._epoch_start
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note the validation scores."""
+        scores = {name: float(trainer.callback_metrics[name]) for name in ("val_loss", "val_accuracy")}
+        self._note(trainer, self.train_seconds, **scores)
+
+    def _note(self, trainer: L.Trainer, seconds: float, **values: float) -> None:
+        learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
+        row = {"step": trainer.global_step, "epoch": trainer.current_epoch + 1, "learning_rate": learning_rate}
+        self.rows.append(row | values | {"seconds": seconds})
+
+
+class PlainProgress(Callback):
+    """A line every ten seconds and after each validation, where no terminal shows a bar."""
+
+    INTERVAL = 10.0  # seconds
+
+    def __init__(self) -> None:
+        self._start = self._printed = 0.0
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._start = self._printed = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Print step, loss, accuracy, speed and time left."""
+        now = time.perf_counter()
+        if now - self._printed < self.INTERVAL:
+            return
+        self._printed = now
+        assert trainer.max_epochs is not None
+        batches = int(trainer.num_training_batches)
+        step, steps = trainer.global_step, trainer.max_epochs * batches
+        speed = step / (now - self._start)
+        metrics = trainer.progress_bar_metrics
+        self._print(
+            trainer,
+            f"step {batch_idx + 1}/{batches}  loss {metrics['loss']:.4f}  accuracy {100 * metrics['accuracy']:.1f}%  "
+            f"{speed:.1f} steps/s  about {(steps - step) / speed:.0f} s left",
+        )
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print the validation scores."""
+        metrics = trainer.callback_metrics
+        self._print(trainer, f"val loss {metrics['val_loss']:.4f}  val accuracy {100 * metrics['val_accuracy']:.2f}%")
+
+    @staticmethod
+    def _print(trainer: L.Trainer, text: str) -> None:
+        print(f"  epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {text}", file=sys.stderr, flush=True)
+
+
+def _trainable(pl_module: L.LightningModule) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(name, parameter) for name, parameter in pl_module.named_parameters() if parameter.requires_grad]

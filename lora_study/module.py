@@ -1,0 +1,121 @@
+"""The LightningModule: trains and scores a classifier that is handed to it, whatever its mode."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC, MulticlassF1Score
+
+from lora_study.config import TrainConfig
+
+Batch = dict[str, Tensor]
+
+OPTIMIZERS: dict[str, type[torch.optim.Adam]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+
+
+class ReviewClassifier(L.LightningModule):
+    """Cross-entropy training of a two-class text classifier.
+
+    A batch is a dict with labels (batch,), index (batch,) and the model's own inputs, such as input_ids and
+    attention_mask (batch, seq). The model returns an object with logits (batch, 2).
+
+    Args:
+        model: A built model in its fine-tuning mode: what requires gradients is trained.
+        config: Optimizer settings.
+    """
+
+    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.train_accuracy = _accuracy()  # while training: with dropout, and weights that still move
+        self.val_accuracy, self.val_loss = _accuracy(), MeanMetric()
+        self.test_loss = MeanMetric()
+        self.test_scores = MetricCollection(
+            {
+                "accuracy": _accuracy(),
+                "f1": MulticlassF1Score(num_classes=2, average="macro"),
+                "auroc": MulticlassAUROC(num_classes=2),
+            }
+        )
+        self.test_predictions: list[tuple[Tensor, Tensor]] = []
+        self.trained_in_train_mode: bool | None = None  # known after the first step, and recorded
+
+    def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The mean loss (scalar) and the logits (batch, 2) of a batch; shared by training and scoring."""
+        inputs = {name: value for name, value in batch.items() if name not in ("labels", "index")}
+        logits = self.model(**inputs).logits.float()
+        return F.cross_entropy(logits, batch["labels"]), logits
+
+    def setup(self, stage: str) -> None:
+        """Switch dropout on: from_pretrained returns a model in eval mode, and Lightning >= 2.2 keeps it there."""
+        if stage == "fit":
+            self.model.train()
+
+    def on_train_epoch_start(self) -> None:
+        """Start counting anew."""
+        self.train_accuracy.reset()
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """One optimizer step's loss."""
+        if self.trained_in_train_mode is None:
+            self.trained_in_train_mode = all(module.training for module in self.model.modules())
+            if not self.trained_in_train_mode:
+                raise RuntimeError("part of the model is in eval mode at the first training step")
+        loss, logits = self.step(batch)
+        self.train_accuracy.update(logits.detach(), batch["labels"])
+        progress = {"loss": loss.detach(), "accuracy": self.train_accuracy.compute()}
+        self.log_dict(progress, prog_bar=True, batch_size=len(batch["labels"]))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        """Score a validation batch."""
+        loss, logits = self.step(batch)
+        self.val_loss.update(loss, weight=len(batch["labels"]))
+        self.val_accuracy.update(logits, batch["labels"])
+
+    def on_validation_epoch_end(self) -> None:
+        """Publish val_loss and val_accuracy (a fraction)."""
+        self.log_dict({"val_loss": self.val_loss.compute(), "val_accuracy": self.val_accuracy.compute()}, prog_bar=True)
+        self.val_loss.reset()
+        self.val_accuracy.reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Forget the predictions of an earlier test."""
+        self.test_predictions = []
+
+    def test_step(self, batch: Batch, batch_index: int) -> None:
+        """Score a test batch and keep its probabilities."""
+        loss, logits = self.step(batch)
+        self.test_loss.update(loss, weight=len(batch["labels"]))
+        self.test_scores.update(logits.softmax(-1), batch["labels"])
+        self.test_predictions.append((batch["index"], logits.softmax(-1)[:, 1]))
+
+    def on_test_epoch_end(self) -> None:
+        """Publish loss, accuracy, f1 and auroc."""
+        self.log_dict({"loss": self.test_loss.compute(), **self.test_scores.compute()})
+        self.test_loss.reset()
+        self.test_scores.reset()
+
+    def probabilities(self) -> Tensor:
+        """Probability of class 1 of each review of the last test, in the order of the reviews: (n,)."""
+        index = torch.cat([index for index, _ in self.test_predictions]).cpu()
+        values = torch.cat([probability for _, probability in self.test_predictions]).cpu()
+        ordered = torch.empty(len(index))
+        ordered[index] = values
+        return ordered
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimizer over the parameters that require gradients, and no others."""
+        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        settings: dict[str, Any] = {"lr": self.config.learning_rate, "weight_decay": self.config.weight_decay}
+        # One pass over memory instead of several: 1.2x on full fine-tuning on a CPU.
+        settings["fused"] = trainable[0].device.type in ("cpu", "cuda")
+        return OPTIMIZERS[self.config.optimizer](trainable, **settings)
+
+
+def _accuracy() -> MulticlassAccuracy:
+    return MulticlassAccuracy(num_classes=2, average="micro")

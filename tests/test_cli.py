@@ -1,0 +1,187 @@
+"""The command line: exit statuses, one-line errors, and a miniature study from its command to its report."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from lora_study.cli import main
+from lora_study.records import read_record
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+@pytest.fixture
+def experiment(tiny_backbone, reviews_csv, tmp_path):
+    """A file of an experiment that takes a second."""
+    path = tmp_path / "experiment.yaml"
+    content = {
+        "name": "tiny",
+        "model": {"backbone": str(tiny_backbone)},
+        "data": {
+            "source": str(reviews_csv),
+            "sizes": {"train": 48, "val": 20, "test": 30},
+            "max_length": 16,
+            "cache_dir": str(tmp_path / "cache"),
+        },
+        "train": {"epochs": 1, "precision": "32-true", "accelerator": "cpu", "threads": 1},
+    }
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("last_two_layers", {"trainable": 592_130, "total": 66_955_010, "lora": 0, "head": 592_130, "base": 0}),
+        ("lora_default", {"trainable": 147_456, "total": 67_102_466, "lora": 147_456, "head": 0, "base": 0}),
+        ("lora_best", {"trainable": 516_096, "total": 67_471_106, "lora": 516_096, "head": 0, "base": 0}),
+        ("full", {"trainable": 66_955_010, "total": 66_955_010, "lora": 0, "head": 592_130, "base": 66_362_880}),
+    ],
+)
+def test_inspect_prints_the_exact_counts_of_the_reference_without_network(capsys, name, counts):
+    assert main(["inspect", "--config", str(CONFIGS / "reference" / f"{name}.yaml"), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["name"] == name
+    assert printed["parameters"] == counts
+    assert len(printed["lora_modules"]) == {"lora_default": 12, "lora_best": 24}.get(name, 0)
+
+
+def test_the_articles_example_of_a_changed_hyperparameter(capsys):
+    arguments = ["--config", str(CONFIGS / "reference" / "lora_default.yaml"), "--lora.alpha", "32", "--lora.r", "16"]
+    assert main(["inspect", *arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parameters"]["trainable"] == 2 * 147_456
+
+
+def test_inspect_shows_the_model_and_the_table(capsys):
+    assert main(["inspect", "--config", str(CONFIGS / "reference" / "lora_default.yaml")]) == 0
+    printed = capsys.readouterr().out
+    assert "LinearWithLoRA" in printed
+    assert "147,456" in printed
+
+
+def test_print_config_shows_what_would_run_and_runs_nothing(capsys, experiment, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "--config", str(experiment), "--lora.r", "3", "--print_config"])
+    assert stop.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert (printed["name"], printed["lora"]["r"], printed["train"]["epochs"]) == ("tiny", 3, 1)
+    assert not (tmp_path / "results").exists()
+
+
+def test_run_writes_one_run_and_says_where(capsys, experiment, tmp_path):
+    assert main(["run", "--config", str(experiment), "--seed", "5", "--results-dir", str(tmp_path / "out")]) == 0
+    folder = tmp_path / "out" / "tiny" / "seed-5"
+    assert str(folder) in capsys.readouterr().out
+    record = read_record(folder / "record.json")
+    assert record.status == "completed"
+    assert record.provenance["command"].startswith("lora-study run --config ")
+    assert {path.name for path in folder.iterdir()} == {
+        *("record.json", "predictions.parquet", "curves.csv", "adapter.safetensors")
+    }
+
+
+def test_a_run_that_fails_ends_with_status_1_and_says_why(capsys, experiment, tmp_path):
+    arguments = ["run", "--config", str(experiment), "--results-dir", str(tmp_path / "out"), "--lora.alpha", "1e39"]
+    assert main(arguments) == 1
+    assert "not finite at step 1" in capsys.readouterr().out
+    assert read_record(tmp_path / "out" / "tiny" / "seed-1" / "record.json").status == "failed"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "--lora.r", "0"], ["lora.r", "0", "1 or more"]),
+        (["run", "--lora.r", "many"], ["lora.r", "many", "int"]),
+        (["run", "--lora.rank", "3"], ["--lora.rank"]),
+        (["run", "--config", "nowhere.yaml"], ["nowhere.yaml"]),
+        (
+            ["run", "--data.source", "nowhere.csv", "--model.backbone", "embedded", "--train.precision", "32-true"],
+            ["nowhere.csv"],
+        ),
+        (["inspect", "--lora.r", "100000"], ["r=100000", "768"]),
+        (["inspect", "--model.backbone", "no/such-model"], ["no/such-model", "embedded"]),
+        (["reproduce"], ["study"]),
+        (["reproduce", "--study", "nowhere.yaml"], ["nowhere.yaml"]),
+        (["report", "--results-dir", "nowhere"], ["nowhere"]),
+        (["train"], ["train", "run", "reproduce"]),
+    ],
+)
+def test_a_mistake_is_one_line_on_stderr_and_status_2(capsys, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("lora-study: error: ")
+    assert printed.err.count("\n") == 1
+    assert all(word in printed.err for word in words), printed.err
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(ValueError, match=r"lora\.r"):
+        main(["--debug", "inspect", "--lora.r", "0"])
+
+
+def test_a_miniature_study_writes_every_file_of_the_design_and_skips_what_is_done(capsys, experiment, tmp_path):
+    """Three experiments, one of which cannot run: the others do, and the exit status says so."""
+    for name, content in {
+        "lora": {"lora": {"r": 2}},
+        "full": {"mode": "full"},
+        "wrong": {"lora": {"targets": ["nowhere"]}},
+    }.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({"extends": "experiment.yaml", "name": name} | content))
+    files = ["lora.yaml", "full.yaml", "wrong.yaml"]
+    study = tmp_path / "study.yaml"
+    study.write_text(yaml.safe_dump({"name": "mini", "title": "A miniature", "experiments": files}))
+    results = tmp_path / "out"
+
+    assert main(["reproduce", "--study", str(study), "--results-dir", str(results)]) == 1
+    printed = capsys.readouterr()
+    assert "2 of 3 runs completed" in printed.out
+    assert "'nowhere'" in printed.err
+    for name in ("lora", "full"):
+        assert {path.name for path in (results / name / "seed-1").iterdir()} >= {
+            *("record.json", "predictions.parquet", "curves.csv")
+        }
+    failed = read_record(results / "wrong" / "seed-1" / "record.json")
+    assert failed.status == "failed"
+    assert "'nowhere'" in failed.error
+    for name in ("summary.csv", "parameters.csv", "report.md", "report.html"):
+        assert (results / name).stat().st_size > 0, name
+    assert len(list((results / "figures").glob("*.png"))) >= 4
+    summary = pd.read_csv(results / "summary.csv")
+    assert {"lora", "full"} <= set(summary["experiment"])
+
+    before = {path: path.stat().st_mtime_ns for path in results.glob("*/seed-1/*")}
+    study.write_text(yaml.safe_dump({"name": "mini", "title": "A miniature", "experiments": files[:2]}))
+    assert main(["reproduce", "--study", str(study), "--results-dir", str(results)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in results.glob("*/seed-1/*")} == before
+
+    (tmp_path / "full.yaml").write_text(
+        yaml.safe_dump({"extends": "experiment.yaml", "name": "full", "mode": "full", "train": {"epochs": 2}})
+    )
+    assert main(["reproduce", "--study", str(study), "--results-dir", str(results)]) == 2
+    assert "train.epochs: 1 then, 2 now" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in results.glob("*/seed-1/*")} == before
+
+
+def test_a_run_the_system_kills_leaves_a_record_and_the_study_goes_on(experiment, tmp_path, monkeypatch):
+    """The process vanishes (as for want of memory), so nothing in it could write the record."""
+    from lora_study.config_files import load_experiment
+    from lora_study.study import run_apart
+
+    monkeypatch.setattr("lora_study.study._work", vanish)
+    record = run_apart(load_experiment([experiment]), tmp_path / "out", "command")
+    assert record.status == "failed"
+    assert "signal 9" in record.error
+    assert read_record(tmp_path / "out" / "tiny" / "seed-1" / "record.json") == record
+
+
+def vanish(*_: object) -> None:
+    """What the child process does in the test above."""
+    import os
+    import signal
+
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,236 @@
+"""experiment.py: a tiny random DistilBERT trains in every mode on real sentences, and the record says what happened."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import filelock
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors import safe_open
+
+from lora_study.config import ConfigError, ExperimentConfig
+from lora_study.config_files import experiment_from, overlay
+from lora_study.experiment import run_experiment
+from lora_study.records import read_record
+
+FAST = {"learning_rate": 0.01, "epochs": 3, "precision": "32-true", "accelerator": "cpu", "threads": 1}
+MODES = {
+    "lora": {"mode": "lora", "lora": {"r": 4, "alpha": 1, "targets": ["query", "value", "mlp"]}},
+    "lora_with_head": {"mode": "lora", "lora": {"r": 4, "alpha": 1, "train_head": True}},
+    "last_two_layers": {"mode": "last_two_layers"},
+    "cached": {"mode": "last_two_layers", "train": {"cache_trunk": True}},
+    "full": {"mode": "full", "train": {"learning_rate": 0.003}},
+    "bf16": {"mode": "lora", "lora": {"alpha": 1}, "train": {"precision": "bf16-mixed"}},
+}
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_backbone: Path, reviews_csv: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Builds configs of experiments that take about a second."""
+    cache = tmp_path_factory.mktemp("cache")
+
+    def build(variant: str, /, **changes) -> ExperimentConfig:
+        base = {
+            "name": variant,
+            "model": {"backbone": str(tiny_backbone), "attention_dropout": 0.0},
+            "data": {
+                "source": str(reviews_csv),
+                "sizes": {"train": 240, "val": 60, "test": 100},
+                "max_length": 48,
+                "bucket_window": 4,
+                "cache_dir": str(cache),
+            },
+            "train": FAST,
+        }
+        return experiment_from(overlay(overlay(base, MODES[variant]), changes))
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def runs(tiny, tmp_path_factory: pytest.TempPathFactory):
+    """One finished run per mode: its record and its folder."""
+    results = tmp_path_factory.mktemp("results")
+    return {name: (run_experiment(tiny(name), results), results / name / "seed-1") for name in MODES}
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_the_loss_falls_and_the_test_accuracy_is_above_chance(runs, name):
+    record, folder = runs[name]
+    assert record.status == "completed", record.error
+    losses = pd.read_csv(folder / "curves.csv")["train_loss"].dropna()
+    assert losses.tail(8).mean() < losses.head(8).mean() - 0.02
+    assert record.metrics["test"]["accuracy"] > 0.6
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_the_record_holds_what_the_design_promises(runs, tiny, name):
+    record, folder = runs[name]
+    assert read_record(folder / "record.json") == record
+    assert experiment_from(record.config) == tiny(name)
+    assert record.metrics["train_mode"] is True
+    counts = record.parameters
+    assert counts["trainable"] == counts["lora"] + counts["head"] + counts["base"] > 0
+    assert [record.metrics[part]["n"] for part in ("train", "val", "test")] == [240, 60, 100]
+    assert record.data["sizes"] == {"train": 240, "val": 60, "test": 100}
+    assert record.memory["peak_bytes"] > 1e7
+    timing = record.timing
+    assert 0 < timing["train_seconds"] <= timing["fit_seconds"] <= timing["total_seconds"]
+    assert {"commit", "dirty", "versions", "hardware", "command", "seeds"} <= record.provenance.keys()
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_predictions_agree_with_the_metrics_and_cover_each_test_review_once(runs, name):
+    record, folder = runs[name]
+    predictions = pd.read_parquet(folder / "predictions.parquet")
+    assert list(predictions.columns) == ["id", "label", "probability"]
+    assert predictions["id"].is_unique
+    assert len(predictions) == 100
+    accuracy = ((predictions["probability"] > 0.5) == predictions["label"]).mean()
+    assert accuracy == pytest.approx(record.metrics["test"]["accuracy"])
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_the_adapter_holds_what_was_trained_and_the_head_but_never_the_base(runs, name):
+    record, folder = runs[name]
+    path = folder / "adapter.safetensors"
+    if record.mode == "full":
+        assert not path.exists()
+        return
+    with safe_open(path, "pt") as file:
+        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+        assert {file.get_slice(key).get_dtype() for key in shapes} == {"F32"}
+    head = {key: shape for key, shape in shapes.items() if key.startswith(("pre_classifier", "classifier"))}
+    assert len(head) == 4
+    assert set(shapes) - set(head) == {key for key in shapes if ".lora.lora_" in key}
+    size = sum(int(np.prod(shape)) for shape in shapes.values())
+    frozen_head = 0 if record.parameters["head"] else sum(int(np.prod(shape)) for shape in head.values())
+    assert size == record.parameters["trainable"] + frozen_head
+
+
+def test_curves_have_one_validation_per_epoch_and_the_best_epoch_is_tested(runs):
+    record, folder = runs["full"]
+    curves = pd.read_csv(folder / "curves.csv")
+    assert list(curves.columns) == [
+        *("step", "epoch", "train_loss", "val_loss", "val_accuracy", "learning_rate", "seconds")
+    ]
+    validations = curves.dropna(subset="val_accuracy")
+    assert validations["epoch"].tolist() == [1, 2, 3]
+    assert record.metrics["best_epoch"] == validations["epoch"].iloc[validations["val_accuracy"].argmax()]
+    assert record.metrics["val"]["accuracy"] == validations["val_accuracy"].max()
+
+
+def test_the_best_epochs_weights_are_the_ones_tested(tiny, tmp_path):
+    """Training on from a good epoch into worse ones changes nothing: the good epoch is what is tested."""
+    long = run_experiment(tiny("full", name="long", train={"epochs": 6, "learning_rate": 0.02}), tmp_path)
+    best = long.metrics["best_epoch"]
+    assert best < 6, "the learning rate is chosen so that late epochs are worse"
+    short = run_experiment(tiny("full", name="short", train={"epochs": best, "learning_rate": 0.02}), tmp_path)
+    assert short.metrics["test"] == long.metrics["test"]
+
+
+def identity(record):
+    return record.metrics, record.parameters, record.data
+
+
+def test_the_same_seed_gives_the_same_record_and_another_seed_does_not(tiny, runs, tmp_path):
+    record, folder = runs["lora"]
+    again = run_experiment(tiny("lora"), tmp_path)
+    assert identity(again) == identity(record)
+    for name in ("predictions.parquet", "adapter.safetensors"):
+        assert (tmp_path / "lora" / "seed-1" / name).read_bytes() == (folder / name).read_bytes()
+    other = run_experiment(dataclasses.replace(tiny("lora"), seed=2), tmp_path)
+    assert other.metrics != record.metrics
+    assert other.data == record.data, "the split does not depend on the run's seed"
+
+
+def test_a_cached_trunk_gives_what_a_live_one_gives_without_dropout(tiny, tiny_backbone, tmp_path):
+    backbone = shutil.copytree(tiny_backbone, tmp_path / "backbone")
+    shape = json.loads((backbone / "config.json").read_text())
+    (backbone / "config.json").write_text(json.dumps(shape | {"seq_classif_dropout": 0.0}))
+    live, cached = (
+        run_experiment(tiny(name, model={"backbone": str(backbone), "dropout": 0.0}), tmp_path)
+        for name in ("last_two_layers", "cached")
+    )
+    for part in ("train", "val", "test"):
+        assert cached.metrics[part]["loss"] == pytest.approx(live.metrics[part]["loss"], abs=1e-5)
+        assert cached.metrics[part]["accuracy"] == pytest.approx(live.metrics[part]["accuracy"], abs=0.011)
+
+
+def test_dropout_acts_during_training(tiny, runs, tmp_path):
+    without = run_experiment(tiny("full", model={"dropout": 0.0}), tmp_path)
+    assert without.metrics["train"]["loss"] != runs["full"][0].metrics["train"]["loss"]
+
+
+def test_a_loss_that_is_not_finite_ends_in_a_failed_record_that_names_the_step(tiny, tmp_path):
+    record = run_experiment(tiny("lora", lora={"alpha": 1e39}), tmp_path)
+    assert record.status == "failed"
+    assert "not finite at step 1;" in record.error
+    assert "lora.alpha" in record.error
+    assert sorted(path.name for path in (tmp_path / "lora" / "seed-1").iterdir()) == ["record.json"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lora": {"r": 33}}, "r=33"),
+        ({"lora": {"targets": ["querry"]}}, "'querry'"),
+        ({"data": {"sizes": {"train": 5000}}}, "5,?000"),
+        ({"data": {"source": "nowhere.csv"}}, "nowhere.csv"),
+        ({"model": {"backbone": "./nowhere"}}, "nowhere"),
+        ({"train": {"accelerator": "mps"}}, "train.accelerator"),
+        ({"train": {"accelerator": "auto", "precision": "16-mixed"}}, "train.precision"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_leaves_no_run(tiny, tmp_path, changes, words):
+    with pytest.raises(ConfigError, match=words) as error:
+        run_experiment(tiny("lora", **changes), tmp_path)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "lora").exists()
+
+
+def test_a_completed_run_is_kept_unless_it_is_to_be_overwritten(tiny, tmp_path):
+    config = tiny("cached")
+    run_experiment(config, tmp_path)
+    path = tmp_path / "cached" / "seed-1" / "record.json"
+    before = path.read_bytes()
+    run_experiment(config, tmp_path)
+    assert path.read_bytes() == before
+    changed = tiny("cached", train={"epochs": 1})
+    with pytest.raises(ConfigError, match=r"other settings \(train.epochs: 3 then, 1 now\).*--overwrite"):
+        run_experiment(changed, tmp_path)
+    assert path.read_bytes() == before
+    run_experiment(changed, tmp_path, overwrite=True)
+    assert read_record(path).config["train"]["epochs"] == 1
+
+
+def test_a_failed_run_is_tried_again(tiny, tmp_path):
+    assert run_experiment(tiny("lora", lora={"alpha": 1e39}), tmp_path).status == "failed"
+    assert run_experiment(tiny("lora"), tmp_path).status == "completed"
+
+
+def test_a_damaged_record_is_not_overwritten(tiny, tmp_path):
+    path = tmp_path / "lora" / "seed-1" / "record.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    with pytest.raises(ConfigError, match=r"record\.json"):
+        run_experiment(tiny("lora"), tmp_path)
+    assert path.read_text() == "{"
+
+
+def test_a_run_that_another_process_holds_is_refused(tiny, tmp_path):
+    (tmp_path / ".locks").mkdir()
+    with (
+        filelock.FileLock(tmp_path / ".locks" / "lora-seed-1.lock"),
+        pytest.raises(ConfigError, match="another process"),
+    ):
+        run_experiment(tiny("lora"), tmp_path)
+
+
+def test_a_results_folder_that_cannot_be_written_is_named(tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="file"):
+        run_experiment(tiny("lora"), tmp_path / "file")
