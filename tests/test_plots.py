@@ -1,0 +1,126 @@
+"""Figures: they show the numbers they are given, name the encoder, and are the same every time."""
+
+import io
+from functools import partial
+from itertools import combinations
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from fabricate import curves, failed, record
+from matplotlib.figure import Figure
+
+from lora_study import plots
+from lora_study.reported import load_reported
+from lora_study.tables import summary_table
+
+REPORTED = load_reported()
+ENCODER = "stand-in encoder: all-MiniLM-L6-v2"
+NAMES = ("last_two_layers", "lora_default", "lora_best", "full")
+
+
+@pytest.fixture(scope="module")
+def summary():
+    accuracies = (0.69, 0.78, 0.802, 0.808)
+    return summary_table([record(name, 1, test) for name, test in zip(NAMES, accuracies, strict=True)], REPORTED.rows)
+
+
+@pytest.fixture
+def ax():
+    return Figure(figsize=(6.2, 4.4), layout="constrained").add_subplot()
+
+
+@pytest.fixture(scope="module")
+def histories():
+    return {name: pd.read_csv(io.StringIO(curves(0.02 * i))) for i, name in enumerate(NAMES)}
+
+
+def drawn_points(ax):
+    return {(float(x), float(y)) for line in ax.lines for x, y in zip(*line.get_data(), strict=True)}
+
+
+def all_plots(summary, histories):
+    return {
+        "trainable": partial(plots.accuracy_by_trainable, summary, REPORTED, ENCODER),
+        "reported": partial(plots.ours_and_reported, summary, REPORTED, ENCODER),
+        "loss": partial(plots.learning_curves, histories, "train_loss", ENCODER),
+        "val": partial(plots.learning_curves, histories, "val_accuracy", ENCODER),
+        "time": partial(plots.bars, summary, "train_seconds", "seconds", "Training time", ENCODER),
+    }
+
+
+def test_every_plot_returns_its_axes_and_names_the_encoder(summary, histories):
+    for plot in all_plots(summary, histories).values():
+        ax = Figure().add_subplot()
+        assert plot(ax) is ax
+        assert ENCODER in ax.get_title(loc="left") + ax.get_title()
+        assert ax.get_xlabel()
+
+
+def test_the_same_data_give_the_same_bytes_and_leave_matplotlib_alone(summary, histories):
+    before = dict(matplotlib.rcParams)
+    for plot in all_plots(summary, histories).values():
+        first = plots.draw(plot)
+        with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9}):  # a user's own settings
+            assert plots.draw(plot) == first
+        assert first["png"].startswith(b"\x89PNG") and b"Matplotlib" not in first["png"]
+        assert b"<svg" in first["svg"] and b"<dc:date>" not in first["svg"]
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_accuracy_by_trainable_shows_ours_and_reported(summary, ax):
+    plots.accuracy_by_trainable(summary, REPORTED, ENCODER, ax)
+    points = drawn_points(ax)
+    assert ax.get_xscale() == "log"
+    assert {(row.trainable, row.test_accuracy) for row in summary.itertuples()} <= points
+    assert {(row.trainable, row.test) for row in REPORTED.rows.values()} <= points
+    assert "reported, distilbert-base-uncased" in [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def test_names_of_points_do_not_overlap(summary, ax):
+    plots.accuracy_by_trainable(summary, REPORTED, ENCODER, ax)
+    ax.figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert sorted(text.get_text() for text in ax.texts) == sorted(2 * NAMES)
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    frame = ax.get_window_extent()
+    assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 for box in boxes)
+
+
+def test_ours_and_reported_has_a_row_per_experiment(summary, ax):
+    plots.ours_and_reported(summary, REPORTED, ENCODER, ax)
+    assert [label.get_text() for label in ax.get_yticklabels()] == list(NAMES)
+    accuracies = {round(x, 2) for x, _ in drawn_points(ax)}
+    assert {69.0, 78.0, 80.2, 80.8, 86.22, 89.44, 92.39, 92.31} <= accuracies
+    assert "published run" not in [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def test_published_run_is_drawn_where_there_is_one(ax):
+    summary = summary_table([record()], REPORTED.rows, published=[record(test=0.75)])
+    plots.ours_and_reported(summary, REPORTED, ENCODER, ax)
+    assert 75.0 in {round(x, 2) for x, _ in drawn_points(ax)}
+    assert "published run" in [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def test_learning_curves_average_each_epoch(histories, ax):
+    both = pd.concat([histories["lora_default"], histories["full"]])
+    plots.learning_curves({"both": both, "nothing": pd.DataFrame()}, "val_accuracy", ENCODER, ax)
+    (line,) = ax.lines
+    assert line.get_label() == "both"
+    expected = [100 * (0.6 + 0.06 * epoch - (0.02 + 0.06) / 2) for epoch in (1, 2, 3)]
+    np.testing.assert_allclose(line.get_data(), [[1, 2, 3], expected])
+
+
+def test_bars_show_values_and_what_was_not_measured(ax):
+    runs = [record("full", 1), record("lora_default", 1, memory={"peak_bytes": None})]
+    plots.bars(summary_table(runs, REPORTED.rows), "peak_memory_mib", "MiB", "Peak memory", ENCODER, ax)
+    assert [bar.get_width() for bar in ax.patches] == [0, 900]
+    assert [text.get_text() for text in ax.texts] == ["not measured", "900"]
+
+
+@pytest.mark.parametrize("runs", [[], [failed("full")]])
+def test_plots_without_results_are_empty_but_drawn(runs):
+    summary = summary_table(runs, REPORTED.rows)
+    for plot in all_plots(summary, {"full": pd.DataFrame()}).values():
+        assert plots.draw(plot)["png"]

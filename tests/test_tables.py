@@ -1,0 +1,192 @@
+"""Tables: what is averaged, what is left out, what stays missing."""
+
+import dataclasses
+
+import pandas as pd
+import pytest
+from fabricate import failed, record
+from markdown_it import MarkdownIt
+
+from lora_study.reported import load_reported
+from lora_study.tables import comparable, encoder_label, facts_table, markdown_table, parameters_table, summary_table
+
+ROWS = load_reported().rows
+
+
+def row_of(frame: pd.DataFrame, experiment: str) -> pd.Series:
+    return frame.set_index("experiment").loc[experiment]
+
+
+def test_reported_rows_are_the_article_s():
+    reported = load_reported()
+    assert {name: row.trainable for name, row in reported.rows.items()} == {
+        "last_two_layers": 592_130,
+        "lora_default": 147_456,
+        "lora_best": 516_096,
+        "full": 66_955_010,
+    }
+    assert [(row.train, row.val, row.test) for row in reported.rows.values()] == [
+        (86.68, 87.26, 86.22),
+        (92.15, 89.98, 89.44),
+        (None, 92.96, 92.39),
+        (96.41, 92.80, 92.31),
+    ]
+    assert [row.test for row in reported.layerwise.values()] == [
+        78.71,
+        86.45,
+        92.2,
+        92.4,
+        92.65,
+        92.63,
+        92.52,
+        92.63,
+        92.55,
+    ]
+    assert [row.minutes for row in reported.layerwise.values()] == [
+        2.77,
+        2.78,
+        3.39,
+        4.06,
+        4.63,
+        5.15,
+        6.99,
+        None,
+        6.99,
+    ]
+
+
+def test_seeds_are_averaged_and_failed_runs_counted():
+    runs = [record(seed=1, test=0.80), record(seed=2, test=0.82), failed(seed=3)]
+    row = row_of(summary_table(runs, ROWS), "lora_default")
+    assert (row.seeds, row.failed) == (2, 1)
+    assert row.test_accuracy == pytest.approx(81.0)
+    assert row.test_spread == pytest.approx(2**0.5)
+    assert row.difference == pytest.approx(81.0 - 89.44)
+    assert row.train_seconds == pytest.approx(101.5)
+    assert row.peak_memory_mib == pytest.approx(900)
+
+
+def test_the_interval_is_wilson_s():
+    """Against the closed form of Wilson (1927) for 800 of 1,000."""
+    row = row_of(summary_table([record(test=0.8)], ROWS), "lora_default")
+    z, n, p = 1.959964, 1000, 0.8
+    centre, half = (p + z * z / 2 / n), z * (p * (1 - p) / n + z * z / 4 / n / n) ** 0.5
+    scale = 1 + z * z / n
+    assert row.test_low == pytest.approx(100 * (centre - half) / scale, abs=1e-4)
+    assert row.test_high == pytest.approx(100 * (centre + half) / scale, abs=1e-4)
+
+
+def test_what_is_missing_stays_missing():
+    bare = record("mine", metrics={"train": None, "val": {"accuracy": None}}, memory={"peak_bytes": None})
+    row = row_of(summary_table([bare, failed("full")], ROWS), "mine")
+    absent = [
+        "test_spread",
+        "val_accuracy",
+        "train_accuracy",
+        "reported_test_accuracy",
+        "difference",
+        "peak_memory_mib",
+    ]
+    assert row[absent].isna().all()
+    assert pd.isna(row.trainable_ratio)  # there is no lora_default to compare with
+    dead = row_of(summary_table([bare, failed("full")], ROWS), "full")
+    assert dead.seeds == 0 and dead.failed == 1
+    assert dead[["test_accuracy", "test_low", "train_seconds", "published_test_accuracy"]].isna().all()
+    assert dead.reported_test_accuracy == 92.31
+
+
+def test_order_ratio_and_published_run():
+    names = ["zeta", "full", "lora_default", "last_two_layers", "lora_best"]
+    summary = summary_table([record(name) for name in names], ROWS, published=[record("full", test=0.85)])
+    assert list(summary.experiment) == ["last_two_layers", "lora_default", "lora_best", "full", "zeta"]
+    assert row_of(summary, "full").trainable_ratio == pytest.approx(22_711_682 / 73_728)
+    assert row_of(summary, "full").published_test_accuracy == pytest.approx(85)
+    assert pd.isna(row_of(summary, "zeta").published_test_accuracy)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"provenance": {"encoder": {"name": "distilbert-base-uncased", "stand_in": False}}}, "encoder"),
+        ({"data": {"fingerprint": {"test": "other"}}}, "test reviews"),
+        ({"data": {"fingerprint": "a single one"}}, "test reviews"),
+        ({"config": {"lora": {"r": 4}}}, "lora.r"),
+    ],
+)
+def test_runs_that_differ_are_never_averaged(changes, field):
+    runs = [record(seed=1, test=0.8), record(seed=2, test=0.8), record(seed=3, test=0.1, **changes)]
+    kept, left_out = comparable(runs)
+    assert [run.seed for run in kept] == [1, 2]
+    assert len(left_out) == 1 and "lora_default seed 3" in left_out[0] and field in left_out[0]
+    with pytest.warns(UserWarning, match="lora_default seed 3 is left out"):
+        row = row_of(summary_table(runs, ROWS), "lora_default")
+    assert row.test_accuracy == pytest.approx(80) and row.seeds == 2
+
+
+def test_the_same_seed_twice_counts_once():
+    kept, left_out = comparable([record(seed=1), record(seed=1), failed(seed=1)])
+    assert sorted(run.status for run in kept) == ["completed", "failed"] and len(left_out) == 1
+
+
+def test_threads_and_folders_do_not_part_runs():
+    other = record(seed=2, config={"train": {"threads": 7}, "data": {"cache_dir": "elsewhere", "eval_batch_size": 3}})
+    assert comparable([record(seed=1), other])[1] == []
+
+
+def test_memory_of_two_kinds_is_not_averaged():
+    gpu = record(seed=2, memory={"peak_bytes": 2**20, "kind": "cuda allocated"})
+    assert pd.isna(row_of(summary_table([record(seed=1), gpu], ROWS), "lora_default").peak_memory_mib)
+
+
+def test_parameters_table():
+    row = row_of(parameters_table([record("last_two_layers")], ROWS), "last_two_layers")
+    assert (row.total, row.trainable, row.lora, row["head"], row.base) == (22_711_682, 148_610, 0, 148_610, 0)
+    assert row.trainable_share == pytest.approx(100 * 148_610 / 22_711_682)
+    assert row.reported_trainable == 592_130
+    nothing = dataclasses.replace(failed("mine"), parameters={})
+    assert row_of(parameters_table([nothing], ROWS), "mine")[["total", "trainable", "trainable_share"]].isna().all()
+
+
+def test_the_encoder_is_named():
+    assert encoder_label([record()]) == "stand-in encoder: all-MiniLM-L6-v2"
+    hub = {"encoder": {"name": "distilbert-base-uncased", "stand_in": False}}
+    assert encoder_label([record(provenance=hub)]) == "encoder: distilbert-base-uncased"
+    assert encoder_label([record(provenance={"encoder": None})]) == "encoder: unknown"
+
+
+def test_facts_name_the_experiments_they_hold_for():
+    facts = {
+        "a": [{"field": "x", "value": 1}, {"field": "y", "value": None}],
+        "b": [{"field": "x", "value": 1}, {"field": "y", "value": [1, "two"]}],
+        "c": [{"field": "x", "value": 1}, {"field": "y", "value": None}],
+    }
+    table = facts_table(facts)
+    assert list(table.field) == ["x", "y", "y"]
+    assert list(table.experiments) == ["all", "a, c", "b"]
+    assert list(table.value[[0, 2]]) == ["1", "1, two"] and pd.isna(table.value[1])
+
+
+def test_markdown_shows_the_text_of_every_cell():
+    texts = [
+        "a|b",
+        "<script>alert(1)</script>",
+        "*x* _y_ `z`",
+        "[l](javascript:1)",
+        "two\nlines",
+        "a_b_c",
+        "&amp; ~~s~~",
+    ]
+    html = MarkdownIt("commonmark").enable("table").render(markdown_table(pd.DataFrame({"text": texts})))
+    for text in texts:
+        shown = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        assert f"<td>{shown}</td>" in html
+
+
+def test_markdown_numbers():
+    frame = pd.DataFrame({"n": pd.array([1234567, None], dtype="Int64"), "x": [1234.5, None], "s": [None, "ok"]})
+    assert markdown_table(frame).splitlines() == [
+        "| n | x | s |",
+        "| ---: | ---: | --- |",
+        "| 1,234,567 | 1,234.50 | — |",
+        "| — | — | ok |",
+    ]
