@@ -81,23 +81,27 @@ class BucketSampler(Sampler[list[int]]):
         return [batches[position] for position in generator.permutation(len(batches))]
 
 
-def evaluation_batches(lengths: np.ndarray, batch_size: int, rank: int = 0, world_size: int = 1) -> list[list[int]]:
+def evaluation_batches(
+    lengths: np.ndarray, batch_size: int, rank: int = 0, world_size: int = 1, drop_last: bool = False
+) -> list[list[int]]:
     """Batches from the longest review to the shortest, every review once, shared out among the devices.
 
-    The longest come first so that a batch that does not fit into memory fails at once.
+    The longest come first so that a batch that does not fit into memory fails at once. With drop_last the last rows
+    that do not fill a batch are left out, as the article's loaders leave them.
     """
-    return cut(longest_first(lengths, np.arange(len(lengths)))[rank::world_size], batch_size)
+    rows = np.arange(len(lengths) - len(lengths) % batch_size if drop_last else len(lengths))
+    return cut(longest_first(lengths, rows)[rank::world_size], batch_size)
 
 
-def collate(tokens: TokenisedReviews, rows: Sequence[int], pad_id: int) -> dict[str, Tensor]:
-    """The tensors of one batch, padded on the right to its longest review.
+def collate(tokens: TokenisedReviews, rows: Sequence[int], pad_id: int, pad_to: int | None = None) -> dict[str, Tensor]:
+    """The tensors of one batch, padded on the right to its longest review, or to pad_to tokens.
 
     Returns:
         input_ids and attention_mask, (batch, seq); labels and index (the row in the part), (batch,); all int64.
     """
     index = np.asarray(rows, dtype=np.int64)
     starts, lengths = tokens.offsets[index], tokens.lengths[index]
-    places = np.arange(lengths.max())
+    places = np.arange(pad_to or lengths.max())
     mask = places < lengths[:, None]  # (batch, seq)
     # Places beyond a review's end hold the next review's tokens (or, clipped, the last token), until masked.
     found = tokens.tokens.take(starts[:, None] + places, mode="clip")

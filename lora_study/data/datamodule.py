@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lora_study.config import DataConfig, check
 from lora_study.data.batching import BucketSampler, collate, evaluation_batches
-from lora_study.data.duplicates import deduplicate, overlap_report
+from lora_study.data.duplicates import deduplicate, near_overlap_report, overlap_report
 from lora_study.data.sources import load_reviews
 from lora_study.data.splits import split_reviews
 from lora_study.data.tokens import TokenisedReviews, fingerprint, tokenise
@@ -60,7 +60,7 @@ class ReviewDataModule(L.LightningDataModule):
         if self.config.deduplicate:
             reviews = deduplicate(reviews)
         splits = split_reviews(reviews, self.config)
-        self._identity = identity(splits)
+        self._identity = identity(splits, self.config.cache_dir)
         self.parts = {
             part: tokenise(rows, self.tokenizer, self.config.max_length, self.config.cache_dir)
             for part, rows in splits.items()
@@ -78,17 +78,24 @@ class ReviewDataModule(L.LightningDataModule):
         )
 
     def val_dataloader(self) -> Loader:
-        """Every review of val once."""
+        """The reviews of val; see `eval_dataloader`."""
         return self.eval_dataloader("val")
 
     def test_dataloader(self) -> Loader:
-        """Every review of test once."""
+        """The reviews of test; see `eval_dataloader`."""
         return self.eval_dataloader("test")
 
     def eval_dataloader(self, part: str) -> Loader:
-        """Every review of train, val or test once, longest first."""
+        """Every review of train, val or test once, longest first (``drop_last`` leaves some out)."""
         lengths = self.parts[part].lengths
-        return self._loader(part, evaluation_batches(lengths, self.config.eval_batch_size, *self._devices()))
+        return self._loader(
+            part, evaluation_batches(lengths, self.config.eval_batch_size, *self._devices(), self.config.drop_last)
+        )
+
+    def scored(self, part: str) -> int:
+        """How many reviews of a part its evaluation scores: all, unless ``drop_last``."""
+        rows = len(self.parts[part])
+        return rows - rows % self.config.eval_batch_size if self.config.drop_last else rows
 
     def describe(self) -> dict[str, Any]:
         """What the reviews are, ready for JSON: the record's ``data``.
@@ -96,7 +103,7 @@ class ReviewDataModule(L.LightningDataModule):
         Returns:
             source (of a path only its name), revision, split, split_seed, deduplicate, max_length; sizes, labels
             (reviews per class), mean_tokens, share_truncated and fingerprints (of ids, texts and labels) per part;
-            fingerprint over all parts; overlap (see `overlap_report`).
+            fingerprint over all parts; overlap (see `overlap_report`), and in it near (see `near_overlap_report`).
         """
         source = self.config.source
         local = source not in ("hub", "embedded")
@@ -125,11 +132,12 @@ class ReviewDataModule(L.LightningDataModule):
         """A DataLoader whose data set is the rows themselves: `collate` looks a whole batch of them up at once."""
         tokens = self.parts[part]
         rows: Any = range(len(tokens))
-        pad_id = self.tokenizer.pad_token_id
-        return DataLoader(rows, batch_sampler=batches, collate_fn=partial(collate, tokens, pad_id=pad_id))
+        pad_to = self.config.max_length if self.config.padding == "max_length" else None
+        join = partial(collate, tokens, pad_id=self.tokenizer.pad_token_id, pad_to=pad_to)
+        return DataLoader(rows, batch_sampler=batches, collate_fn=join)
 
 
-def identity(splits: dict[str, pd.DataFrame]) -> dict[str, Any]:
+def identity(splits: dict[str, pd.DataFrame], cache_dir: str) -> dict[str, Any]:
     """Fingerprints and overlap of a split, for which the texts are needed."""
     fingerprints = {
         part: fingerprint([*rows["id"], *rows["text"], *rows["label"].map(str)]) for part, rows in splits.items()
@@ -137,5 +145,5 @@ def identity(splits: dict[str, pd.DataFrame]) -> dict[str, Any]:
     return {
         "fingerprint": fingerprint(fingerprints.values()),
         "fingerprints": fingerprints,
-        "overlap": overlap_report(splits),
+        "overlap": {**overlap_report(splits), "near": near_overlap_report(splits, cache_dir)},
     }
