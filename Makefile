@@ -6,11 +6,11 @@ BIN := .venv/bin
 RESULTS := results/$(PROFILE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce report publish test lint benchmark clean
+.PHONY: help setup reproduce report claims publish test lint benchmark clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
-	@echo "  PROFILE=embedded (default) or reference chooses the study in configs/studies/."
+	@echo "  PROFILE=embedded (default), reference ... chooses the study in configs/studies/; SEEDS=3 runs seeds 1 to 3."
 
 setup: .venv/.installed ## make .venv with the pinned packages
 
@@ -24,7 +24,7 @@ setup: .venv/.installed ## make .venv with the pinned packages
 	@touch $@
 
 reproduce: setup ## train every mode of the study and write its report
-	$(BIN)/lora-study reproduce --study configs/studies/$(PROFILE).yaml --results-dir $(RESULTS)
+	$(BIN)/lora-study reproduce --study configs/studies/$(PROFILE).yaml --results-dir $(RESULTS) $(if $(SEEDS),--seeds $(SEEDS))
 
 report: setup ## write the study's tables and figures again, from its records
 	$(BIN)/lora-study report --results-dir $(RESULTS)
@@ -39,6 +39,9 @@ lint: setup ## check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+claims: setup ## judge every claim by the study's records
+	$(BIN)/lora-study claims --results-dir $(RESULTS)
 
 benchmark: setup ## measure training speed beside PEFT + Trainer
 	$(BIN)/python scripts/benchmark.py

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_study.config import ConfigError, ExperimentConfig
+from lora_study.config import ConfigError, ExperimentConfig, check
 from lora_study.config_files import ConfigParser, experiment_from, experiment_parser, load_study
 
 DESCRIPTION = "LoRA, last-two-layers and full fine-tuning of DistilBERT on IMDb reviews."
@@ -59,6 +59,7 @@ def build_parser() -> ConfigParser:
         "--study", type=Path, required=True, help="Study file, such as configs/studies/embedded.yaml."
     )
     reproduce.add_argument("--results-dir", type=Path, help="Folder for the results; default results/STUDY.")
+    reproduce.add_argument("--seeds", type=int, help="Run seeds 1 to this number instead of the study's own.")
     commands.add_subcommand("reproduce", reproduce, help="Run a study, skipping finished runs, and write its report.")
 
     inspect = experiment_parser()
@@ -70,6 +71,11 @@ def build_parser() -> ConfigParser:
     report = ConfigParser(exit_on_error=False)
     report.add_argument("--results-dir", type=Path, required=True, help="Folder of a study's results.")
     commands.add_subcommand("report", report, help="Write tables, figures and pages again, from records alone.")
+
+    claims = ConfigParser(exit_on_error=False)
+    claims.add_argument("--results-dir", type=Path, required=True, help="Folder of a study's results.")
+    claims.add_argument("--json", action="store_true", help="Print a JSON list.")
+    commands.add_subcommand("claims", claims, help="Judge every claim of the article by a study's records.")
     return parser
 
 
@@ -90,6 +96,9 @@ def reproduce(options: Any, command: str) -> int:
     from lora_study.study import run_study
 
     study, experiments = load_study(options.study)
+    if options.seeds is not None:
+        check(options.seeds >= 1, "--seeds", options.seeds, "use 1 or more")
+        study = dataclasses.replace(study, seeds=tuple(range(1, options.seeds + 1)))
     results_dir = options.results_dir or Path("results") / study.name
     records = run_study(study, experiments, results_dir, command=command)
     write_report(results_dir)
@@ -106,7 +115,7 @@ def inspect(options: Any, command: str) -> int:
     config = _experiment(options)
     model = build_skeleton(config.model)
     before = count_parameters(model)
-    lora_modules = apply_mode(model, config.mode, config.lora, lora_seed=config.seed)
+    lora_modules = apply_mode(model, config)
     counts = count_parameters(model)
     if options.json:
         content = {
@@ -134,7 +143,21 @@ def report(options: Any, command: str) -> int:
     return 0
 
 
-COMMANDS = {"run": run, "reproduce": reproduce, "inspect": inspect, "report": report}
+def claims(options: Any, command: str) -> int:
+    """Print a verdict for every claim."""
+    from lora_study.claims import claims_json, claims_table, evaluate, load_claims
+    from lora_study.report import read_study
+    from lora_study.tables import markdown_table
+
+    study = read_study(options.results_dir)
+    for line in study.warnings:
+        print(f"warning: {line}", file=sys.stderr)
+    results = evaluate(load_claims(), study.records, options.results_dir)
+    print(json.dumps(claims_json(results), indent=2) if options.json else markdown_table(claims_table(results)))
+    return 0
+
+
+COMMANDS = {"run": run, "reproduce": reproduce, "inspect": inspect, "report": report, "claims": claims}
 
 
 def _experiment(options: Any) -> ExperimentConfig:

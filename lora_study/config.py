@@ -10,7 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Mode = Literal["lora", "last_two_layers", "full"]
+# Where this study's default is not what the article did: no padding that is masked anyway, no unscored review.
+NOT_FOLLOWED = {"data.padding": "max_length", "data.drop_last": True}
+
+Mode = Literal["lora", "last_two_layers", "partial", "full"]
 
 
 class ConfigError(ValueError):
@@ -83,6 +86,50 @@ class LoRAConfig:
 
 
 @dataclass(frozen=True)
+class PartialConfig:
+    """How much of the top of the model is trained; only read in mode 'partial' (the layerwise experiment).
+
+    Args:
+        pre_classifier: Whether the head's first layer is trained besides its last, 'classifier'.
+        blocks: How many transformer blocks below the head are trained, counted from the top.
+    """
+
+    pre_classifier: bool = True
+    blocks: int = 0
+
+    def __post_init__(self) -> None:
+        check(self.blocks >= 0, "partial.blocks", self.blocks, "use 0 or more")
+        check(
+            self.pre_classifier or self.blocks == 0,
+            "partial.pre_classifier",
+            self.pre_classifier,
+            "blocks below a frozen pre_classifier are not one of the experiments; set it to true",
+        )
+
+
+@dataclass(frozen=True)
+class SeedsConfig:
+    """Seeds of the single random choices; null takes the run's seed.
+
+    Args:
+        head_init: Initialisation of the classification head.
+        lora_init: Initialisation of LoRA's A.
+        data_order: Order of the training batches.
+        dropout: Dropout masks.
+    """
+
+    head_init: int | None = None
+    lora_init: int | None = None
+    data_order: int | None = None
+    dropout: int | None = None
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            seed = getattr(self, f.name)
+            check(seed is None or 0 <= seed < 2**32, f"seeds.{f.name}", seed, "use 0 to 4294967295, or null")
+
+
+@dataclass(frozen=True)
 class SplitSizes:
     """How many reviews each part holds; every part is stratified by label.
 
@@ -119,6 +166,9 @@ class DataConfig:
         eval_batch_size: Reviews per batch when evaluating; does not change results.
         bucket_window: Shuffled batches are drawn from windows of this many batches sorted by length, so that a
             batch needs little padding; 1 shuffles freely.
+        padding: 'batch' pads a batch to its longest review; 'max_length' pads every review to max_length, as in
+            the article. Padding is masked, so it costs time and changes results by rounding only.
+        drop_last: Leave the last, incomplete batch of an evaluation unscored, as the article does.
         deduplicate: Remove all but one of each group of (whitespace-folded) identical reviews before splitting.
         cache_dir: Folder for tokenised reviews; safe to share between runs and to delete.
     """
@@ -132,6 +182,8 @@ class DataConfig:
     batch_size: int = 12
     eval_batch_size: int = 64
     bucket_window: int = 1
+    padding: Literal["batch", "max_length"] = "batch"
+    drop_last: bool = False
     deduplicate: bool = False
     cache_dir: str = ".cache/lora-study"
 
@@ -159,7 +211,9 @@ class TrainConfig:
         devices: Number of devices.
         threads: CPU threads; null leaves torch's choice. Results depend on it in the last digits.
         cache_trunk: Compute the frozen trunk's features once, without dropout, and reuse them in every epoch. Only
-            for mode 'last_two_layers'.
+            where nothing below the head is trained.
+        dropout_active: Whether dropout acts while training. False trains in eval mode, as happens unnoticed when
+            Lightning >= 2.2 is given a freshly loaded model.
     """
 
     epochs: int = 3
@@ -171,6 +225,7 @@ class TrainConfig:
     devices: int = 1
     threads: int | None = None
     cache_trunk: bool = False
+    dropout_active: bool = True
 
     def __post_init__(self) -> None:
         check(self.epochs >= 1, "train.epochs", self.epochs, "use 1 or more")
@@ -192,10 +247,12 @@ class ExperimentConfig:
 
     Args:
         name: Name of the experiment and of its results folder.
-        mode: Which parameters are trained: 'lora', 'last_two_layers' or 'full'.
+        mode: Which parameters are trained: 'lora', 'last_two_layers', 'partial' or 'full'.
         seed: Seed of head and LoRA initialisation, data order and dropout.
+        seeds: Seeds of single ones of these.
         model: The encoder and its head.
         lora: The adapters (mode 'lora').
+        partial: How much of the top is trained (mode 'partial').
         data: The reviews.
         train: Optimisation and hardware.
     """
@@ -203,20 +260,35 @@ class ExperimentConfig:
     name: str = "lora_default"
     mode: Mode = "lora"
     seed: int = 1
+    seeds: SeedsConfig = field(default_factory=SeedsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     lora: LoRAConfig = field(default_factory=LoRAConfig)
+    partial: PartialConfig = field(default_factory=PartialConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
         check_name("name", self.name)
         check(0 <= self.seed < 2**32, "seed", self.seed, "use 0 to 4294967295")
+        head_only = self.mode == "last_two_layers" or (self.mode == "partial" and self.partial.blocks == 0)
         check(
-            not self.train.cache_trunk or self.mode == "last_two_layers",
+            not self.train.cache_trunk or head_only,
             "train.cache_trunk",
             self.train.cache_trunk,
-            f"mode {self.mode!r} trains the trunk's own layers; only last_two_layers can cache it",
+            f"mode {self.mode!r} trains layers of the trunk; only last_two_layers, or partial without blocks, can",
         )
+
+        check(
+            not (self.train.cache_trunk and self.data.drop_last),
+            "data.drop_last",
+            self.data.drop_last,
+            "train.cache_trunk needs the features of every review; set one of the two to false",
+        )
+
+    def resolved_seeds(self) -> dict[str, int]:
+        """The seed of each random choice."""
+        own = {f.name: getattr(self.seeds, f.name) for f in dataclasses.fields(self.seeds)}
+        return {name: self.seed if seed is None else seed for name, seed in own.items()}
 
 
 @dataclass(frozen=True)
@@ -228,7 +300,7 @@ class StudyConfig:
         title: One line for the head of the report.
         experiments: Experiment files, relative to the study file.
         seeds: Seeds every experiment is run with.
-        overrides: Settings laid over every experiment, as in an experiment file.
+        overrides: Settings laid over every experiment, as in an experiment file; ``extends`` works too.
     """
 
     name: str
@@ -272,11 +344,10 @@ def deviations(config: ExperimentConfig) -> list[dict[str, Any]]:
     neutral = {
         *("name", "mode", "seed", "lora.r", "lora.alpha", "lora.targets", "model.revision", "data.revision"),
         *("data.cache_dir", "data.eval_batch_size", "data.split_seed", "train.accelerator", "train.devices"),
-        "train.threads",
+        *("train.threads", "partial.blocks", "partial.pre_classifier"),
     }
-    article, here = flatten(to_dict(ExperimentConfig())), flatten(to_dict(config))
-    if config.mode != "lora":
-        neutral |= {key for key in here if key.startswith("lora.")}
+    article, here = flatten(to_dict(ExperimentConfig())) | NOT_FOLLOWED, flatten(to_dict(config))
+    neutral |= {key for key in here if key.startswith("seeds.") or (key.startswith("lora.") and config.mode != "lora")}
     return [
         {"field": key, "article": article[key], "here": value}
         for key, value in here.items()

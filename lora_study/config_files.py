@@ -63,12 +63,16 @@ def read_layers(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A config file laid over the files its ``extends`` names (one or a list, relative to the file)."""
     if path.resolve() in above:
         raise ConfigError(f"config file {path} extends itself")
-    content = read_yaml(path)
-    extends = content.pop("extends", [])
+    return lay_over_extended(read_yaml(path), path.parent, (*above, path.resolve()))
+
+
+def lay_over_extended(content: dict[str, Any], folder: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A config's content laid over the files its ``extends`` names, relative to a folder."""
+    extends = content.get("extends", [])
     below: dict[str, Any] = {}
     for name in [extends] if isinstance(extends, str) else extends:
-        below = overlay(below, read_layers(path.parent / str(name), (*above, path.resolve())))
-    return overlay(below, content)
+        below = overlay(below, read_layers(folder / str(name), above))
+    return overlay(below, {key: value for key, value in content.items() if key != "extends"})
 
 
 class ConfigParser(ArgumentParser):
@@ -134,7 +138,8 @@ def load_study(file: str | Path) -> tuple[StudyConfig, list[ExperimentConfig]]:
         study = StudyConfig(**{f.name: values[f.name] for f in dataclasses.fields(StudyConfig)})
     except (ArgumentError, TypeError, ValueError) as error:
         raise ConfigError(f"study file {path}: {one_line(error)}") from error
-    experiments = [load_experiment([path.parent / name], study.overrides) for name in study.experiments]
+    overrides = lay_over_extended(study.overrides, path.parent)
+    experiments = [load_experiment([path.parent / name], overrides) for name in study.experiments]
     names = [experiment.name for experiment in experiments]
     check(len(set(names)) == len(names), f"study file {path}: experiments", names, "give each its own name")
     return study, experiments

@@ -68,7 +68,7 @@ def run_experiment(
                 **provenance.code_state(),
                 "versions": provenance.versions(),
                 "command": command,
-                "seeds": dict.fromkeys(("head_init", "lora_init", "data_order", "dropout"), config.seed),
+                "seeds": config.resolved_seeds(),
                 "started": started.isoformat(timespec="seconds"),
             },
         )
@@ -126,17 +126,17 @@ def _train_and_test(config: ExperimentConfig, record: Record) -> dict[str, Any]:
         torch.set_num_threads(config.train.threads)
     device = pick_device(config)
     precision = pick_precision(config, device)
-    memory = provenance.PeakMemory(device)
     record.provenance["hardware"] = provenance.hardware(device) | {"precision": precision}
 
     # Every random choice has its own seed, so that none depends on how many numbers another has drawn.
-    L.seed_everything(config.seed, verbose=False)
-    data = ReviewDataModule(config.data, backbones.build_tokenizer(config.model), order_seed=config.seed)
+    seeds = config.resolved_seeds()
+    data = ReviewDataModule(config.data, backbones.build_tokenizer(config.model), order_seed=seeds["data_order"])
     data.setup()
     record.data = data.describe()
-    model = backbones.build_model(config.model, head_seed=config.seed)
+    memory = provenance.PeakMemory(device)  # from here on: what training takes, not what reading the reviews took
+    model = backbones.build_model(config.model, head_seed=seeds["head_init"])
     record.provenance["encoder"] = backbones.describe(config.model)  # after loading: the hub's commit is known now
-    adapted = apply_mode(model, config.mode, config.lora, lora_seed=config.seed)
+    adapted = apply_mode(model, config)
     record.parameters = count_parameters(model).to_dict()
     _announce(config, record, adapted)
     head = {name: value.clone() for name, value in model.state_dict().items() if name.startswith(HEAD)}
@@ -145,7 +145,7 @@ def _train_and_test(config: ExperimentConfig, record: Record) -> dict[str, Any]:
 
     best, curves = BestEpoch(), Curves()
     trainer = _trainer(config, device, precision, [best, curves])
-    L.seed_everything(config.seed, verbose=False)
+    L.seed_everything(seeds["dropout"], verbose=False)
     started = time.perf_counter()
     loaders: ReviewDataModule | FeatureDataModule = data
     if config.train.cache_trunk:
@@ -166,30 +166,27 @@ def _train_and_test(config: ExperimentConfig, record: Record) -> dict[str, Any]:
 
     cached = loaders.seconds if isinstance(loaders, FeatureDataModule) else {}
     train_seconds = curves.train_seconds + cached.get("train", 0.0)
-    sizes = {part: len(reviews) for part, reviews in data.parts.items()}
+    rows, probabilities = (values.numpy() for values in classifier.predictions())
+    tested = data.parts["test"]
     record.timing = {
         "train_seconds": train_seconds,
         "fit_seconds": fit_seconds - cached.get("test", 0.0),
         "test_seconds": test_seconds + cached.get("test", 0.0),
         "score_train_seconds": score_train_seconds,
-        "train_examples_per_second": config.train.epochs * sizes["train"] / train_seconds,
+        "train_examples_per_second": config.train.epochs * len(data.parts["train"]) / train_seconds,
     }
     record.memory = memory.read()
     record.metrics = {
         "best_epoch": best.epoch,
-        "train": {**train_scores, "n": sizes["train"]},
-        "val": {**best.scores, "n": sizes["val"]},
-        "test": {**test_scores, "n": sizes["test"]},
+        "train": {**train_scores, "n": data.scored("train")},
+        "val": {**best.scores, "n": data.scored("val")},
+        "test": {**test_scores, "n": data.scored("test")},
         "train_mode": classifier.trained_in_train_mode,
     }
     return {
         "curves": pd.DataFrame(curves.rows, columns=Curves.COLUMNS),
         "predictions": pd.DataFrame(
-            {
-                "id": data.parts["test"].ids,
-                "label": data.parts["test"].labels,
-                "probability": classifier.probabilities().numpy(),
-            }
+            {"id": [tested.ids[row] for row in rows], "label": tested.labels[rows], "probability": probabilities}
         ),
         "adapter": {**head, **_trained(model)} if config.mode != "full" else None,
     }
@@ -268,6 +265,8 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+        # ReviewClassifier sets the mode itself and checks it.
+        warnings.filterwarnings("ignore", message=".*eval mode at the start of training.*")
         try:
             yield
         finally:

@@ -73,7 +73,7 @@ class FeatureDataModule(L.LightningDataModule):
         return self.eval_dataloader("val")
 
     def eval_dataloader(self, part: str) -> Loader:
-        """All reviews of a part, none shuffled, none dropped."""
+        """The reviews of a part, none shuffled."""
         return self._loader(part, self.reviews.eval_dataloader(part))
 
     def _loader(self, part: str, like: Loader) -> Loader:

@@ -1,15 +1,18 @@
 """Fine-tuning modes: which parameters of a DistilBERT classifier are trained, and how many they are."""
 
+import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
 
-from lora_study.config import ConfigError, LoRAConfig, Mode
+from lora_study.config import ConfigError, ExperimentConfig
 from lora_study.lora import inject_lora, lora_parameters
 
 # The classification head of DistilBertForSequenceClassification: "the last two layers" of the article.
 HEAD = ("pre_classifier", "classifier")
+BLOCK = re.compile(r"distilbert\.transformer\.layer\.\d+")
 
 
 @dataclass(frozen=True)
@@ -35,37 +38,42 @@ class ParameterCounts:
         return asdict(self)
 
 
-def apply_mode(model: nn.Module, mode: Mode, lora: LoRAConfig, lora_seed: int) -> list[str]:
+def apply_mode(model: nn.Module, config: ExperimentConfig) -> list[str]:
     """Set which parameters of a DistilBERT classifier are trained, in place; mode "lora" injects the updates.
+
+    "full" trains everything, "last_two_layers" the head, "lora" low-rank updates (and the head if lora.train_head),
+    "partial" the last layer, the last two, or these and the last blocks.
 
     Args:
         model: A DistilBertForSequenceClassification, or a network with the same layer names.
-        mode: "full" trains everything, "last_two_layers" the head, "lora" low-rank updates (and the head if
-            lora.train_head).
-        lora: The updates.
-        lora_seed: Seed of their random A.
+        config: The mode, its settings and the seed of LoRA's A.
 
     Returns:
         The names of the layers that got an update.
 
     Raises:
-        ConfigError: the updates do not fit the model.
+        ConfigError: the mode's settings do not fit the model.
     """
-    model.requires_grad_(mode == "full")
-    if mode == "last_two_layers" or (mode == "lora" and lora.train_head):
-        for name in HEAD:
-            model.get_submodule(name).requires_grad_(True)
-    if mode != "lora":
+    model.requires_grad_(config.mode == "full")
+    if config.mode == "last_two_layers" or (config.mode == "lora" and config.lora.train_head):
+        _train(model, HEAD)
+    if config.mode == "partial":
+        _train(model, HEAD if config.partial.pre_classifier else HEAD[1:])
+        blocks = [name for name, _ in model.named_modules() if BLOCK.fullmatch(name)]
+        if config.partial.blocks > len(blocks):
+            raise ConfigError(f"partial.blocks: {config.partial.blocks} is not valid; the model has {len(blocks)}")
+        _train(model, blocks[len(blocks) - config.partial.blocks :])
+    if config.mode != "lora":
         return []
     try:
         return inject_lora(
             model,
-            lora.targets,
-            r=lora.r,
-            alpha=lora.alpha,
-            scaling=lora.scaling,
-            dropout=lora.dropout,
-            generator=torch.Generator().manual_seed(lora_seed),
+            config.lora.targets,
+            r=config.lora.r,
+            alpha=config.lora.alpha,
+            scaling=config.lora.scaling,
+            dropout=config.lora.dropout,
+            generator=torch.Generator().manual_seed(config.resolved_seeds()["lora_init"]),
         )
     except ValueError as error:
         raise ConfigError(f"lora: {error}") from error
@@ -95,3 +103,8 @@ def hold_frozen_linears_in(model: nn.Module, dtype: torch.dtype) -> None:
     for module in model.modules():
         if isinstance(module, nn.Linear) and not any(parameter.requires_grad for parameter in module.parameters()):
             module.to(dtype)
+
+
+def _train(model: nn.Module, names: Iterable[str]) -> None:
+    for name in names:
+        model.get_submodule(name).requires_grad_(True)

@@ -53,7 +53,7 @@ class ReviewClassifier(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Switch dropout on: from_pretrained returns a model in eval mode, and Lightning >= 2.2 keeps it there."""
         if stage == "fit":
-            self.model.train()
+            self.model.train(self.config.dropout_active)
 
     def on_train_epoch_start(self) -> None:
         """Start counting anew."""
@@ -62,9 +62,10 @@ class ReviewClassifier(L.LightningModule):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One optimizer step's loss."""
         if self.trained_in_train_mode is None:
-            self.trained_in_train_mode = all(module.training for module in self.model.modules())
-            if not self.trained_in_train_mode:
-                raise RuntimeError("part of the model is in eval mode at the first training step")
+            modes = {module.training for module in self.model.modules()}
+            if modes != {self.config.dropout_active}:
+                raise RuntimeError("dropout is not as train.dropout_active says at the first training step")
+            self.trained_in_train_mode = self.config.dropout_active
         loss, logits = self.step(batch)
         self.train_accuracy.update(logits.detach(), batch["labels"])
         progress = {"loss": loss.detach(), "accuracy": self.train_accuracy.compute()}
@@ -100,13 +101,12 @@ class ReviewClassifier(L.LightningModule):
         self.test_loss.reset()
         self.test_scores.reset()
 
-    def probabilities(self) -> Tensor:
-        """Probability of class 1 of each review of the last test, in the order of the reviews: (n,)."""
-        index = torch.cat([index for index, _ in self.test_predictions]).cpu()
-        values = torch.cat([probability for _, probability in self.test_predictions]).cpu()
-        ordered = torch.empty(len(index))
-        ordered[index] = values
-        return ordered
+    def predictions(self) -> tuple[Tensor, Tensor]:
+        """Row in the part and probability of class 1 of each review of the last test, by row: both (n,)."""
+        rows = torch.cat([index for index, _ in self.test_predictions]).cpu()
+        probabilities = torch.cat([probability for _, probability in self.test_predictions]).cpu()
+        order = rows.argsort()
+        return rows[order], probabilities[order]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimizer over the parameters that require gradients, and no others."""

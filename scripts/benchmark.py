@@ -96,7 +96,7 @@ def ours(config: ExperimentConfig, steps: int) -> float:
     data = ReviewDataModule(config.data, build_tokenizer(config.model), order_seed=config.seed)
     data.setup()
     model = build_model(config.model, head_seed=config.seed)
-    apply_mode(model, config.mode, config.lora, lora_seed=config.seed)
+    apply_mode(model, config)
     if (dtype := COMPUTE_DTYPE[precision]) is not None:
         hold_frozen_linears_in(model, dtype)
     stopwatch = Stopwatch()

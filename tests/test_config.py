@@ -1,21 +1,46 @@
 """config.py and config_files.py: layering, validation, and the shipped files."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import yaml
 
-from lora_study.config import ConfigError, ExperimentConfig, deviations, to_dict
+from lora_study.config import ConfigError, ExperimentConfig, deviations, flatten, to_dict
 from lora_study.config_files import experiment_from, experiment_parser, load_experiment, load_study
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-EXPERIMENTS = sorted([*CONFIGS.glob("reference/*.yaml"), *CONFIGS.glob("embedded/*.yaml")])
+VARIANTS = sorted(CONFIGS.glob("variants/*/*.yaml"))
+EXPERIMENTS = sorted([*CONFIGS.glob("reference/*.yaml"), *CONFIGS.glob("embedded/*.yaml"), *VARIANTS])
 STUDIES = sorted(CONFIGS.glob("studies/*.yaml"))
+
+# The fields in which a variant differs from the experiment it extends, beside its name.
+CHANGED = {
+    "reference/lora_default_deduplicated": {"data.deduplicate", "data.sizes.train"},  # train takes what is left
+    "reference/lora_default_official": {"data.split", "data.sizes.train", "data.sizes.test"},
+    "reference/lora_default_train_20000": {"data.sizes.train"},
+    "embedded/lora_default_deduplicated": {"data.deduplicate"},
+    "embedded/last_two_layers_live": {"train.cache_trunk"},
+    "embedded/lora_default_free_shuffling": {"data.bucket_window"},
+    "embedded/lora_default_attention_dropout": {"model.attention_dropout"},
+} | {
+    f"{kind}/{name}": fields
+    for kind in ("reference", "embedded")
+    for name, fields in {
+        "lora_default_dropout_off": {"train.dropout_active"},
+        "lora_default_head_trained": {"lora.train_head"},
+        "lora_default_alpha_over_r": {"lora.scaling"},
+        "lora_best_alpha_over_r": {"lora.scaling"},
+        "lora_default_padded": {"data.padding"},
+        "lora_default_drop_last": {"data.drop_last", "data.eval_batch_size"},
+    }.items()
+}
 
 
 def test_there_are_configs_to_check():
     assert len(EXPERIMENTS) >= 10
     assert {path.stem for path in STUDIES} >= {"embedded", "reference"}
+    assert {f"{path.parent.name}/{path.stem}" for path in VARIANTS} == set(CHANGED)
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -29,12 +54,40 @@ def test_every_shipped_experiment_resolves_and_survives_a_round_trip(path):
 def test_every_shipped_study_resolves(path):
     study, experiments = load_study(path)
     assert study.name == path.stem
-    assert [e.name for e in experiments][:4] == ["last_two_layers", "lora_default", "lora_best", "full"]
+    assert len(experiments) >= 4
+    if study.name in ("embedded", "reference"):
+        assert [e.name for e in experiments] == ["last_two_layers", "lora_default", "lora_best", "full"]
 
 
-def test_reference_configs_are_the_article_to_the_letter():
+@pytest.mark.parametrize("path", VARIANTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_variant_differs_from_its_base_in_the_stated_fields_alone(path):
+    base = path.parent / yaml.safe_load(path.read_text())["extends"]
+    assert path.stem.startswith(base.stem) and base.parent.name == path.parent.name
+    ours, theirs = (flatten(to_dict(load_experiment([file]))) for file in (path, base))
+    assert {field for field in ours if ours[field] != theirs[field]} == {
+        "name",
+        *CHANGED[f"{path.parent.name}/{path.stem}"],
+    }
+
+
+@pytest.mark.parametrize("kind", ["reference", "embedded"])
+def test_a_sensitivity_study_has_every_variant_and_its_base_as_they_stand_in_their_files(kind):
+    _, experiments = load_study(CONFIGS / "studies" / f"sensitivity_{kind}.yaml")
+    variants = [path for path in VARIANTS if path.parent.name == kind]
+    bases = {path.parent / yaml.safe_load(path.read_text())["extends"] for path in variants}
+    files = {load_experiment([path]).name: load_experiment([path]) for path in (*bases, *variants)}
+    assert {e.name: e for e in experiments} == files
+
+
+def test_reference_configs_follow_the_article_but_for_two_stated_things():
     _, experiments = load_study(CONFIGS / "studies" / "reference.yaml")
-    assert [deviations(experiment) for experiment in experiments] == [[], [], [], []]
+    stated = [{deviation["field"] for deviation in deviations(experiment)} for experiment in experiments]
+    assert stated == [{"data.padding", "data.drop_last"}] * 4, "masked padding is left out, and no review unscored"
+    to_the_letter = [
+        dataclasses.replace(e, data=dataclasses.replace(e.data, padding="max_length", drop_last=True))
+        for e in experiments
+    ]
+    assert [deviations(experiment) for experiment in to_the_letter] == [[], [], [], []]
 
 
 def test_embedded_configs_state_how_they_depart_from_the_article():
@@ -99,6 +152,11 @@ def test_numbers_in_scientific_notation_are_numbers(tmp_path):
         ({"train": {"epochs": 0}}, ["train.epochs", "0"]),
         ({"train": {"cache_trunk": True}}, ["train.cache_trunk", "last_two_layers"]),
         ({"train": {"precision": "16-mixed", "accelerator": "cpu"}}, ["train.precision", "bf16-mixed"]),
+        ({"partial": {"blocks": -1}}, ["partial.blocks", "-1"]),
+        ({"partial": {"blocks": 1, "pre_classifier": False}}, ["partial.pre_classifier"]),
+        ({"seeds": {"dropout": -1}}, ["seeds.dropout", "-1"]),
+        ({"data": {"padding": "longest"}}, ["data.padding", "max_length"]),
+        ({"mode": "last_two_layers", "train": {"cache_trunk": True}, "data": {"drop_last": True}}, ["data.drop_last"]),
         ("lora: [", ["a.yaml", "line 1"]),
         ("just words", ["a.yaml", "mapping"]),
         ("", ["a.yaml", "mapping"]),
@@ -140,6 +198,14 @@ def test_a_mistake_in_a_study_is_named(tmp_path, study, words):
     with pytest.raises(ConfigError) as error:
         load_study(write(tmp_path, "study.yaml", study))
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_overrides_of_a_study_may_extend_a_file(tmp_path):
+    write(tmp_path, "e.yaml", {"name": "e"})
+    write(tmp_path, "small.yaml", {"train": {"epochs": 1, "threads": 2}})
+    content = {"name": "s", "title": "t", "experiments": ["e.yaml"], "overrides": {"extends": "small.yaml", "seed": 3}}
+    (experiment,) = load_study(write(tmp_path, "study.yaml", content))[1]
+    assert (experiment.train.epochs, experiment.train.threads, experiment.seed) == (1, 2, 3)
 
 
 def test_overrides_of_a_study_reach_every_experiment(tmp_path):

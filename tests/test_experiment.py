@@ -22,6 +22,7 @@ MODES = {
     "lora_with_head": {"mode": "lora", "lora": {"r": 4, "alpha": 1, "train_head": True}},
     "last_two_layers": {"mode": "last_two_layers"},
     "cached": {"mode": "last_two_layers", "train": {"cache_trunk": True}},
+    "partial": {"mode": "partial", "partial": {"blocks": 1}},
     "full": {"mode": "full", "train": {"learning_rate": 0.003}},
     "bf16": {"mode": "lora", "lora": {"alpha": 1}, "train": {"precision": "bf16-mixed"}},
 }
@@ -105,7 +106,8 @@ def test_the_adapter_holds_what_was_trained_and_the_head_but_never_the_base(runs
         assert {file.get_slice(key).get_dtype() for key in shapes} == {"F32"}
     head = {key: shape for key, shape in shapes.items() if key.startswith(("pre_classifier", "classifier"))}
     assert len(head) == 4
-    assert set(shapes) - set(head) == {key for key in shapes if ".lora.lora_" in key}
+    trained_base = {key for key in shapes if key.startswith("distilbert.transformer.layer.1.")}
+    assert set(shapes) - set(head) == (trained_base if name == "partial" else {k for k in shapes if ".lora.lora_" in k})
     size = sum(int(np.prod(shape)) for shape in shapes.values())
     frozen_head = 0 if record.parameters["head"] else sum(int(np.prod(shape)) for shape in head.values())
     assert size == record.parameters["trainable"] + frozen_head
@@ -160,9 +162,45 @@ def test_a_cached_trunk_gives_what_a_live_one_gives_without_dropout(tiny, tiny_b
         assert cached.metrics[part]["accuracy"] == pytest.approx(live.metrics[part]["accuracy"], abs=0.011)
 
 
-def test_dropout_acts_during_training(tiny, runs, tmp_path):
-    without = run_experiment(tiny("full", model={"dropout": 0.0}), tmp_path)
-    assert without.metrics["train"]["loss"] != runs["full"][0].metrics["train"]["loss"]
+def test_dropout_acts_during_training_unless_switched_off(tiny, tiny_backbone, runs, tmp_path):
+    """Eval mode gives what no dropout gives, which is not what dropout gives."""
+    off = run_experiment(tiny("full", train={"dropout_active": False}), tmp_path / "off")
+    assert off.metrics.pop("train_mode") is False
+    backbone = shutil.copytree(tiny_backbone, tmp_path / "backbone")
+    shape = json.loads((backbone / "config.json").read_text())
+    (backbone / "config.json").write_text(json.dumps(shape | {"seq_classif_dropout": 0.0}))
+    none = run_experiment(tiny("full", model={"backbone": str(backbone), "dropout": 0.0}), tmp_path / "none")
+    assert none.metrics.pop("train_mode") is True
+    assert off.metrics["train"]["loss"] == pytest.approx(none.metrics["train"]["loss"], abs=1e-4)
+    assert off.metrics["train"]["loss"] != pytest.approx(runs["full"][0].metrics["train"]["loss"], abs=1e-4)
+
+
+def test_padding_to_the_cap_changes_nothing_but_rounding(tiny, runs, tmp_path):
+    padded = run_experiment(tiny("lora", data={"padding": "max_length"}), tmp_path)
+    assert padded.metrics["test"]["loss"] == pytest.approx(runs["lora"][0].metrics["test"]["loss"], abs=1e-3)
+
+
+def test_drop_last_leaves_the_last_incomplete_batch_unscored_and_says_so(tiny, runs, tmp_path):
+    record = run_experiment(tiny("lora", data={"drop_last": True, "eval_batch_size": 12}), tmp_path)
+    assert [record.metrics[part]["n"] for part in ("train", "val", "test")] == [240, 60, 96]
+    predictions = pd.read_parquet(tmp_path / "lora" / "seed-1" / "predictions.parquet")
+    every = pd.read_parquet(runs["lora"][1] / "predictions.parquet")
+    assert predictions["id"].tolist() == every["id"].tolist()[:96]
+    np.testing.assert_allclose(predictions["probability"], every["probability"][:96], atol=1e-4)
+    accuracy = ((predictions["probability"] > 0.5) == predictions["label"]).mean()
+    assert record.metrics["test"]["accuracy"] == pytest.approx(accuracy)
+
+
+def test_each_random_choice_has_a_seed_of_its_own(tiny, runs, tmp_path):
+    choices = ("head_init", "lora_init", "data_order", "dropout")
+    same = run_experiment(tiny("lora", seed=5, seeds=dict.fromkeys(choices, 1)), tmp_path)
+    assert same.metrics == runs["lora"][0].metrics
+    losses = {same.metrics["train"]["loss"]}
+    for choice in choices:
+        record = run_experiment(tiny("lora", name=choice, seeds={choice: 9}), tmp_path)
+        assert record.provenance["seeds"][choice] == 9
+        losses.add(record.metrics["train"]["loss"])
+    assert len(losses) == 5, "every one of them matters"
 
 
 def test_a_loss_that_is_not_finite_ends_in_a_failed_record_that_names_the_step(tiny, tmp_path):
