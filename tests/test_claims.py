@@ -1,0 +1,479 @@
+"""Claims: the shipped file, what is refused, and verdicts on fabricated runs whose truth is known."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from fabricate import failed, record
+
+from lora_study.arithmetic import SHAPES, expected_trainable, trainable
+from lora_study.claims import LAYERWISE, VERDICTS, claims_json, claims_table, evaluate, load_claims
+from lora_study.config import ConfigError
+from lora_study.records import run_dir
+from lora_study.reported import load_reported
+
+CLAIMS = {claim.id: claim for claim in load_claims()}
+ROWS = ("last_two_layers", "lora_default", "lora_best", "full")
+REFERENCE = {"encoder": {"name": "distilbert-base-uncased", "backbone": "distilbert-base-uncased", "stand_in": False}}
+LORA_TARGETS = {"lora_default": ["query", "value"], "lora_best": ["query", "value", "mlp"]}
+REVIEWS = 4000
+
+
+def predicted(results_dir, name, seed, accuracy, reviews=REVIEWS, reference=True):
+    """A run and its predictions: this share of the reviews right, the hard ones wrong for every model alike."""
+    random = np.random.default_rng((sum(map(ord, name)), seed))
+    difficulty = np.random.default_rng(7).random(reviews)
+    easy = np.argsort(difficulty + 0.02 * random.standard_normal(reviews))
+    right = np.zeros(reviews, dtype=bool)
+    right[easy[: round(accuracy * reviews)]] = True
+    label = np.arange(reviews) % 2
+    rows = pd.DataFrame(
+        {
+            "id": [f"review-{i}" for i in range(reviews)],
+            "label": label,
+            "probability": np.where(right == (label == 1), 0.9, 0.1),
+        }
+    )
+    run = record(name, seed, float(right.mean()), **({"provenance": REFERENCE} if reference else {}))
+    run = dataclasses.replace(run, deviations=[] if reference else run.deviations)
+    run.metrics["test"]["n"] = reviews
+    folder = run_dir(results_dir, name, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows.sample(frac=1, random_state=seed).to_parquet(folder / "predictions.parquet")  # the order means nothing
+    return run
+
+
+def study(results_dir, accuracies, seeds=3, **options):
+    return [
+        predicted(results_dir, name, seed, accuracy + 0.0005 * (seed % 3 - 1), **options)
+        for name, accuracy in accuracies.items()
+        for seed in range(1, seeds + 1)
+    ]
+
+
+def verdict(claim_id, records, results_dir):
+    return evaluate([CLAIMS[claim_id]], records, results_dir)[0]
+
+
+class TestTheShippedFile:
+    def test_the_numbers_are_those_that_were_reported(self):
+        """Against reported.yaml, which another test compares with the article."""
+        reported = load_reported()
+        for name, row in reported.rows.items():
+            assert CLAIMS[f"parameters.{name}"].reported == row.trainable
+            for part in ("train", "val", "test"):
+                claim = CLAIMS.get(f"accuracy.{name}.{part}")
+                assert (claim and claim.reported) == getattr(row, part)
+        order = ["classifier", "last_two", *(f"blocks_{k}" for k in range(1, 7)), "all"]
+        for name, row in zip(order, reported.layerwise.values(), strict=True):
+            assert CLAIMS[f"accuracy.layerwise_{name}.test"].reported == row.test
+            ratio = CLAIMS.get(f"ratio.time.layerwise_{name}")
+            if row.minutes and name != "all":
+                assert ratio.reported == pytest.approx(row.minutes / 6.99, abs=1e-4)
+            else:
+                assert ratio is None
+
+    def test_every_sentence_has_a_source_and_a_rule(self):
+        assert len(CLAIMS) > 60
+        for claim in CLAIMS.values():
+            assert claim.source and claim.tolerance_text and claim.sentence.endswith(".")
+
+    def test_accuracies_have_one_point_of_tolerance(self):
+        assert {claim.tolerance for claim in CLAIMS.values() if claim.kind == "accuracy"} == {1.0}
+        assert CLAIMS["equivalence.best_lora_and_full"].tolerance == 0.5
+
+    def test_without_runs_only_arithmetic_is_decided(self, tmp_path):
+        results = evaluate(list(CLAIMS.values()), [], tmp_path)
+        assert [result.id for result in results] == list(CLAIMS)
+        for result in results:
+            assert result.verdict == ("reproduced" if result.kind == "equality" else "not run"), result
+            assert result.runs == () and result.p_value is None and "\n" not in result.evidence
+
+    @pytest.mark.parametrize("claim", [c for c in CLAIMS.values() if c.kind == "equality"], ids=lambda c: c.id)
+    def test_a_wrong_number_is_not_reproduced(self, claim, tmp_path):
+        wrong = dataclasses.replace(claim, reported=claim.reported * 1.5)
+        assert evaluate([wrong], [], tmp_path)[0].verdict == "not reproduced"
+
+    def test_66_million_is_cut_off_not_rounded(self, tmp_path):
+        short = CLAIMS["parameters.full_short"]
+        rounded = dataclasses.replace(short, judged="rounded")
+        assert [result.verdict for result in evaluate([short, rounded], [], tmp_path)] == [
+            "reproduced",
+            "not reproduced",
+        ]
+
+    def test_torch_is_not_imported(self):
+        code = "import sys, lora_study.claims; sys.exit('torch' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class TestKnownTruth:
+    def test_equal_models(self, tmp_path):
+        runs = study(tmp_path, {"full": 0.923, "lora_best": 0.923}, seeds=5, reviews=10_000)
+        assert verdict("ordering.best_lora_above_full", runs, tmp_path).verdict == "inconclusive"
+        same = verdict("equivalence.best_lora_and_full", runs, tmp_path)
+        assert same.verdict == "reproduced" and same.p_value < 0.05
+        assert len(same.runs) == 10 and "full/seed-1" in same.runs
+
+    def test_a_better_model(self, tmp_path):
+        runs = study(tmp_path, {"lora_default": 0.894, "last_two_layers": 0.862, "full": 0.915, "lora_best": 0.88})
+        result = verdict("ordering.lora_above_last_two", runs, tmp_path)
+        assert result.verdict == "reproduced" and result.measured == "+3.20 points"
+        assert "3 seeds" in result.evidence and "4,000 reviews" in result.evidence
+        assert verdict("ordering.best_lora_above_full", runs, tmp_path).verdict == "not reproduced"
+        assert verdict("equivalence.best_lora_and_full", runs, tmp_path).verdict == "not reproduced"
+        assert verdict("equivalence.full_two_points_above_lora", runs, tmp_path).verdict == "reproduced"
+
+    def test_too_little_data(self, tmp_path):
+        runs = study(tmp_path, {"lora_best": 0.925, "full": 0.90, "lora_default": 0.90}, seeds=2, reviews=40)
+        for name in ("ordering.best_lora_above_full", "equivalence.best_lora_and_full", "accuracy.lora_best.test"):
+            assert verdict(name, runs, tmp_path).verdict == "inconclusive", name
+        assert verdict("equivalence.full_two_points_above_lora", runs, tmp_path).verdict == "inconclusive"
+
+    def test_one_seed_is_mcnemar_s_and_says_so(self, tmp_path):
+        runs = study(tmp_path, {"lora_default": 0.894, "last_two_layers": 0.862}, seeds=1)
+        result = verdict("ordering.lora_above_last_two", runs, tmp_path)
+        assert result.verdict == "reproduced" and result.evidence.startswith("McNemar exact")
+        assert "1 seed, so about these two models" in result.evidence
+
+    def test_tests_made_together_are_corrected(self, tmp_path):
+        runs = study(tmp_path, {"lora_default": 0.894, "last_two_layers": 0.862, "full": 0.9, "lora_best": 0.9})
+        tested = [result for result in evaluate(list(CLAIMS.values()), runs, tmp_path) if result.p_value is not None]
+        assert [result.kind for result in tested].count("ordering") == 3 and len(tested) == 5
+        assert all(result.adjusted_p >= result.p_value for result in tested)
+        assert max(result.adjusted_p / result.p_value for result in tested if result.adjusted_p < 1) > 1
+        alone = verdict("ordering.lora_above_last_two", runs, tmp_path)
+        assert alone.adjusted_p == alone.p_value and "adjusted for 1 test" in alone.evidence
+
+    def test_a_small_difference_can_drown_in_the_family(self, tmp_path):
+        """p below 0.05 alone, above it with four tests that find nothing."""
+        runs = study(tmp_path, {"lora_best": 0.90, "full": 0.90, "lora_default": 0.90, "last_two_layers": 0.895}, 1)
+        alone = verdict("ordering.lora_above_last_two", runs, tmp_path)
+        assert 0.01 < alone.p_value < 0.05 and alone.verdict == "reproduced"
+        family = [CLAIMS[name] for name in CLAIMS if name.startswith("ordering")]
+        together = {result.id: result for result in evaluate(family, runs, tmp_path)}
+        assert together[alone.id].verdict == "inconclusive" and together[alone.id].p_value == alone.p_value
+
+    @pytest.mark.parametrize(
+        ("accuracy", "expected"),
+        [(0.9331, "reproduced"), (0.9131, "reproduced"), (0.9332, "not reproduced"), (0.85, "not reproduced")],
+    )
+    def test_accuracies(self, accuracy, expected, tmp_path):
+        runs = [predicted(tmp_path, "full", seed, accuracy, reviews=10_000) for seed in (1, 2, 3)]
+        result = verdict("accuracy.full.test", runs, tmp_path)
+        assert result.verdict == expected and result.reported == "92.31%" and result.p_value is None
+        assert result.measured == f"{100 * accuracy:.2f}%" and "10,000 reviews" in result.evidence
+
+    def test_an_accuracy_far_off_needs_few_reviews(self, tmp_path):
+        assert (
+            verdict("accuracy.full.test", [record("full", 1, 0.6, provenance=REFERENCE, deviations=[])], tmp_path)
+        ).verdict == "not reproduced"
+
+    def test_the_same_input_gives_the_same_answer(self, tmp_path):
+        runs = study(tmp_path, dict.fromkeys(ROWS, 0.9))
+        claims = list(CLAIMS.values())
+        assert evaluate(claims, runs, tmp_path) == evaluate(claims, runs[::-1], tmp_path)
+
+
+class TestStandIn:
+    def test_it_never_reproduces_a_number(self, tmp_path):
+        reported = {name: row.test / 100 for name, row in load_reported().rows.items()}
+        reported |= dict.fromkeys(LAYERWISE, 0.92)
+        runs = study(tmp_path, reported, reference=False)
+        for result in evaluate(list(CLAIMS.values()), runs, tmp_path):
+            if result.kind in ("equality", "fact"):
+                continue
+            assert result.verdict in VERDICTS[2:], result
+            if result.measured:
+                assert "stand-in encoder: all-MiniLM-L6-v2" in result.measured
+            if result.kind == "accuracy":
+                assert result.verdict == "not run" and "only the article's recipe" in result.evidence
+
+    @pytest.mark.parametrize(
+        ("lora", "heads", "expected"),
+        [(0.85, 0.80, "same direction"), (0.80, 0.85, "opposite direction"), (0.85, 0.85, "inconclusive")],
+    )
+    def test_it_has_a_direction(self, lora, heads, expected, tmp_path):
+        runs = study(tmp_path, {"lora_default": lora, "last_two_layers": heads}, reference=False)
+        assert verdict("ordering.lora_above_last_two", runs, tmp_path).verdict == expected
+
+    @pytest.mark.parametrize(
+        ("best", "full", "expected"),
+        [(0.85, 0.80, "same direction"), (0.80, 0.85, "opposite direction"), (0.85, 0.85, "same direction")],
+    )
+    def test_not_below_has_one_too(self, best, full, expected, tmp_path):
+        runs = study(tmp_path, {"lora_best": best, "full": full}, reference=False, reviews=10_000)
+        assert verdict("equivalence.best_lora_and_full", runs, tmp_path).verdict == expected
+
+    def test_two_points_are_a_number_too(self, tmp_path):
+        runs = study(tmp_path, {"full": 0.82, "lora_default": 0.80}, reference=False)
+        result = verdict("equivalence.full_two_points_above_lora", runs, tmp_path)
+        assert result.verdict == "not run" and result.measured.startswith("+2.00 points (stand-in")
+        assert result.p_value is None  # not a test of anything, so not in the family
+
+    def test_its_counts_are_checked_at_its_shape(self, tmp_path):
+        small = {"encoder": {"name": "all-MiniLM-L6-v2 rewritten as DistilBERT", "stand_in": True}}
+        for name, count in (("full", 22_713_218), ("last_two_layers", 148_610), ("lora_best", 258_048)):
+            config = {"lora": {"targets": LORA_TARGETS.get(name, ["query"])}}
+            good = record(name, provenance=small, config=config, parameters={"trainable": count})
+            result = verdict(f"parameters.{name}", [good], tmp_path)
+            assert result.verdict == "reproduced" and "1 run(s) agree" in result.evidence
+            assert result.runs == (f"{name}/seed-1",)
+            bad = dataclasses.replace(good, parameters={"trainable": count + 1})
+            assert verdict(f"parameters.{name}", [bad], tmp_path).verdict == "not reproduced"
+
+
+class TestWhatIsComparable:
+    def test_a_departure_from_the_recipe_is_not_the_article_s(self, tmp_path):
+        runs = study(tmp_path, {"lora_default": 0.894, "last_two_layers": 0.862})
+        for run in runs:
+            run.deviations.append({"field": "data.padding", "article": "max_length", "here": "batch"})
+        assert verdict("ordering.lora_above_last_two", runs, tmp_path).verdict == "reproduced"
+        runs[0].deviations.append({"field": "train.epochs", "article": 3, "here": 1})
+        result = verdict("ordering.lora_above_last_two", runs, tmp_path)
+        assert result.verdict == "same direction" and "departing from the article in train.epochs" in result.measured
+        assert verdict("accuracy.lora_default.test", runs, tmp_path).verdict == "not run"
+
+    def test_different_test_sets_are_not_compared(self, tmp_path):
+        runs = study(tmp_path, {"lora_default": 0.894, "last_two_layers": 0.862})
+        runs[0].data["fingerprint"] = {"test": "other"}
+        with pytest.warns(UserWarning, match="lora_default seed 1 is left out"):
+            result = verdict("ordering.lora_above_last_two", runs, tmp_path)
+        assert "2 seeds" in result.evidence and "lora_default/seed-1" not in result.runs
+        for run in runs[:3]:
+            run.data["fingerprint"] = {"test": "other"}
+        with pytest.warns(UserWarning, match=r"not compared for seed \d: they were trained or tested on different"):
+            result = verdict("ordering.lora_above_last_two", runs, tmp_path)
+        assert result.verdict == "not run" and "different reviews" in result.evidence
+
+    def test_a_seed_twice_counts_once(self, tmp_path):
+        runs = study(tmp_path, {"lora_default": 0.894, "last_two_layers": 0.862}, seeds=2)
+        with pytest.warns(UserWarning, match="another record of this seed"):
+            result = verdict("ordering.lora_above_last_two", [*runs, runs[0]], tmp_path)
+        assert "2 seeds" in result.evidence and result.runs.count("lora_default/seed-1") == 1
+
+    @pytest.mark.parametrize("damage", ["missing", "empty", "other model", "other reviews", "a review twice"])
+    def test_predictions_that_cannot_be_used(self, damage, tmp_path):
+        runs = study(tmp_path, {"lora_default": 0.894, "last_two_layers": 0.862}, seeds=2)
+        path = run_dir(tmp_path, "lora_default", 1) / "predictions.parquet"
+        rows = pd.read_parquet(path)
+        if damage == "missing":
+            path.unlink()
+        elif damage == "empty":
+            path.write_bytes(b"")
+        else:
+            rows = {
+                "other model": rows.assign(probability=0.7),
+                "other reviews": rows.assign(id=rows["id"] + "x"),
+                "a review twice": pd.concat([rows, rows]),
+            }[damage]
+            rows.to_parquet(path)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            results = evaluate(list(CLAIMS.values()), runs, tmp_path)
+        lines = [str(warning.message) for warning in caught]
+        assert len(lines) == 1 and "seed 1" in lines[0] and "\n" not in lines[0]
+        result = next(result for result in results if result.id == "ordering.lora_above_last_two")
+        assert result.runs == ("last_two_layers/seed-2", "lora_default/seed-2")
+
+    def test_no_seed_in_common(self, tmp_path):
+        runs = [predicted(tmp_path, "lora_default", 1, 0.9), predicted(tmp_path, "last_two_layers", 2, 0.9)]
+        result = verdict("ordering.lora_above_last_two", runs, tmp_path)
+        assert result.verdict == "not run" and "no seed in common" in result.evidence
+
+    def test_failed_runs_are_no_evidence(self, tmp_path):
+        result = verdict("accuracy.full.test", [failed("full")], tmp_path)
+        assert result.verdict == "not run" and "no completed run of full" in result.evidence
+
+    def test_a_missing_measurement_is_not_run(self, tmp_path):
+        bare = record("full", provenance=REFERENCE, metrics={"val": {"accuracy": None}})
+        assert verdict("accuracy.full.val", [bare], tmp_path).verdict == "not run"
+
+
+class TestRatios:
+    def costs(self, seconds, reference=True, **changes):
+        options = {"provenance": REFERENCE} if reference else {}
+        runs = [
+            record(name, seed, timing={"train_seconds": value}, **options, **changes)
+            for name, values in seconds.items()
+            for seed, value in enumerate(values, start=1)
+        ]
+        return [dataclasses.replace(run, deviations=[]) if reference else run for run in runs]
+
+    @pytest.mark.parametrize(
+        ("lora", "full", "reference", "expected"),
+        [
+            ([50], [100], True, "reproduced"),
+            ([50], [100], False, "same direction"),
+            ([100], [98], True, "inconclusive"),
+            ([120], [100], True, "not reproduced"),
+            ([120], [100], False, "opposite direction"),
+            ([50, 52, 51], [100, 100, 100], True, "reproduced"),
+            ([50, 140, 60], [100, 100, 100], True, "inconclusive"),  # seeds disagree
+            ([90], [0], True, "not run"),
+        ],
+    )
+    def test_faster(self, lora, full, reference, expected, tmp_path):
+        result = verdict(
+            "ratio.time.lora_default", self.costs({"lora_default": lora, "full": full}, reference), tmp_path
+        )
+        assert result.verdict == expected
+
+    @pytest.mark.parametrize(
+        ("seconds", "expected"),
+        [([39.6], "reproduced"), ([60], "not reproduced"), ([25], "not reproduced"), ([20, 45, 99], "inconclusive")],
+    )
+    def test_reported_minutes_only_as_ratios(self, seconds, expected, tmp_path):
+        runs = self.costs({"layerwise_classifier": seconds, "layerwise_all": [100] * len(seconds)})
+        result = verdict("ratio.time.layerwise_classifier", runs, tmp_path)
+        assert result.verdict == expected and result.reported == "0.40"
+        stand_in = self.costs({"layerwise_classifier": [39.6], "layerwise_all": [100]}, reference=False)
+        assert verdict("ratio.time.layerwise_classifier", stand_in, tmp_path).verdict == "not run"
+
+    def test_other_work_or_machines_are_not_compared(self, tmp_path):
+        runs = self.costs({"lora_default": [50], "full": [100]})
+        for section, key, value in (
+            ("provenance", "hardware", {"cpu": "another"}),
+            ("memory", "kind", "cuda allocated"),
+        ):
+            other = dataclasses.replace(runs[1], **{section: getattr(runs[1], section) | {key: value}})
+            for name in ("ratio.time.lora_default", "ratio.memory.lora_default"):
+                assert verdict(name, [runs[0], other], tmp_path).verdict == "not run"
+        shorter = dataclasses.replace(runs[1], config=runs[1].config | {"train": {"epochs": 1}})
+        result = verdict("ratio.time.lora_default", [runs[0], shorter], tmp_path)
+        assert result.verdict == "not run" and "train.epochs" in result.evidence
+
+
+class TestFacts:
+    FULL_DATA = {  # noqa: RUF012
+        "split": "pooled",
+        "deduplicate": False,
+        "sizes": {"train": 35_000, "val": 5_000, "test": 10_000},
+        "overlap": {"across": {"test_in_train": 120, "val_in_train": 50}},
+    }
+
+    def test_duplicates_only_where_all_reviews_are(self, tmp_path):
+        assert verdict("data.test_in_train", [record()], tmp_path).verdict == "not run"
+        whole = record(data=self.FULL_DATA)
+        result = verdict("data.test_in_train", [record("full"), whole], tmp_path)
+        assert result.verdict == "reproduced" and result.measured == "120" and result.runs == ("lora_default/seed-1",)
+        whole.data["overlap"]["across"]["test_in_train"] = 300
+        assert verdict("data.test_in_train", [whole], tmp_path).verdict == "not reproduced"
+        del whole.data["overlap"]["across"]["test_in_train"]
+        assert verdict("data.test_in_train", [whole], tmp_path).verdict == "not run"
+
+    def test_the_recipe(self, tmp_path):
+        names = ("recipe.head_frozen", "recipe.alpha_not_divided", "recipe.dropout_unused")
+        for name in names:
+            assert verdict(name, [record()], tmp_path).verdict == "reproduced"
+        other = record(
+            "lora_best", parameters={"head": 148_610}, config={"lora": {"scaling": "alpha/r", "dropout": 0.05}}
+        )
+        for name in names:
+            assert verdict(name, [record(), other], tmp_path).verdict == "not reproduced"
+
+
+class TestShapes:
+    def test_partial_mode_between_its_ends(self):
+        shape = SHAPES["distilbert-base-uncased"]
+        assert trainable("partial") == trainable("last_two_layers") == 592_130
+        assert trainable("partial", pre_classifier=False) == 1_538
+        embeddings = (shape.vocabulary + shape.positions + 2) * shape.dim
+        assert trainable("partial", blocks=6) == trainable("full") - embeddings
+
+    def test_what_is_not_known_is_not_guessed(self):
+        small = {"encoder": {"name": "all-MiniLM-L6-v2 rewritten as DistilBERT"}}
+        assert expected_trainable(record()) is None
+        assert expected_trainable(record(provenance=small)) == 73_728
+        assert expected_trainable(record(provenance=small, config={"lora": {"targets": ["*.q_lin"]}})) is None
+        assert expected_trainable(record(provenance={"encoder": None})) is None
+
+
+class TestBadInput:
+    GOOD = "{id: a, kind: accuracy, sentence: A., source: b, experiments: [full], reported: 90, tolerance: 1}"
+
+    def load(self, tmp_path, text):
+        path = tmp_path / "mine.yaml"
+        path.write_text(text)
+        return load_claims(path)
+
+    def test_a_file_of_one_s_own(self, tmp_path):
+        (claim,) = self.load(tmp_path, f"claims: [{self.GOOD}]")
+        assert (claim.id, claim.experiments, claim.reported, claim.tolerance) == ("a", ("full",), 90, 1)
+
+    @pytest.mark.parametrize(
+        ("change", "complaint"),
+        [
+            (("kind: accuracy", "kind: guess"), "kind: 'guess' is not valid; use equality"),
+            (("tolerance: 1", "tolerance: -1"), "tolerance: -1.0 is not valid"),
+            (("tolerance: 1", "tolerence: 1"), "unknown field tolerence"),
+            ((", tolerance: 1", ""), "tolerance is missing"),
+            (("reported: 90", "reported: ninety"), "reported"),
+            (("reported: 90", "reported: 900"), "use percent"),
+            (("reported: 90", "reported: 90, part: exam"), "part"),
+            (("[full]", "[full, lora_best]"), "names 1 different experiment"),
+            (("sentence: A.", "sentence: ' '"), "sentence: ' ' is not valid"),
+        ],
+    )
+    def test_a_malformed_claim_is_named(self, change, complaint, tmp_path):
+        assert change[0] in self.GOOD
+        with pytest.raises(ConfigError) as caught:
+            self.load(tmp_path, f"claims: [{self.GOOD.replace(*change)}]")
+        message = str(caught.value)
+        assert complaint in message and "mine.yaml: claim 1 (a)" in message and "\n" not in message
+
+    @pytest.mark.parametrize(
+        ("text", "complaint"),
+        [
+            ("claims: []", "list at least one claim"),
+            ("rows: 1", "list at least one claim"),
+            ("claims: [text]", "claim 1: 'text' is not valid"),
+            ("claims: [", "is not YAML"),
+            (f"claims: [{GOOD}, {GOOD}]", "'a' is used twice"),
+        ],
+    )
+    def test_a_malformed_file_is_named(self, text, complaint, tmp_path):
+        with pytest.raises(ConfigError, match=r"mine\.yaml") as caught:
+            self.load(tmp_path, text)
+        assert complaint in str(caught.value) and "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("fields", "complaint"),
+        [
+            ("value: {formula: magic}", "formula 'magic' is none of trainable"),
+            ("value: {formula: linear, width: 3}", "width"),
+            ("value: {formula: trainable, mode: none}", "mode 'none'"),
+            ("value: 3, judged: rounded", "digits: None is not valid"),
+            ("value: 3, over: 0", "over: 0.0 is not valid"),
+        ],
+    )
+    def test_arithmetic_that_does_not_work(self, fields, complaint, tmp_path):
+        with pytest.raises(ConfigError) as caught:
+            self.load(tmp_path, f"claims: [{{id: a, kind: equality, sentence: A., source: b, reported: 3, {fields}}}]")
+        assert complaint in str(caught.value) and "\n" not in str(caught.value)
+
+    def test_a_missing_file(self, tmp_path):
+        with pytest.raises(ConfigError, match="does not exist"):
+            load_claims(tmp_path / "none.yaml")
+
+    def test_an_unknown_experiment(self, tmp_path):
+        claims = self.load(tmp_path, f"claims: [{self.GOOD.replace('[full]', '[lora_bets]')}]")
+        with pytest.raises(ConfigError, match="claim a: experiments: 'lora_bets' is not known; did you mean lora_best"):
+            evaluate(claims, [record()], tmp_path)
+        assert evaluate(claims, [record("lora_bets")], tmp_path)[0].verdict == "not run"  # one's own experiment
+
+
+def test_table_and_json(tmp_path):
+    results = evaluate(list(CLAIMS.values()), study(tmp_path, {"full": 0.9, "lora_default": 0.8}), tmp_path)
+    table = claims_table(results)
+    assert list(table.id) == list(CLAIMS) and set(table.verdict) <= set(VERDICTS)
+    assert table["adjusted p"].notna().sum() == 2
+    content = json.loads(json.dumps(claims_json(results), allow_nan=False))
+    assert [entry["id"] for entry in content] == list(CLAIMS)
+    assert content[0].keys() == {field.name for field in dataclasses.fields(results[0])}
+    assert claims_table([]).empty and claims_json([]) == []
