@@ -2,77 +2,93 @@
 
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
 import pandas as pd
 
-from lora_study.config import flatten
-from lora_study.records import Record
-from lora_study.reported import Reported
-from lora_study.tables import encoder_label, escape, facts_table, markdown_table, measured, rows_of
+from lora_study.exhibits import Table, verdict_counts
+from lora_study.figures import Picture
+from lora_study.formats import escape
+from lora_study.report_inputs import Study
+from lora_study.tables import encoder_label
 
 REFERENCE_COMMAND = "make reproduce PROFILE=reference"
 
 
-@dataclass(frozen=True)
-class Study:
-    """What a report is made from.
+def report_page(study: Study, tables: Mapping[str, Table], pictures: Mapping[str, Picture]) -> str:
+    """The report as Markdown.
 
-    Attributes:
-        name: Name of the results folder.
-        records: The runs that may stand together, failed ones included.
-        published: Those of the published copy; empty without one.
-        curves: For each experiment, in the tables' order, the rows of its runs' ``curves.csv``.
-        warnings: One line per record or file that was left out.
-        reported: What the article reported.
+    Args:
+        study: The evidence.
+        tables: `exhibits.draw_up`.
+        pictures: `figures.draw_figures`.
     """
 
-    name: str
-    records: list[Record]
-    published: list[Record]
-    curves: dict[str, pd.DataFrame]
-    warnings: list[str]
-    reported: Reported
+    def table(name: str, otherwise: str = "") -> Iterator[str]:
+        if name in tables:
+            shown = tables[name]
+            stem = f"tables/{name}"
+            yield f"**{escape(shown.title)}** ([CSV]({stem}.csv), [Markdown]({stem}.md), [LaTeX]({stem}.tex))"
+            yield shown.markdown()
+        elif otherwise:
+            yield otherwise
 
+    def figures(*stems: str) -> Iterator[str]:
+        for name, picture in pictures.items():
+            if name.startswith(stems):
+                yield f"![{escape(picture.alt)}](figures/{quote(name)}.png)"
 
-@dataclass(frozen=True)
-class Picture:
-    """A figure: its bytes by format, and its content in words."""
-
-    formats: Mapping[str, bytes]
-    alt: str
-
-
-def report_page(study: Study, summary: pd.DataFrame, parameters: pd.DataFrame, pictures: Mapping[str, Picture]) -> str:
-    """The report as Markdown."""
     blocks = [
         f"# {escape(title_of(study))}",
         *_opening(study),
+        "## Verdicts",
+        *_verdicts(study),
+        *table("verdict_counts"),
+        *table("verdicts"),
         *_bullets("Warnings", study.warnings),
         "## Comparison with the article",
-        *_comparison(study, summary),
+        *table("comparison"),
+        *_comparison(study),
+        *figures("ours_and_reported"),
+        *table("parts"),
         "## Parameters",
-        markdown_table(_parameters(parameters, summary)),
-        f"lora, head and base count trainable parameters, the share is of the total; the article's count is of "
+        *table("parameters"),
+        "lora, head and base count trainable parameters, the share is of the total; the article's count is of "
         f"{escape(study.reported.encoder)}.",
-        "## Time and memory",
-        markdown_table(_cost(summary)),
-        "Means over seeds. Training seconds are optimizer steps alone, fit seconds include validation.",
-        "## Figures",
-        *([f"![{escape(p.alt)}](figures/{name}.png)" for name, p in pictures.items()] or ["No run was completed."]),
-        "## Deviations from the article",
-        *_facts(study, _deviations, "The settings are the article's."),
+        *figures("accuracy_by_trainable", "layerwise"),
+        "## Evidence for the claims",
+        *_evidence(study),
+        *table("claims", "No claim was checked."),
+        "## Departures from the article",
+        *table("deviations", "The settings are the article's."),
+        *_variants(tables),
+        *table("variants"),
         *_bullets("How the reported numbers were obtained", study.reported.findings),
+        "## Learning curves",
+        *(list(figures("validation_accuracy", "training_loss")) or ["No learning curve was recorded."]),
+        "## Errors and calibration",
+        *_errors(tables),
+        *table("errors", "No predictions were kept."),
+        *figures("errors_"),
+        "## Contamination",
+        *_contamination(study),
+        *table("contamination", "The records say nothing about copies."),
+        "## Time, memory and compute spent",
+        *table("cost"),
+        "Training seconds are optimizer steps alone, fit seconds include validation.",
+        *figures("training_time", "peak_memory"),
+        *table("compute"),
+        *_compute(tables["compute"].frame),
         "## Data",
-        *_facts(study, lambda record: _fields(record.data), "The records say nothing about the data."),
+        *table("data", "The records say nothing about the data."),
         "## Hardware and versions",
-        *_facts(study, _machine, "The records say nothing about the machine."),
+        *table("machine", "The records say nothing about the machine."),
         "## Runs",
-        markdown_table(_runs(study), markdown="record"),
+        *table("runs"),
         "## How to regenerate",
         *_commands(study),
+        *table("commands"),
     ]
     return "\n\n".join(blocks) + "\n"
 
@@ -82,16 +98,21 @@ def title_of(study: Study) -> str:
     return f"LoRA on IMDb: study {study.name}"
 
 
+def verdicts_in_words(study: Study) -> str:
+    """How many claims got which verdict, as a sentence."""
+    counts = [f"{count} {verdict}" for verdict, count in verdict_counts(study).items()]
+    return f"{_count(len(study.verdicts), 'claim')}: {', '.join(counts)}." if counts else "No claim was checked."
+
+
 def _opening(study: Study) -> Iterator[str]:
     completed = sum(record.status == "completed" for record in study.records)
     reported, encoder = study.reported, encoder_label(study.records)
     yield (
         f"{_count(completed, 'completed run')} of {_count(len(study.curves), 'experiment')} beside the numbers "
         f"reported in {escape(reported.article)}. Those were measured on {escape(reported.encoder)}. "
-        f"Run here: **{escape(encoder)}**."
+        f"Run here: **{escape(encoder)}**. A [reproducibility checklist](checklist.md) is filled in beside this page."
     )
-    encoders = [record.provenance.get("encoder") or {} for record in study.records]
-    if any(encoder.get("stand_in") for encoder in encoders):
+    if is_stand_in(study):
         yield (
             f"> **{escape(reported.encoder)} itself was not run.** The stand-in encoder shows that the method and the "
             f"code work; its numbers are not those of {escape(reported.encoder)}, and a difference from the article "
@@ -101,86 +122,96 @@ def _opening(study: Study) -> Iterator[str]:
         yield f"> The published run used another encoder: {escape(encoder_label(study.published))}."
 
 
-def _comparison(study: Study, summary: pd.DataFrame) -> Iterator[str]:
-    yield "Test accuracy (%):"
-    columns = {
-        "experiment": summary.experiment,
-        "this run": summary.test_accuracy,
-        "published run": summary.published_test_accuracy,
-        "article": summary.reported_test_accuracy,
-        "difference (points)": summary.difference,
-        "95% interval": [
-            # no-break spaces: the interval stays on one line in a narrow column
-            None if pd.isna(row.test_low) else f"{row.test_low:.2f}\u00a0to\u00a0{row.test_high:.2f}"
-            for row in rows_of(summary)
-        ],
-        "spread over seeds": summary.test_spread,
-        "seeds": summary.seeds,
-        "failed runs": summary.failed,
-    }
-    if not study.published:
-        del columns["published run"]
-    yield markdown_table(pd.DataFrame(columns))
+def is_stand_in(study: Study) -> bool:
+    """Whether any run used another encoder in place of the article's."""
+    encoders = [record.provenance.get("encoder") or {} for record in study.records]
+    return any(encoder.get("stand_in") for encoder in encoders)
+
+
+def _verdicts(study: Study) -> Iterator[str]:
+    counts = verdict_counts(study)
+    words = ""
+    if counts:
+        words = "[Each with its evidence](#evidence-for-the-claims). "
+    if "inconclusive" in counts:
+        words += "Inconclusive means that the data cannot tell. "
+    if counts and is_stand_in(study):
+        words += (
+            "On the stand-in encoder a claim about accuracy, time or memory is neither reproduced nor refuted: the "
+            "verdict only says whether this study points in the same direction. "
+        )
+    yield f"**{verdicts_in_words(study)}** {words}".strip()
+
+
+def _comparison(study: Study) -> Iterator[str]:
     yield (
-        "This run is the mean over seeds; the spread is their sample standard deviation. The interval is Wilson's, "
-        "for that accuracy on the test reviews of one run. The difference is this run minus the article."
+        "This run is the mean over seeds; the spread is their sample standard deviation. The interval holds the error "
+        "of sampling test reviews (Wilson's) and, from two seeds on, that of sampling seeds; with one seed it says "
+        "nothing about another seed. The difference is this run minus the article."
     )
-    done = set(summary.experiment[summary.seeds > 0])
+    done = {record.name for record in study.records if record.status == "completed"}
     absent = [name for name in study.reported.rows if name not in done]
     if absent:
         yield f"Rows of the article without a completed run here: {escape(', '.join(absent))}."
-    yield "Accuracy on the other parts (%):"
-    parts = ("experiment", "val_accuracy", "reported_val_accuracy", "train_accuracy", "reported_train_accuracy")
-    names = ("experiment", "this run, val", "article, val", "this run, train", "article, train")
-    yield markdown_table(summary[list(parts)].set_axis(list(names), axis="columns"))
 
 
-def _parameters(parameters: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
-    frame = parameters.rename(columns={"trainable_share": "share (%)", "reported_trainable": "article, trainable"})
-    frame["ratio to lora_default"] = summary.trainable_ratio
-    return frame
+def _evidence(study: Study) -> Iterator[str]:
+    if study.verdicts:
+        yield (
+            "The rules were fixed before the runs. An adjusted p is Holm's, over all claims that are tested here; the "
+            "runs are those the verdict rests on."
+        )
 
 
-def _cost(summary: pd.DataFrame) -> pd.DataFrame:
-    columns = {
-        "experiment": "experiment",
-        "mode": "mode",
-        "train_seconds": "train seconds",
-        "fit_seconds": "fit seconds",
-        "peak_memory_mib": "peak memory (MiB)",
-        "memory_kind": "memory is",
-    }
-    return summary[list(columns)].rename(columns=columns)
+def _variants(tables: Mapping[str, Table]) -> Iterator[str]:
+    if "variants" in tables:
+        yield (
+            "A variant is an experiment of this study that differs from another in one setting, or in very few. The "
+            "effect is its test accuracy minus the other's, over the seeds both have. The interval is paired over "
+            "test reviews and seeds, and missing where the two were not tested on the same reviews."
+        )
 
 
-def _runs(study: Study) -> pd.DataFrame:
-    return pd.DataFrame(
-        [
-            {
-                "experiment": record.name,
-                "seed": record.seed,
-                "status": record.status,
-                "test (%)": None if (test := measured(record, "metrics.test.accuracy")) is None else 100 * test,
-                "best epoch": measured(record, "metrics.best_epoch"),
-                "fit seconds": measured(record, "timing.fit_seconds"),
-                "total seconds": measured(record, "timing.total_seconds"),
-                "error": record.error,
-                "record": f"[record.json]({quote(record.name, safe='')}/seed-{record.seed}/record.json)",
-            }
-            for name in study.curves
-            for record in study.records
-            if record.name == name
-        ]
-    ).astype({"best epoch": "Int64", "test (%)": "float64", "fit seconds": "float64", "total seconds": "float64"})
+def _errors(tables: Mapping[str, Table]) -> Iterator[str]:
+    if "errors" in tables:
+        yield (
+            "A review is called positive above a probability of one half. The calibration error is the expected one, "
+            "over ten bins of equal width: how far stated probability and frequency are apart, on average."
+        )
+
+
+def _contamination(study: Study) -> Iterator[str]:
+    overlaps = [record.data.get("overlap") or {} for record in study.records]
+    rules = {(near.get("shingle"), near.get("threshold")) for overlap in overlaps if (near := overlap.get("near"))}
+    words = "A review that also stands in the training part is no test. Exact copies agree up to white space. "
+    if not rules:
+        words += "Near copies were not looked for. "
+    for shingle, threshold in sorted(rules, key=str):
+        words += f"Near copies share {threshold} or more of their runs of {shingle} words; exact ones count as near. "
+    yield escape(words)
+
+
+def _compute(compute: pd.DataFrame) -> Iterator[str]:
+    total = compute.iloc[-1]
+    if pd.isna(total["hours"]):
+        yield "No run has recorded its time."
+        return
+    words = f"All {_count(total['runs'], 'run')} together took {total['hours']:,.2f} hours of wall time"
+    if total["failed"]:
+        words += f", {total['of these in failed runs (hours)']:,.2f} of them in {_count(total['failed'], 'failed run')}"
+    if total["not timed"]:
+        words += f"; {total['not timed']} of them ended without recording a time and count as none"
+    yield words + ". Runs that were repeated, and runs for choosing settings, are not in these records."
 
 
 def _commands(study: Study) -> Iterator[str]:
     yield "Tables, figures and pages again, from the records alone:"
-    yield _code(f"lora-study report --results-dir results/{study.name}")
+    yield _code(f"lora-study report --results-dir {shlex.quote(study.address)}")
     commands = [record.provenance.get("command") for record in study.records]
     lines = dict.fromkeys(shlex.join(command) if isinstance(command, list) else command for command in commands)
     yield "The runs again, with the commands in their records (a study skips runs that are done):"
     yield _code("\n".join(str(line) for line in lines if line) or "make reproduce")
+    yield "One row alone, from its config as the report writes it out of the record; its results go to results/single:"
 
 
 def _code(text: str) -> str:
@@ -192,28 +223,6 @@ def _bullets(title: str, lines: Any) -> Iterator[str]:
     if lines:
         yield f"## {title}"
         yield "\n".join(f"- {escape(line)}" for line in lines)
-
-
-def _facts(study: Study, facts: Any, otherwise: str) -> Iterator[str]:
-    """A table of what ``facts`` (record -> rows) says, and for which experiments; or a sentence if it says nothing."""
-    by_experiment: dict[str, list[dict[str, Any]]] = {name: [] for name in study.curves}
-    for record in study.records:
-        by_experiment[record.name] += facts(record)
-    table = facts_table(by_experiment)
-    yield otherwise if table.empty else markdown_table(table)
-
-
-def _deviations(record: Record) -> list[dict[str, Any]]:
-    return [{key: row.get(key) for key in ("field", "article", "here")} for row in record.deviations]
-
-
-def _machine(record: Record) -> list[dict[str, Any]]:
-    keys = ("encoder", "hardware", "versions", "commit", "dirty")
-    return _fields({key: record.provenance[key] for key in keys if key in record.provenance})
-
-
-def _fields(nested: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [{"field": field, "value": value} for field, value in flatten(nested).items()]
 
 
 def _count(number: int, what: str) -> str:

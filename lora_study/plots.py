@@ -1,4 +1,4 @@
-"""Figures of a study. Every function takes data and an Axes, draws, and returns the Axes.
+"""Drawings of a study. Every function takes data and an Axes, draws, and returns the Axes.
 
 `draw` makes the figure around one of them and returns its bytes. It uses neither pyplot nor the user's
 matplotlibrc, so there is nothing to close, nothing global changes, and the same data give the same bytes.
@@ -14,21 +14,24 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
-from lora_study.reported import Reported
-from lora_study.tables import interval, rows_of
+from lora_study.predictions import Reliability
+from lora_study.reported import Reported, ReportedRow
+from lora_study.statistics import wilson
+from lora_study.tables import rows_of
 
 # Okabe and Ito's colours (https://jfly.uni-koeln.de/color/), without yellow, which is too pale for lines on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+INK, GREY, GRID, PAPER = "#262626", "#595959", "#e4e4e4", "#ffffff"  # the page gives these its own colours
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", INK)
 MARKERS = ("o", "s", "^", "v", "P", "X", "*")
-GREY = "#595959"
-INK = "#262626"
 POINT: dict[str, Any] = {"capsize": 3, "markersize": 7}
 # A legend under the label of the x axis, a fixed number of lines away from the axis.
 BELOW: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.45, 0), "borderaxespad": 4.2}
 STYLE = {
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.spines.right": False,
@@ -39,18 +42,33 @@ STYLE = {
     "figure.constrained_layout.h_pad": 0.1,
     "figure.constrained_layout.w_pad": 0.1,
     "font.size": 9.5,
-    "grid.color": "#e4e4e4",
+    "grid.color": GRID,
     "legend.frameon": False,
     "legend.fontsize": 9,
     "svg.hashsalt": "lora-study",
 }
 
 
-def draw(plot: Callable[[Axes], object], width: float = 6.2, height: float = 4.2) -> dict[str, bytes]:
-    """The figure that ``plot`` draws on an Axes, as {'png': bytes, 'svg': bytes}; width and height in inches."""
+def draw(
+    *plots: Callable[[Axes], object], title: str | None = None, width: float = 6.2, height: float = 4.2
+) -> dict[str, bytes]:
+    """The figure that the plots draw, each on an Axes of its own and side by side.
+
+    Args:
+        plots: What to draw.
+        title: Title of the whole, where the plots have none.
+        width: In inches.
+        height: In inches.
+
+    Returns:
+        {'png': bytes, 'svg': bytes}.
+    """
     with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(width, height), layout="constrained")
-        plot(figure.add_subplot())
+        if title:
+            figure.suptitle(title, x=0.02, ha="left", fontsize=10.5)
+        for plot, ax in zip(plots, figure.subplots(1, len(plots), squeeze=False)[0], strict=True):
+            plot(ax)
         return {
             "png": _bytes(figure, "png", dpi=160, metadata={"Software": None}),
             "svg": _bytes(figure, "svg", metadata={"Date": None, "Creator": None}),
@@ -74,7 +92,7 @@ def accuracy_by_trainable(summary: pd.DataFrame, reported: Reported, encoder: st
             low, high = (row.test_low, row.test_high) if not pd.isna(row.test_low) else (row.test_accuracy,) * 2
             points.append((row.trainable, row.test_accuracy, low, high, row.experiment))
         if theirs is not None and theirs.trainable is not None:
-            ax.plot(theirs.trainable, theirs.test, "D", color=colour, markerfacecolor="white", markersize=7)
+            ax.plot(theirs.trainable, theirs.test, "D", color=colour, markerfacecolor=PAPER, markersize=7)
             points.append((theirs.trainable, theirs.test, theirs.test, theirs.test, row.experiment))
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -102,9 +120,9 @@ def ours_and_reported(summary: pd.DataFrame, reported: Reported, encoder: str, a
         if not pd.isna(row.published_test_accuracy):
             ax.plot(row.published_test_accuracy, y, "s", color=GREY, markersize=5)
         if theirs is not None:
-            low, high = interval(theirs.test / 100, reported.test_reviews)
-            error = [[theirs.test - 100 * (low or 0)], [100 * (high or 1) - theirs.test]]
-            ax.errorbar(theirs.test, y + 0.13, xerr=error, fmt="D", color=COLOURS[1], mfc="white", **POINT)
+            low, high = wilson(round(theirs.test / 100 * reported.test_reviews), reported.test_reviews)
+            error = [[theirs.test - 100 * low], [100 * high - theirs.test]]
+            ax.errorbar(theirs.test, y + 0.13, xerr=error, fmt="D", color=COLOURS[1], mfc=PAPER, **POINT)
     ax.set_yticks(range(len(summary)), summary["experiment"])
     ax.set_ylim(len(summary) - 0.4, -0.6)  # the first experiment on top
     ax.grid(axis="y", visible=False)
@@ -115,34 +133,102 @@ def ours_and_reported(summary: pd.DataFrame, reported: Reported, encoder: str, a
 
 
 def learning_curves(curves: Mapping[str, pd.DataFrame], column: str, encoder: str, ax: Axes) -> Axes:
-    """One line per experiment: a quantity per epoch, the mean over its rows of that epoch and over seeds.
+    """One line per experiment: a quantity per epoch, the mean over seeds, with a band from the lowest to the highest.
 
     Args:
-        curves: For each experiment the rows of its runs' ``curves.csv``; an empty frame only keeps a colour.
+        curves: For each experiment the rows of its runs' ``curves.csv`` and their seed; an empty frame only keeps a
+            colour.
         column: 'train_loss', or 'val_accuracy' (a fraction there, in percent here).
         encoder: Which encoder was run, for the title.
         ax: Where to draw.
     """
     is_accuracy = column == "val_accuracy"
+    banded = False
     for index, (name, rows) in enumerate(curves.items()):
-        if rows.empty:
+        if rows.empty or rows[column].isna().all():
             continue
-        values = rows.dropna(subset=[column]).groupby("epoch")[column].mean() * (100 if is_accuracy else 1)
-        ax.plot(
-            values.index,
-            values.to_numpy(),
-            color=COLOURS[index % len(COLOURS)],
-            marker=MARKERS[index % len(MARKERS)],
-            linestyle=("-", "--", ":")[index // len(COLOURS) % 3],
-            label=name,
-        )
+        runs = rows.dropna(subset=[column]).groupby(["epoch", "seed"])[column].mean() * (100 if is_accuracy else 1)
+        values = runs.groupby("epoch").agg(["mean", "min", "max"])
+        colour = COLOURS[index % len(COLOURS)]
+        style: dict[str, Any] = {
+            "marker": MARKERS[index % len(MARKERS)],
+            "linestyle": ("-", "--", ":")[index // len(COLOURS) % 3],
+        }
+        ax.plot(values.index, values["mean"], color=colour, label=name, **style)
+        if rows["seed"].nunique() > 1:
+            ax.fill_between(values.index, values["min"], values["max"], color=colour, alpha=0.18, linewidth=0)
+            banded = True
     what, unit = ("Validation accuracy", " (%)") if is_accuracy else ("Training loss", "")
     ax.margins(x=0.1)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.set(xlabel="epoch", ylabel=what.lower() + unit)
-    ax.set_title(_title(f"{what} per epoch", encoder))
+    ax.set_title(_title(f"{what} per epoch{', mean and range over seeds' if banded else ''}", encoder))
     if ax.lines:
         ax.legend(**BELOW, ncols=2)
+    return ax
+
+
+def layerwise(summary: pd.DataFrame, reported: Mapping[str, ReportedRow], encoder: str, ax: Axes) -> Axes:
+    """Test accuracy as ever more layers are trained, from the head alone to all: ours with intervals, and reported.
+
+    Args:
+        summary: `tables.summary_table`.
+        reported: The rows of the layerwise experiment, from the fewest trained layers to all.
+        encoder: Which encoder was run, for the title.
+        ax: Where to draw.
+    """
+    ours = [row for name in reported for row in rows_of(summary[summary.experiment == name])]
+    ours = [row for row in ours if not pd.isna(row.test_accuracy)]
+    places = {name: place for place, name in enumerate(reported)}
+    ax.plot(range(len(reported)), [row.test for row in reported.values()], "D--", color=COLOURS[1], mfc=PAPER)
+    ax.errorbar(
+        [places[row.experiment] for row in ours],
+        [row.test_accuracy for row in ours],
+        np.hstack([_error(row) for row in ours]) if ours else None,
+        fmt="o-",
+        color=COLOURS[0],
+        **POINT,
+    )
+    ax.set_xticks(range(len(reported)), list(reported), rotation=30, ha="right", rotation_mode="anchor")
+    ax.set(xlabel="trained, from the head alone to every layer", ylabel="test accuracy (%)")
+    ax.set_title(_title("Test accuracy as more layers are trained (dashed, hollow: reported)", encoder))
+    return ax
+
+
+def confusion(counts: np.ndarray, ax: Axes) -> Axes:
+    """Test reviews by true and predicted class, the shade the share of the true class.
+
+    Args:
+        counts: `predictions.confusion`, of shape (2, 2).
+        ax: Where to draw.
+    """
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    for (true, said), share in np.ndenumerate(shares):
+        # Translucent, so that the words stay readable on a dark page too.
+        ax.add_patch(Rectangle((said - 0.5, true - 0.5), 1, 1, color=COLOURS[0], alpha=0.55 * share, linewidth=0))
+        ax.text(said, true, f"{counts[true, said]:,.0f}\n{100 * share:.1f}%", ha="center", va="center")
+    classes = ("negative", "positive")
+    ax.set(xlim=(-0.5, 1.5), ylim=(1.5, -0.5), xlabel="predicted", ylabel="true", aspect="equal")
+    ax.set_xticks((0, 1), classes)
+    ax.set_yticks((0, 1), classes, rotation=90, va="center")
+    ax.tick_params(length=0)
+    ax.grid(visible=False)
+    return ax
+
+
+def calibration(found: Reliability, ax: Axes) -> Axes:
+    """How often what was called likely came true; a bigger point stands for more reviews, the diagonal is perfect.
+
+    Args:
+        found: `predictions.reliability`.
+        ax: Where to draw.
+    """
+    ax.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1)
+    ax.plot(found.predicted, found.observed, "-", color=COLOURS[0])
+    ax.scatter(found.predicted, found.observed, 10 + 190 * found.reviews / found.reviews.sum(), color=COLOURS[0])
+    ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal", xlabel="predicted probability of positive")
+    ax.set(ylabel="share of positive")
+    ax.set_title(f"calibration error {100 * found.error:.1f} points", fontsize=9.5, pad=6)
     return ax
 
 
@@ -194,7 +280,7 @@ def _legend(ax: Axes, reported: Reported, published: bool, by_colour: bool = Fal
     ax.plot([], [], "o", color=ours, label="this run, 95% interval")
     if published:
         ax.plot([], [], "s", color=GREY, markersize=5, label="published run")
-    ax.plot([], [], "D", color=theirs, markerfacecolor="white", label=f"reported, {reported.encoder}")
+    ax.plot([], [], "D", color=theirs, markerfacecolor=PAPER, label=f"reported, {reported.encoder}")
     ax.legend(**BELOW, ncols=3, handletextpad=0.3, columnspacing=1.5)
 
 

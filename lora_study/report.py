@@ -3,36 +3,43 @@
 The same records give the same bytes: nothing here reads the clock, the machine or the repository.
 """
 
-import base64
-import html
 import logging
-import os
-from collections.abc import Mapping
-from functools import partial
-from importlib.resources import files
+import re
 from pathlib import Path
-from string import Template
-from typing import Any
+from urllib.parse import unquote
 
-import pandas as pd
-from markdown_it import MarkdownIt
+import yaml
 
-from lora_study import plots
+from lora_study.checklist import checklist_page
 from lora_study.config import ConfigError
-from lora_study.pages import Picture, Study, report_page, title_of
-from lora_study.records import Record, atomic, read_records, run_dir
-from lora_study.reported import load_reported
-from lora_study.tables import comparable, encoder_label, in_order, parameters_table, rows_of, summary_table
+from lora_study.exhibits import config_path, draw_up
+from lora_study.figures import draw_figures
+from lora_study.formats import csv_table, escape
+from lora_study.pages import report_page, title_of, verdicts_in_words
+from lora_study.records import atomic
+from lora_study.report_inputs import Study, read_study
+from lora_study.tables import parameters_table, summary_table
+from lora_study.variants import find_variants
+from lora_study.webpage import html_page
 
 logger = logging.getLogger(__name__)
 
+# A figure or a table as a page links it, and the files there are of each.
+LINK = re.compile(r"\]\((figures|tables)/([^/()]+)\.(?:png|csv)\)")
+ENDINGS = {"figures": ("png", "svg"), "tables": ("csv", "md", "tex")}
 
-def write_report(results_dir: Path, published_dir: Path | None = None) -> list[Path]:
-    """Write summary.csv, parameters.csv, report.md, report.html and figures/ into a study's results folder.
+
+def write_report(results_dir: Path, published_dir: Path | None = None, address: str | None = None) -> list[Path]:
+    """Write the report of a study into its results folder.
+
+    summary.csv, parameters.csv, report.md, report.html, checklist.md; every figure as PNG and SVG in figures/; every
+    table as CSV, Markdown and LaTeX in tables/; the config of each run beside its record. Figures and tables of an
+    earlier report that this one does not have are removed.
 
     Args:
         results_dir: Folder of the study, with ``EXPERIMENT/seed-N/record.json`` below it.
         published_dir: Folder of the published copy of the study; by default ``published/NAME`` beside the folder.
+        address: Where the reader finds the folder, for the commands; by default ``results/NAME``.
 
     Returns:
         The files written.
@@ -40,159 +47,80 @@ def write_report(results_dir: Path, published_dir: Path | None = None) -> list[P
     Raises:
         ConfigError: there is no record, or the folder cannot be written.
     """
-    study = read_study(results_dir, published_dir)
+    study = read_study(results_dir, published_dir, address)
     for line in study.warnings:
         logger.warning(line)
-    summary = summary_table(study.records, study.reported.rows, study.published)
-    parameters = parameters_table(study.records, study.reported.rows)
-    pictures = draw_figures(study, summary)
-    page = report_page(study, summary, parameters, pictures)
-    images = {f"figures/{name}.png": picture.formats["svg"] for name, picture in pictures.items()}
-    contents: dict[str, bytes] = {
-        "summary.csv": _csv(summary),
-        "parameters.csv": _csv(parameters),
-        "report.md": page.encode(),
-        "report.html": html_page(title_of(study), page, images).encode(),
-    }
-    for name, picture in pictures.items():
-        contents |= {f"figures/{name}.{end}": data for end, data in picture.formats.items()}
+    contents = report_files(study)
     try:
+        leftovers = _named_by(results_dir / "report.md") - contents.keys()
         for name, content in contents.items():
             with atomic(results_dir / name) as temporary:
                 temporary.write_bytes(content)
+        for name in leftovers:
+            (results_dir / name).unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(f"the report cannot be written to {results_dir}: {error}; choose a folder you own") from error
     return [results_dir / name for name in contents]
 
 
-def read_study(results_dir: Path, published_dir: Path | None = None) -> Study:
-    """Read what a report is made from; the arguments and errors are those of `write_report`."""
-    root = results_dir.resolve()
-    records, problems = read_records(root)
-    if not records:
-        unreadable = f" that can be read ({problems[0]})" if problems else ""
-        raise ConfigError(f"{results_dir} holds no record{unreadable}; run `make reproduce` or `lora-study run` first")
-    published: list[Record] = []
-    copy = (published_dir or root.parent / "published" / root.name).resolve()
-    if copy != root and (published_dir or copy.is_dir()):
-        published, unreadable_copies = read_records(copy)
-        published, left_out = comparable(published)
-        absent = [] if published else [f"{copy.name} holds no record"]
-        problems += [f"published run: {line}" for line in unreadable_copies + left_out + absent]
-    records, left_out = comparable(records)
-    problems += left_out
-    reported = load_reported()
-    curves = {}
-    for name in in_order((record.name for record in records), reported.rows):
-        frames = [pd.DataFrame()]
-        for record in records:
-            path = run_dir(root, record.name, record.seed) / "curves.csv"
-            if record.name == name and record.status == "completed":
-                try:
-                    frames.append(_read_curves(path))
-                except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
-                    problems.append(f"{path} is left out of the learning curves: {error}")
-        curves[name] = pd.concat(frames)
-    if len({str(_fingerprint(record)) for record in records if record.status == "completed"}) > 1:
-        problems.append("the experiments were not all tested on the same reviews; see the fingerprints under Data")
-    # Paths within the study, so that the report does not depend on where the folders are.
-    problems = [line.replace(f"{root}{os.sep}", "").replace(f"{copy}{os.sep}", "") for line in problems]
-    return Study(root.name, records, published, curves, problems, reported)
+def report_files(study: Study) -> dict[str, bytes]:
+    """Every file of a study's report: its content by its path below the results folder."""
+    summary = summary_table(study.records, study.reported.rows, study.published)
+    tables = draw_up(study, summary, find_variants(study.records, study.predictions, _bases(study)))
+    pictures = draw_figures(study, summary)
+    page = report_page(study, tables, pictures)
+    images = {f"figures/{name}.png": picture.formats["svg"] for name, picture in pictures.items()}
+    texts = {
+        "summary.csv": csv_table(summary),
+        "parameters.csv": csv_table(parameters_table(study.records, study.reported.rows)),
+        "report.md": page,
+        "report.html": html_page(title_of(study), page, images),
+        "checklist.md": checklist_page(study),
+    }
+    for name, table in tables.items():
+        texts |= {f"tables/{file}": text for file, text in table.files(name).items()}
+    for record in study.records:
+        if record.config:
+            texts[config_path(record)] = yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True)
+    contents = {name: text.encode() for name, text in texts.items()}
+    for name, picture in pictures.items():
+        contents |= {f"figures/{name}.{end}": data for end, data in picture.formats.items()}
+    return contents
 
 
-def draw_figures(study: Study, summary: pd.DataFrame) -> dict[str, Picture]:
-    """The figures for which there are data, by file name."""
-    encoder = encoder_label(study.records)
-    accuracies = "; ".join(
-        f"{row.experiment} {_percent(row.test_accuracy)}, reported {_percent(row.reported_test_accuracy)}"
-        for row in rows_of(summary)
-    )
-    pictures = {}
-    if summary["test_accuracy"].notna().any():
-        for name, plot, what in (
-            ("ours_and_reported", plots.ours_and_reported, "Test accuracy of each experiment beside the reported one"),
-            ("accuracy_by_trainable", plots.accuracy_by_trainable, "Test accuracy against trainable parameters"),
-        ):
-            height = 2.2 + 0.5 * len(summary) if name == "ours_and_reported" else 4.4
-            drawn = plots.draw(partial(plot, summary, study.reported, encoder), height=height)
-            pictures[name] = Picture(drawn, f"{what}, {encoder}: {accuracies}")
-    for name, column, what in (
-        ("validation_accuracy", "val_accuracy", "Validation accuracy per epoch"),
-        ("training_loss", "train_loss", "Training loss per epoch"),
-    ):
-        if any(not rows.empty and rows[column].notna().any() for rows in study.curves.values()):
-            plot = partial(plots.learning_curves, study.curves, column, encoder)
-            drawn = plots.draw(plot, height=3.8 + 0.12 * len(study.curves))
-            pictures[name] = Picture(drawn, f"{what}, {encoder}, one line per experiment")
-    for name, column, label, what in (
-        ("training_time", "train_seconds", "seconds of training steps, mean over seeds", "Training time"),
-        ("peak_memory", "peak_memory_mib", _memory_label(summary), "Peak memory"),
-    ):
-        if summary[column].notna().any():
-            plot = partial(plots.bars, summary, column, label, what, encoder)
-            values = "; ".join(f"{row.experiment} {_number(getattr(row, column))}" for row in rows_of(summary))
-            pictures[name] = Picture(plots.draw(plot, height=1.5 + 0.55 * len(summary)), f"{what}, {label}: {values}")
-    return pictures
+def readme_results(results_dir: Path) -> str:
+    """The results of a study as Markdown for a README at the root of the repository.
 
-
-def html_page(title: str, markdown: str, svg_images: Mapping[str, bytes]) -> str:
-    """Render Markdown as one self-contained HTML page: style and images inside, nothing loaded, no script.
-
-    Raw HTML in the Markdown is shown as text. Every table gets a container that scrolls sideways, so that a wide one
-    does not widen the page on a phone.
+    The comparison beside the article, how many claims got which verdict, and a link to the report.
 
     Args:
-        title: Title of the page, plain text.
-        markdown: CommonMark with tables.
-        svg_images: For each image address in the Markdown, the SVG to embed in its place.
+        results_dir: Folder of the study, relative to the README.
+
+    Raises:
+        ConfigError: there is no record.
     """
-    parser = MarkdownIt("commonmark", {"html": False}).enable("table")
-
-    def image(self: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
-        token = tokens[index]
-        svg = svg_images[str(token.attrs["src"])]
-        token.attrSet("src", "data:image/svg+xml;base64," + base64.b64encode(svg).decode("ascii"))
-        return str(self.image(tokens, index, options, env))
-
-    def table_open(self: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
-        return '<div class="table" role="region" aria-label="table" tabindex="0"><table>\n'
-
-    def table_close(self: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
-        return "</table></div>\n"
-
-    for rule in (image, table_open, table_close):
-        parser.add_render_rule(rule.__name__, rule)
-    template = Template(files("lora_study").joinpath("page.html").read_text(encoding="utf-8"))
-    return template.substitute(title=html.escape(title), body=parser.render(markdown))
+    study = read_study(results_dir)
+    summary = summary_table(study.records, study.reported.rows)
+    comparison = draw_up(study, summary, [])["comparison"]
+    folder = results_dir.as_posix()
+    return "\n\n".join(
+        [
+            f"**{escape(comparison.title)}**",
+            comparison.markdown(),
+            f"{verdicts_in_words(study)} The [report]({folder}/report.md) has the evidence for each and all that was "
+            f"run, the [checklist]({folder}/checklist.md) what is needed to repeat it.",
+        ]
+    )
 
 
-def _fingerprint(record: Record) -> Any:
-    fingerprint = record.data.get("fingerprint")
-    return fingerprint.get("test") if isinstance(fingerprint, Mapping) else fingerprint
+def _bases(study: Study) -> list[str]:
+    """Experiments that variants may vary: those the article or its companion script reported."""
+    return [*study.reported.rows, *(name for name in study.reported.layerwise if name not in study.reported.rows)]
 
 
-def _read_curves(path: Path) -> pd.DataFrame:
-    columns = ["epoch", "train_loss", "val_accuracy"]
-    rows = pd.read_csv(path)
-    missing = [column for column in columns if column not in rows]
-    if missing:
-        raise ValueError(f"column {', '.join(missing)} is missing")
-    return rows[columns].astype("float64")
-
-
-def _memory_label(summary: pd.DataFrame) -> str:
-    kinds = sorted(set(summary.memory_kind.dropna()))
-    return f"peak memory (MiB), {' / '.join(kinds)}" if kinds else "peak memory (MiB)"
-
-
-def _percent(value: float) -> str:
-    return "missing" if pd.isna(value) else f"{value:.2f}%"
-
-
-def _number(value: float) -> str:
-    return "not measured" if pd.isna(value) else f"{value:,.1f}"
-
-
-def _csv(frame: pd.DataFrame) -> bytes:
-    # Ten digits hide the last bits of a mean, which differ between machines.
-    return bytes(frame.to_csv(index=False, float_format="%.10g", lineterminator="\n").encode())
+def _named_by(page: Path) -> set[str]:
+    """The files of figures and tables that a report's page links, as paths beside it; none if there is no page."""
+    if not page.exists():
+        return set()
+    found = LINK.findall(page.read_text(encoding="utf-8", errors="replace"))
+    return {f"{folder}/{Path(unquote(stem)).name}.{end}" for folder, stem in found for end in ENDINGS[folder]}

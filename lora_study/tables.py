@@ -5,7 +5,6 @@ Accuracies, shares and differences are in percent (points); a value that is miss
 
 import json
 import math
-import re
 import statistics
 import warnings
 from collections import Counter
@@ -13,11 +12,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
-from scipy.stats import binomtest
 
 from lora_study.config import flatten
+from lora_study.formats import markdown_table as markdown_table
+from lora_study.formats import plain as plain
 from lora_study.records import Record
 from lora_study.reported import ReportedRow
+from lora_study.statistics import accuracy_over_seeds
 
 # Columns of the summary and how they are stored; pandas' Int64 is an integer that may be missing.
 SUMMARY = {
@@ -29,8 +30,10 @@ SUMMARY = {
     "test_reviews": "Int64",
     "test_accuracy": "float64",  # mean over seeds, as are val, train, seconds and memory
     "test_spread": "float64",  # sample standard deviation over seeds; null for one seed
-    "test_low": "float64",  # Wilson 95% interval of that accuracy on one run's test reviews
+    "test_low": "float64",  # 95% interval of the mean: test reviews and, from two seeds on, seeds
     "test_high": "float64",
+    "sampling_low": "float64",  # Wilson's 95% interval: the part of it that comes from the test reviews
+    "sampling_high": "float64",
     "val_accuracy": "float64",
     "train_accuracy": "float64",
     "published_test_accuracy": "float64",
@@ -85,7 +88,8 @@ def summary_table(
         done = [record for record in group if record.status == "completed"]
         row = reported.get(name)
         accuracy, reviews = mean(done, "metrics.test.accuracy"), _first(done, "metrics.test.n")
-        low, high = interval(accuracy, reviews)
+        accuracies = all_measured(done, "metrics.test.accuracy")
+        error = accuracy_over_seeds(accuracies, int(reviews)) if accuracies and reviews else None
         trainable, total = _first(group, "parameters.trainable"), _first(group, "parameters.total")
         kinds = {record.memory.get("kind") for record in done}
         rows.append(
@@ -98,8 +102,10 @@ def summary_table(
                 "test_reviews": reviews,
                 "test_accuracy": _times(accuracy, 100),
                 "test_spread": _times(spread(done, "metrics.test.accuracy"), 100),
-                "test_low": _times(low, 100),
-                "test_high": _times(high, 100),
+                "test_low": error and 100 * error.interval[0],
+                "test_high": error and 100 * error.interval[1],
+                "sampling_low": error and 100 * error.sampling[0],
+                "sampling_high": error and 100 * error.sampling[1],
                 "val_accuracy": _times(mean(done, "metrics.val.accuracy"), 100),
                 "train_accuracy": _times(mean(done, "metrics.train.accuracy"), 100),
                 "published_test_accuracy": _times(mean(earlier.get(name, []), "metrics.test.accuracy"), 100),
@@ -156,7 +162,7 @@ def facts_table(facts: Mapping[str, Iterable[Mapping[str, Any]]]) -> pd.DataFram
             if name not in names:
                 names.append(name)
     rows = [
-        {**{key: plain(value) for key, value in fact.items()}, "experiments": _all_or(names, len(facts))}
+        {**{key: plain(value) for key, value in fact.items()}, "experiments": all_or(names, len(facts))}
         for fact, names in holds.values()
     ]
     fields = [next(iter(row.values())) for row in rows]
@@ -203,14 +209,6 @@ def encoder_label(records: Iterable[Record]) -> str:
     return "; ".join(sorted(labels)) or "encoder: unknown"
 
 
-def interval(accuracy: float | None, reviews: float | None) -> tuple[float | None, float | None]:
-    """Wilson's 95% interval of an accuracy (a fraction) measured on a number of reviews."""
-    if accuracy is None or not reviews:
-        return None, None
-    low, high = binomtest(round(accuracy * reviews), int(reviews)).proportion_ci(method="wilson")
-    return float(low), float(high)
-
-
 def measured(record: Record, path: str) -> float | None:
     """A number of a record by its dotted path, such as 'metrics.test.accuracy'; None if it is missing."""
     section, *keys = path.split(".")
@@ -223,57 +221,19 @@ def measured(record: Record, path: str) -> float | None:
 
 def mean(records: Iterable[Record], path: str) -> float | None:
     """Mean over the records that have the value."""
-    values = _all_measured(records, path)
+    values = all_measured(records, path)
     return statistics.fmean(values) if values else None
 
 
 def spread(records: Iterable[Record], path: str) -> float | None:
     """Sample standard deviation over the records that have the value; None for fewer than two."""
-    values = _all_measured(records, path)
+    values = all_measured(records, path)
     return statistics.stdev(values) if len(values) > 1 else None
 
 
 def rows_of(frame: pd.DataFrame) -> list[Any]:
     """The rows of a table, with the columns as attributes."""
     return list(frame.itertuples())
-
-
-def markdown_table(frame: pd.DataFrame, markdown: str | None = None) -> str:
-    """A data frame as a Markdown table: text escaped, numbers right-aligned, '—' where a value is missing.
-
-    Args:
-        frame: The table; its index is not shown.
-        markdown: A column whose text is Markdown already and is not escaped.
-    """
-
-    def cell(column: str, value: Any) -> str:
-        if pd.isna(value):
-            return "—"
-        if isinstance(value, str):
-            return value if column == markdown else escape(value)
-        return f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
-
-    rules = ["---:" if pd.api.types.is_numeric_dtype(dtype) else "---" for dtype in frame.dtypes]
-    columns = [[cell(column, value) for value in frame[column]] for column in frame.columns]
-    lines = [[escape(str(column)) for column in frame.columns], rules, *map(list, zip(*columns, strict=True))]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def escape(text: str) -> str:
-    """Any text as Markdown that shows it, on one line; underscores inside a name need no escape."""
-    one_line = re.sub(r"[^\S\u00a0]+", " ", text).strip(" ")
-    text = re.sub(r"([\\`*\[\]<>|&~])", r"\\\1", one_line)
-    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
-
-
-def plain(value: Any) -> str | None:
-    """A JSON value as a reader writes it: text as it is, lists with commas, null as None."""
-    if isinstance(value, str | None):
-        return value
-    if isinstance(value, list):
-        return ", ".join(str(plain(item)) for item in value)
-    is_count = isinstance(value, int) and not isinstance(value, bool)
-    return f"{value:,}" if is_count else json.dumps(value, default=str)
 
 
 def in_order(names: Iterable[str], reported: Mapping[str, ReportedRow]) -> list[str]:
@@ -301,7 +261,8 @@ def _setup(record: Record) -> dict[str, Any]:
     }
 
 
-def _all_or(names: list[str], everyone: int) -> str:
+def all_or(names: list[str], everyone: int) -> str:
+    """Names of experiments with commas, or 'all' where they are all there are."""
     return "all" if len(names) == everyone else ", ".join(names)
 
 
@@ -309,12 +270,13 @@ def _completed(records: Iterable[Record]) -> list[Record]:
     return [record for record in records if record.status == "completed"]
 
 
-def _all_measured(records: Iterable[Record], path: str) -> list[float]:
+def all_measured(records: Iterable[Record], path: str) -> list[float]:
+    """The numbers of the records that have one; see `measured`."""
     return [value for record in records if (value := measured(record, path)) is not None]
 
 
 def _first(records: Iterable[Record], path: str) -> float | None:
-    return next(iter(_all_measured(records, path)), None)
+    return next(iter(all_measured(records, path)), None)
 
 
 def _times(value: float | None, factor: float) -> float | None:

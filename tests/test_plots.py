@@ -12,6 +12,7 @@ from fabricate import curves, failed, record
 from matplotlib.figure import Figure
 
 from lora_study import plots
+from lora_study.predictions import Reliability
 from lora_study.reported import load_reported
 from lora_study.tables import summary_table
 
@@ -33,7 +34,11 @@ def ax():
 
 @pytest.fixture(scope="module")
 def histories():
-    return {name: pd.read_csv(io.StringIO(curves(0.02 * i))) for i, name in enumerate(NAMES)}
+    return {name: history(0.02 * i) for i, name in enumerate(NAMES)}
+
+
+def history(shift, seed=1):
+    return pd.read_csv(io.StringIO(curves(shift))).assign(seed=seed)
 
 
 def drawn_points(ax):
@@ -46,6 +51,7 @@ def all_plots(summary, histories):
         "reported": partial(plots.ours_and_reported, summary, REPORTED, ENCODER),
         "loss": partial(plots.learning_curves, histories, "train_loss", ENCODER),
         "val": partial(plots.learning_curves, histories, "val_accuracy", ENCODER),
+        "layers": partial(plots.layerwise, summary, REPORTED.layerwise, ENCODER),
         "time": partial(plots.bars, summary, "train_seconds", "seconds", "Training time", ENCODER),
     }
 
@@ -103,13 +109,46 @@ def test_published_run_is_drawn_where_there_is_one(ax):
     assert "published run" in [text.get_text() for text in ax.get_legend().get_texts()]
 
 
-def test_learning_curves_average_each_epoch(histories, ax):
-    both = pd.concat([histories["lora_default"], histories["full"]])
-    plots.learning_curves({"both": both, "nothing": pd.DataFrame()}, "val_accuracy", ENCODER, ax)
-    (line,) = ax.lines
-    assert line.get_label() == "both"
-    expected = [100 * (0.6 + 0.06 * epoch - (0.02 + 0.06) / 2) for epoch in (1, 2, 3)]
-    np.testing.assert_allclose(line.get_data(), [[1, 2, 3], expected])
+def test_learning_curves_are_means_over_seeds_in_a_band_of_their_range(ax):
+    both = pd.concat([history(0.02, seed=1), history(0.06, seed=2)])
+    one = history(0.0)
+    plots.learning_curves({"both": both, "one": one, "nothing": pd.DataFrame()}, "val_accuracy", ENCODER, ax)
+    assert [line.get_label() for line in ax.lines] == ["both", "one"]
+    expected = [100 * (0.6 + 0.06 * epoch - 0.04) for epoch in (1, 2, 3)]
+    np.testing.assert_allclose(ax.lines[0].get_data(), [[1, 2, 3], expected])
+    (band,) = ax.collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    np.testing.assert_allclose([heights.min(), heights.max()], [expected[0] - 2, expected[2] + 2])
+    assert "range over seeds" in ax.get_title(loc="left") + ax.get_title()
+
+
+def test_layerwise_puts_ours_over_the_reported_row(ax):
+    rows = {name: REPORTED.rows[name] for name in NAMES}
+    summary = summary_table([record("full", test=0.8), record("lora_best", test=0.7)], rows)
+    plots.layerwise(summary, rows, ENCODER, ax)
+    assert {(2.0, 70.0), (3.0, 80.0), (0.0, 86.22), (3.0, 92.31)} <= drawn_points(ax)
+    assert [label.get_text() for label in ax.get_xticklabels()] == list(NAMES)
+
+
+def test_confusion_shows_counts_and_shares_of_the_true_class(ax):
+    plots.confusion(np.array([[30.0, 10.0], [5.0, 0.0]]), ax)
+    texts = {text.get_position(): text.get_text() for text in ax.texts}
+    assert texts == {(0, 0): "30\n75.0%", (1, 0): "10\n25.0%", (0, 1): "5\n100.0%", (1, 1): "0\n0.0%"}
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("predicted", "true")
+
+
+def test_calibration_draws_each_bin_and_the_error(ax):
+    found = Reliability(np.array([0.2, 0.9]), np.array([0.1, 0.7]), np.array([3, 1]), 0.125)
+    plots.calibration(found, ax)
+    assert {(0.2, 0.1), (0.9, 0.7)} <= drawn_points(ax)
+    assert "calibration error 12.5 points" in ax.get_title(loc="left") + ax.get_title()
+
+
+def test_plots_stand_side_by_side_under_a_title():
+    drawn = [plots.draw(lambda ax: ax.plot([0, 1]), title=title) for title in (None, "one", "two")]
+    assert len({image["png"] for image in drawn}) == 3
+    two = plots.draw(lambda ax: ax.set_title("left"), lambda ax: ax.set_title("right"))
+    assert two["png"].startswith(b"\x89PNG")
 
 
 def test_bars_show_values_and_what_was_not_measured(ax):

@@ -2,24 +2,53 @@
 
 import html.parser
 import logging
+import re
+import shutil
 import subprocess
 import sys
 
 import pandas as pd
 import pytest
-from fabricate import curves, failed, record, write_run, write_study
+import yaml
+from fabricate import curves, failed, record, write_run
+from fabricate_predictions import predictions, write_whole_run, write_whole_study
 
 from lora_study.config import ConfigError
+from lora_study.config_files import load_experiment
+from lora_study.exhibits import draw_up
 from lora_study.pages import report_page
-from lora_study.report import read_study, write_report
-from lora_study.tables import parameters_table, summary_table
+from lora_study.records import run_dir
+from lora_study.report import readme_results, write_report
+from lora_study.report_inputs import read_study
+from lora_study.reported import load_reported
+from lora_study.tables import summary_table
+from lora_study.variants import find_variants
+from lora_study.webpage import html_page
+
+ENCODER = "stand-in encoder: all-MiniLM-L6-v2"
+NAMES = ("last_two_layers", "lora_default", "lora_best", "full", "lora_default_short")
+FIGURES = {"ours_and_reported", "accuracy_by_trainable", "validation_accuracy", "training_loss", "training_time"}
+FIGURES |= {"peak_memory", *(f"errors_{name}" for name in NAMES)}
+TABLES = {
+    "verdict_counts",
+    "verdicts",
+    "comparison",
+    "parts",
+    "parameters",
+    "cost",
+    "claims",
+    "deviations",
+    "variants",
+    "errors",
+}
+TABLES |= {"variants", "errors", "contamination", "compute", "data", "machine", "runs", "commands"}
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """A reported study: its folder, and every file of the report by its path in it."""
     folder = tmp_path_factory.mktemp("results") / "embedded"
-    write_study(folder)
+    write_whole_study(folder)
     paths = write_report(folder)
     return folder, {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
@@ -31,25 +60,27 @@ def results(tmp_path):
 
 
 class Page(html.parser.HTMLParser):
-    """The tags of a page and the addresses it names."""
+    """The tags of a page, its pictures and the addresses it names."""
 
     def __init__(self, text):
         super().__init__()
-        self.tags, self.images, self.links = [], [], []
+        self.tags, self.images, self.links, self.ids = [], [], [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         values = dict(attrs)
         self.tags.append(tag)
-        self.images += [values] if tag == "img" else []
+        self.images += [values] if values.get("role") == "img" or tag == "img" else []
         self.links += [value for key, value in attrs if key in ("href", "src")]
+        self.ids += [values["id"]] if "id" in values and tag not in ("path", "clippath") else []
 
 
 def page_of(results, published=None):
     """The report's Markdown alone, without the time it takes to draw."""
     study = read_study(results, published)
     summary = summary_table(study.records, study.reported.rows, study.published)
-    return report_page(study, summary, parameters_table(study.records, study.reported.rows), {})
+    variants = find_variants(study.records, study.predictions, study.reported.rows)
+    return report_page(study, draw_up(study, summary, variants), {})
 
 
 def section(page, title):
@@ -57,82 +88,166 @@ def section(page, title):
 
 
 def test_writes_tables_figures_and_pages(study):
-    _, files = study
-    figures = ("ours_and_reported", "accuracy_by_trainable", "validation_accuracy", "training_loss")
-    figures += ("training_time", "peak_memory")
-    assert set(files) == {"summary.csv", "parameters.csv", "report.md", "report.html"} | {
-        f"figures/{name}.{end}" for name in figures for end in ("png", "svg")
+    folder, files = study
+    assert set(files) == {
+        *("summary.csv", "parameters.csv", "report.md", "report.html", "checklist.md"),
+        *(f"figures/{name}.{end}" for name in FIGURES for end in ("png", "svg")),
+        *(f"tables/{name}.{end}" for name in TABLES for end in ("csv", "md", "tex")),
+        *(path.relative_to(folder).with_name("config.yaml").as_posix() for path in folder.glob("*/*/record.json")),
     }
-    summary = pd.read_csv(study[0] / "summary.csv").set_index("experiment")
-    assert list(summary.index) == ["last_two_layers", "lora_default", "lora_best", "full"]
+    summary = pd.read_csv(folder / "summary.csv").set_index("experiment")
+    assert list(summary.index) == list(NAMES)
     assert summary.loc["lora_default", "test_accuracy"] == 78.0
     assert summary.loc["full", "failed"] == 1
-    assert pd.read_csv(study[0] / "parameters.csv").loc[3, "reported_trainable"] == 66_955_010
+    assert pd.read_csv(folder / "parameters.csv").loc[3, "reported_trainable"] == 66_955_010
 
 
 def test_the_same_records_give_the_same_bytes_anywhere(study, tmp_path):
-    folder, files = study
-    write_report(folder)
-    assert {name: (folder / name).read_bytes() for name in files} == files
+    _, files = study
     elsewhere = tmp_path / "embedded"
-    write_study(elsewhere)
+    write_whole_study(elsewhere)
     assert {path.relative_to(elsewhere).as_posix(): path.read_bytes() for path in write_report(elsewhere)} == files
 
 
-def test_says_first_that_the_encoder_is_a_stand_in(study):
-    opening = study[1]["report.md"].decode().partition("\n## ")[0]
-    assert "stand-in encoder: all-MiniLM-L6-v2" in opening
-    assert "distilbert-base-uncased itself was not run" in opening
-    assert "its numbers are not those of distilbert-base-uncased" in opening
-    assert "make reproduce PROFILE=reference" in opening
+def test_every_table_and_figure_names_the_encoder(study):
+    _, files = study
+    for name in TABLES:
+        assert ENCODER in files[f"tables/{name}.tex"].decode().partition("\n\\label")[0]
+        assert files[f"tables/{name}.md"].decode().splitlines()[0].endswith(ENCODER)
+    page = Page(files["report.html"].decode())
+    assert all(ENCODER in image["aria-label"] for image in page.images)
 
 
-def test_says_nothing_of_a_stand_in_for_the_article_s_encoder(results):
-    encoder = {"name": "distilbert-base-uncased", "stand_in": False}
-    write_run(results, record(provenance={"encoder": encoder}))
-    page = page_of(results)
-    assert "encoder: distilbert-base-uncased" in page
-    assert "stand-in" not in page and "was not run" not in page
+def test_tables_are_the_same_in_every_format(study):
+    _, files = study
+    for name in TABLES:
+        rows = len(pd.read_csv(study[0] / f"tables/{name}.csv"))
+        assert files[f"tables/{name}.tex"].decode().count(r" \\") == rows + 1
+        assert files[f"tables/{name}.md"].decode().count("\n|") == rows + 2
 
 
-def test_names_every_run_deviation_and_fact(study):
+def test_verdicts_come_first_with_evidence_and_links_to_the_runs(study):
+    page = study[1]["report.md"].decode()
+    headings = [line for line in page.splitlines() if line.startswith("## ")]
+    assert headings[0] == "## Verdicts"
+    claims = pd.read_csv(study[0] / "tables" / "claims.csv")
+    counted = section(page, "Verdicts").partition("**")[2].partition("**")[0]
+    assert counted.startswith(f"{len(claims)} claims: ")
+    for verdict, count in claims["verdict"].value_counts().items():
+        assert f"{count} {verdict}" in counted
+    assert pd.read_csv(study[0] / "tables" / "verdict_counts.csv")["claims"].sum() == len(claims)
+    assert claims["evidence"].notna().all()
+    assert "| same direction | Default LoRA beats training the last two layers. |" in section(page, "Verdicts")
+    assert "](lora_default/seed-1)" in section(page, "Evidence for the claims")
+
+
+def test_the_stand_in_never_reproduces_what_was_measured(study):
+    counts = pd.read_csv(study[0] / "tables" / "verdict_counts.csv").set_index("kind of claim")
+    measured = counts.loc[["accuracies", "which is more accurate", "which is as accurate", "time and memory"]]
+    assert measured["reproduced"].sum() == 0 and "not reproduced" not in counts
+    assert measured["same direction"].sum() > 0
+
+
+def test_a_variant_is_compared_and_measures_a_departure(study):
+    page = study[1]["report.md"].decode()
+    departures = section(page, "Departures from the article")
+    assert "| lora_default_short | lora_default | data.max_length: 512 to 128 | -3.00 |" in departures
+    assert "| data.max_length | 512 | 128 | lora_default_short | -3.00 (" in departures
+    assert "| data.source | hub | embedded | all | not measured |" in departures
+
+
+def test_compute_counts_failed_runs(study):
+    page = section(study[1]["report.md"].decode(), "Time, memory and compute spent")
+    assert "All 8 runs together took 0.27 hours of wall time, 0.00 of them in 1 failed run; 1 of them ended" in page
+
+
+def test_the_config_of_a_run_runs_it_again(study):
+    folder, files = study
+    path = "lora_default/seed-2/config.yaml"
+    assert f"`lora-study run --config results/embedded/{path}`" in files["report.md"].decode()
+    config = load_experiment([folder / path])
+    assert (config.name, config.seed) == ("lora_default", 2)
+    assert yaml.safe_load(files[path]) == record(seed=2).config
+
+
+def test_the_readme_block_is_the_comparison_and_the_verdicts(study):
+    block = readme_results(study[0])
+    assert f"beside the article's, {ENCODER}" in block and "| lora_best | 80.20 |" in block
+    assert f"({study[0].as_posix()}/report.md)" in block and " claims: " in block
+    assert not any(line.startswith("#") for line in block.splitlines())
+
+
+def test_figures_and_tables_that_no_longer_apply_are_removed_and_nothing_else(results):
+    layer = next(name for name, row in load_reported().layerwise.items() if row.mode == "partial")
+    write_whole_run(results, record("full"))
+    write_whole_run(results, record(layer, mode="partial", config={"mode": "partial"}))
+    write_report(results)
+    assert (results / "figures" / "layerwise.png").exists()
+    mine = [results / "figures" / "mine.png", results / "tables" / "mine.csv"]
+    for path in mine:
+        path.write_text("a file the report did not write")
+    shutil.rmtree(results / layer)
+    write_report(results)
+    assert sorted(path.name for path in results.glob("figures/errors_*")) == ["errors_full.png", "errors_full.svg"]
+    assert not list(results.glob("figures/layerwise.*")) and all(path.exists() for path in mine)
+
+
+def test_names_every_run_and_fact(study):
     page = study[1]["report.md"].decode()
     runs = section(page, "Runs")
-    assert runs.count("| completed |") == 6 and "loss is not finite" in runs
-    assert "[record.json](lora_default/seed-2/record.json)" in runs
-    assert "| data.source | hub | embedded | all |" in section(page, "Deviations from the article")
+    assert runs.count("| completed |") == 7 and "loss is not finite" in runs
+    assert "[lora_default/seed-2/record.json](lora_default/seed-2/record.json)" in runs
     assert "| overlap.across.test_in_train | 4 | all |" in section(page, "Data")
+    assert "| test reviews with a copy in train | 4 | — | 1,000 | 0.40 | all |" in section(page, "Contamination")
     assert "| versions.torch | 2.13.0 | all |" in section(page, "Hardware and versions")
-    assert "lora-study report --results-dir" in section(page, "How to regenerate")
-    assert "| full | 80.80 | 92.31 | -11.51 |" in section(page, "Comparison with the article")
+    assert "lora-study report --results-dir results/embedded" in section(page, "How to regenerate")
+    comparison = section(page, "Comparison with the article")
+    assert "| full | 80.80 | 78.24\u00a0to\u00a083.12 | 92.31 | -11.51 |" in comparison
 
 
-def test_every_link_and_image_of_the_markdown_exists(study):
+def test_every_link_and_image_exists(study):
     folder, files = study
     page = Page(files["report.html"].decode())
-    records = [link for link in page.links if not link.startswith("data:")]
-    assert len(records) == 7 and all((folder / link).is_file() for link in records)
-    assert files["report.md"].decode().count("](figures/") == 6
-    for name in ("ours_and_reported", "peak_memory"):
-        assert f"](figures/{name}.png)" in files["report.md"].decode()
+    sections = [link.removeprefix("#") for link in page.links if link.startswith("#") and link[1:] in page.ids]
+    assert len(set(sections)) == sum(line.startswith("## ") for line in files["report.md"].decode().splitlines())
+    paths = [link for link in page.links if not link.startswith("#")]
+    assert len(paths) > 50 and all((folder / path).exists() for path in paths)
+    markdown = files["report.md"].decode()
+    assert all(f"](figures/{name}.png)" in markdown for name in FIGURES)
+    assert markdown.count("](figures/") == len(FIGURES)
+    checklist_links = [part.partition(")")[0] for part in files["checklist.md"].decode().split("](")[1:]]
+    anchors = {link.partition("#")[2] for link in checklist_links} - {""}
+    assert len(anchors) > 5 and anchors <= set(page.ids)
 
 
 def test_html_is_self_contained_and_described(study):
     page = Page(study[1]["report.html"].decode())
-    assert len(page.images) == 6
-    assert all(image["src"].startswith("data:image/svg+xml;base64,") for image in page.images)
-    assert all(len(image["alt"]) > 30 for image in page.images)
-    assert not {"script", "link", "iframe"} & set(page.tags)
-    assert "lora_best 80.20%, reported 92.39%" in page.images[0]["alt"]
+    assert len(page.images) == len(FIGURES)
+    assert all(len(image["aria-label"]) > 80 for image in page.images)
+    assert "lora_best 80.20%, reported 92.39%" in page.images[0]["aria-label"]
+    assert not {"link", "iframe", "img", "object"} & set(page.tags)
+    assert page.tags.count("script") == 1 and len(set(page.ids)) == len(page.ids)
+    assert not any("//" in link for link in page.links)
+
+
+def test_drawings_take_the_page_s_colours():
+    svg = b'<?xml version="1.0"?>\n<svg width="10pt" height="5pt" viewBox="0 0 10 5"><metadata>x</metadata>'
+    svg += (
+        b'<g id="axes_1"><path id="m12" style="fill: #262626; stroke: #0072b2"/><path style="fill: #ffffff"/></g></svg>'
+    )
+    page = html_page("t", "![a <b> c](x.png)", {"x.png": svg})
+    assert '<svg role="img" aria-label="a &lt;b&gt; c" style="max-width: 15px"' in page
+    assert '<path id="m12" style="fill: currentColor; stroke: #0072b2"/><path style="fill: var(--paper)"/>' in page
+    assert not re.search("<metadata|axes_1|10pt|5pt", page)
 
 
 def test_published_run_stands_beside_this_one(results):
     write_run(results, record(test=0.8))
     write_run(results.parent / "published" / "mine", record(test=0.77))
-    assert "| lora_default | 80.00 | 77.00 | 89.44 |" in page_of(results)
+    assert "| 77.00 | 89.44 |" in page_of(results)
     other = results.parent / "other"
     write_run(other, record(test=0.71))
-    assert "| lora_default | 80.00 | 71.00 | 89.44 |" in page_of(results, other)
+    assert "| 71.00 | 89.44 |" in page_of(results, other)
 
 
 def test_an_empty_published_copy_is_pointed_out(results, tmp_path):
@@ -146,16 +261,21 @@ def test_a_folder_is_not_its_own_published_copy(results):
 
 
 def test_what_cannot_be_read_is_named_and_the_rest_reported(results, caplog):
-    write_run(results, record("lora_default"))
-    write_run(results, record("full"), curves_text="step,epoch\n1,1\n")
+    write_whole_run(results, record("lora_default"))
+    write_whole_run(results, record("full"), curves_text="step,epoch\n1,1\n")
     write_run(results, record("lora_best"), curves_text="")
+    wrong = predictions(record("full", test=0.1))
+    wrong.to_parquet(run_dir(results, "full", 1) / "predictions.parquet")
+    (results / "full" / "seed-7").mkdir()
     broken = results / "last_two_layers" / "seed-1" / "record.json"
     broken.parent.mkdir(parents=True)
     broken.write_text("{")
     with caplog.at_level(logging.WARNING):
         write_report(results)
     warnings = section((results / "report.md").read_text(), "Warnings")
-    for name in ("last_two_layers/seed-1/record.json", "full/seed-1/curves.csv", "lora_best/seed-1/curves.csv"):
+    unusable = ("last_two_layers/seed-1/record.json", "full/seed-1/curves.csv", "lora_best/seed-1/curves.csv")
+    unusable += ("full/seed-1/predictions.parquet", "lora_best/seed-1/predictions.parquet", "full/seed-7 has no record")
+    for name in unusable:
         assert name in warnings and name in caplog.text
     assert str(results) not in warnings
     assert (results / "figures" / "training_loss.png").exists()  # of lora_default
@@ -192,8 +312,9 @@ def test_text_from_records_cannot_become_markup(results):
     write_run(results, failed("full", error=evil))
     write_report(results)
     page = Page((results / "report.html").read_text())
-    assert page.tags.count("h1") == 1 and len(page.images) == 6
-    assert all(link.startswith("data:") or link.endswith("/record.json") for link in page.links)
+    assert page.tags.count("h1") == 1 and page.tags.count("script") == 1 and "img" not in page.tags
+    endings = (".json", ".csv", ".md", ".tex", "/seed-1")
+    assert all(link.startswith("#") or link.endswith(endings) for link in page.links)
 
 
 def test_mistakes_are_one_line(tmp_path):

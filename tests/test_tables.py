@@ -5,10 +5,9 @@ import dataclasses
 import pandas as pd
 import pytest
 from fabricate import failed, record
-from markdown_it import MarkdownIt
 
 from lora_study.reported import load_reported
-from lora_study.tables import comparable, encoder_label, facts_table, markdown_table, parameters_table, summary_table
+from lora_study.tables import comparable, encoder_label, facts_table, parameters_table, summary_table
 
 ROWS = load_reported().rows
 
@@ -74,6 +73,14 @@ def test_the_interval_is_wilson_s():
     scale = 1 + z * z / n
     assert row.test_low == pytest.approx(100 * (centre - half) / scale, abs=1e-4)
     assert row.test_high == pytest.approx(100 * (centre + half) / scale, abs=1e-4)
+
+
+def test_two_seeds_widen_the_interval_and_sampling_stays_apart():
+    one = row_of(summary_table([record(seed=1, test=0.80)], ROWS), "lora_default")
+    two = row_of(summary_table([record(seed=1, test=0.79), record(seed=2, test=0.81)], ROWS), "lora_default")
+    assert (one.sampling_low, one.sampling_high) == (one.test_low, one.test_high)
+    assert (two.sampling_low, two.sampling_high) == (one.sampling_low, one.sampling_high)
+    assert two.test_low < two.sampling_low and two.sampling_high < two.test_high
 
 
 def test_what_is_missing_stays_missing():
@@ -164,29 +171,3 @@ def test_facts_name_the_experiments_they_hold_for():
     assert list(table.field) == ["x", "y", "y"]
     assert list(table.experiments) == ["all", "a, c", "b"]
     assert list(table.value[[0, 2]]) == ["1", "1, two"] and pd.isna(table.value[1])
-
-
-def test_markdown_shows_the_text_of_every_cell():
-    texts = [
-        "a|b",
-        "<script>alert(1)</script>",
-        "*x* _y_ `z`",
-        "[l](javascript:1)",
-        "two\nlines",
-        "a_b_c",
-        "&amp; ~~s~~",
-    ]
-    html = MarkdownIt("commonmark").enable("table").render(markdown_table(pd.DataFrame({"text": texts})))
-    for text in texts:
-        shown = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-        assert f"<td>{shown}</td>" in html
-
-
-def test_markdown_numbers():
-    frame = pd.DataFrame({"n": pd.array([1234567, None], dtype="Int64"), "x": [1234.5, None], "s": [None, "ok"]})
-    assert markdown_table(frame).splitlines() == [
-        "| n | x | s |",
-        "| ---: | ---: | --- |",
-        "| 1,234,567 | 1,234.50 | — |",
-        "| — | — | ok |",
-    ]

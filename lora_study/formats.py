@@ -1,0 +1,117 @@
+"""A data frame as text: Markdown, LaTeX with booktabs, CSV.
+
+Text is escaped, so that what a record says can never become markup. A missing value is '—', in CSV nothing.
+"""
+
+import json
+import re
+from collections.abc import Collection
+from typing import Any
+
+import pandas as pd
+
+MISSING = "—"
+LATEX = str.maketrans(
+    {
+        **{character: f"\\{character}" for character in "&%$#_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        "—": "---",
+        "\N{EN DASH}": "--",
+        "±": r"$\pm$",
+        "\N{MULTIPLICATION SIGN}": r"$\times$",
+        "≤": r"$\le$",
+        "≥": r"$\ge$",
+        "\N{MINUS SIGN}": r"$-$",
+        "\u00a0": "~",
+    }
+)
+
+
+def markdown_table(frame: pd.DataFrame, markdown: Collection[str] = ()) -> str:
+    """A data frame as a Markdown table: text escaped, numbers right-aligned, '—' where a value is missing.
+
+    Args:
+        frame: The table; its index is not shown.
+        markdown: Columns whose text is Markdown already and is not escaped.
+    """
+    rules = ["---:" if is_number else "---" for is_number in _numeric(frame)]
+    rows = [
+        [text if column in markdown else escape(text) for column, text in zip(frame.columns, row, strict=True)]
+        for row in _shown(frame)
+    ]
+    lines = [[escape(str(column)) for column in frame.columns], rules, *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def latex_table(frame: pd.DataFrame, caption: str, label: str) -> str:
+    """A data frame as a LaTeX table for the package booktabs; text escaped, numbers right-aligned.
+
+    Args:
+        frame: The table; its index is not shown.
+        caption: What the table shows, as plain text.
+        label: Its label, such as 'tab:comparison'.
+    """
+    columns = "".join("r" if is_number else "l" for is_number in _numeric(frame))
+    head, *rows = [" & ".join(map(latex_escape, row)) + r" \\" for row in [map(str, frame.columns), *_shown(frame)]]
+    return "\n".join(
+        [
+            r"\begin{table}[htbp]",
+            r"\centering",
+            rf"\caption{{{latex_escape(caption)}}}",
+            rf"\label{{{label}}}",
+            rf"\begin{{tabular}}{{{columns}}}",
+            *(r"\toprule", head, r"\midrule", *rows, r"\bottomrule"),
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def csv_table(frame: pd.DataFrame) -> str:
+    """A data frame as CSV; ten digits hide the last bits of a mean, which differ between machines."""
+    return str(frame.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
+
+
+def escape(text: str) -> str:
+    """Any text as Markdown that shows it, on one line; underscores inside a name need no escape."""
+    one_line = re.sub(r"[^\S\u00a0]+", " ", text).strip(" ")
+    text = re.sub(r"([\\`*\[\]<>|&~])", r"\\\1", one_line)
+    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
+
+
+def latex_escape(text: str) -> str:
+    """Any text as LaTeX that shows it, on one line."""
+    return re.sub(r"[^\S\u00a0]+", " ", text).strip(" ").translate(LATEX)
+
+
+def plain(value: Any) -> str | None:
+    """A JSON value as a reader writes it: text as it is, lists with commas, null as None."""
+    if isinstance(value, str | None):
+        return value
+    if isinstance(value, list):
+        return ", ".join(str(plain(item)) for item in value)
+    is_count = isinstance(value, int) and not isinstance(value, bool)
+    return f"{value:,}" if is_count else json.dumps(value, default=str)
+
+
+def _shown(frame: pd.DataFrame) -> list[tuple[str, ...]]:
+    """The rows as a reader sees them: two decimals, thousands apart."""
+
+    def text(value: Any) -> str:
+        if pd.isna(value):
+            return MISSING
+        if isinstance(value, str):
+            return value
+        return f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
+
+    return list(zip(*([text(value) for value in frame[column]] for column in frame.columns), strict=True))
+
+
+def _numeric(frame: pd.DataFrame) -> list[bool]:
+    return [pd.api.types.is_numeric_dtype(dtype) for dtype in frame.dtypes]

@@ -1,0 +1,154 @@
+"""What a report is made from: a study's runs, read and checked, and the verdicts on the claims they serve.
+
+What cannot be used is named in a warning and left out; it never stops the report.
+"""
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lora_study.claims import ClaimResult, evaluate, load_claims
+from lora_study.config import ConfigError
+from lora_study.predictions import read_predictions
+from lora_study.records import Record, read_records, run_dir
+from lora_study.reported import Reported, load_reported
+from lora_study.tables import comparable, in_order
+
+CURVES = ("epoch", "train_loss", "val_accuracy")
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a report is made from.
+
+    Attributes:
+        name: Name of the results folder.
+        address: Where the reader finds that folder, for the commands.
+        records: The runs that may stand together, failed ones included.
+        published: Those of the published copy; empty without one.
+        reported: What the article and its companion script reported; its rows are what this study is compared with.
+        curves: For each experiment, in the tables' order, the rows of its runs' ``curves.csv`` and their seed.
+        predictions: For each experiment the predictions of its completed runs by seed, where they can be read.
+        verdicts: One result per claim.
+        warnings: One line per record or file that was left out.
+    """
+
+    name: str
+    address: str
+    records: list[Record]
+    published: list[Record]
+    reported: Reported
+    curves: dict[str, pd.DataFrame]
+    predictions: dict[str, dict[int, pd.DataFrame]]
+    verdicts: list[ClaimResult]
+    warnings: list[str]
+
+
+def read_study(results_dir: Path, published_dir: Path | None = None, address: str | None = None) -> Study:
+    """Read and check what a report is made from.
+
+    Args:
+        results_dir: Folder of the study, with ``EXPERIMENT/seed-N/record.json`` below it.
+        published_dir: Folder of the published copy of the study; by default ``published/NAME`` beside the folder.
+        address: Where the reader finds the folder, for the commands; by default ``results/NAME``.
+
+    Raises:
+        ConfigError: there is no record that can be read.
+    """
+    root = results_dir.resolve()
+    records, problems = read_records(root)
+    if not records:
+        unreadable = f" that can be read ({problems[0]})" if problems else ""
+        raise ConfigError(f"{results_dir} holds no record{unreadable}; run `make reproduce` or `lora-study run` first")
+    problems += _unfinished(root)
+    published: list[Record] = []
+    copy = (published_dir or root.parent / "published" / root.name).resolve()
+    if copy != root and (published_dir or copy.is_dir()):
+        published, unreadable_copies = read_records(copy)
+        published, left_out = comparable(published)
+        absent = [] if published else [f"{copy.name} holds no record"]
+        problems += [f"published run: {line}" for line in unreadable_copies + left_out + absent]
+    records, left_out = comparable(records)
+    reported = _compared(load_reported(), records)
+    curves, predictions, unusable = _read_runs(root, records, in_order({r.name for r in records}, reported.rows))
+    problems += left_out + unusable
+    if len({str(_fingerprint(record)) for record in records if record.status == "completed"}) > 1:
+        problems.append("the experiments were not all tested on the same reviews; see the fingerprints under Data")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        verdicts = evaluate(load_claims(), records, root)
+    problems += [line for warning in caught if (line := str(warning.message)) not in problems]
+    # Paths within the study, so that the report does not depend on where the folders are.
+    problems = [line.replace(f"{root}{os.sep}", "").replace(f"{copy}{os.sep}", "") for line in problems]
+    return Study(
+        name=root.name,
+        address=address or f"results/{root.name}",
+        records=records,
+        published=published,
+        reported=reported,
+        curves=curves,
+        predictions=predictions,
+        verdicts=verdicts,
+        warnings=list(dict.fromkeys(problems)),
+    )
+
+
+def _compared(reported: Reported, records: list[Record]) -> Reported:
+    """The article's rows, and those rows of the layerwise experiment that this study ran and the article has not."""
+    ran = {record.name for record in records}
+    layerwise = {name: row for name, row in reported.layerwise.items() if name in ran - reported.rows.keys()}
+    return dataclasses.replace(reported, rows={**reported.rows, **layerwise})
+
+
+def _read_runs(
+    root: Path, records: list[Record], names: list[str]
+) -> tuple[dict[str, pd.DataFrame], dict[str, dict[int, pd.DataFrame]], list[str]]:
+    """Curves and predictions of the completed runs by experiment, and a line per file that cannot be used."""
+    curves = {name: pd.DataFrame() for name in names}
+    predictions: dict[str, dict[int, pd.DataFrame]] = {}
+    problems = []
+    for name in names:
+        for record in records:
+            if record.name != name or record.status != "completed":
+                continue
+            folder = run_dir(root, name, record.seed)
+            try:
+                rows = _read_curves(folder / "curves.csv").assign(seed=record.seed)
+                curves[name] = pd.concat([curves[name], rows])
+            except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+                problems.append(f"{folder / 'curves.csv'} is left out of the learning curves: {_why(error)}")
+            try:
+                rows = read_predictions(folder, record)
+                predictions.setdefault(name, {})[record.seed] = rows
+            except (OSError, ValueError, TypeError) as error:
+                problems.append(f"{folder / 'predictions.parquet'} is left out: {_why(error)}")
+    return curves, predictions, problems
+
+
+def _unfinished(root: Path) -> list[str]:
+    """One line per run folder without a record: its run was stopped, or goes on."""
+    folders = (path for path in sorted(root.glob("*/seed-*")) if path.is_dir() and not (path / "record.json").exists())
+    return [f"{path} has no record.json and is left out: its run has not ended" for path in folders]
+
+
+def _why(error: Exception) -> str:
+    return getattr(error, "strerror", None) or " ".join(str(error).split())
+
+
+def _fingerprint(record: Record) -> Any:
+    fingerprint = record.data.get("fingerprint")
+    return fingerprint.get("test") if isinstance(fingerprint, Mapping) else fingerprint
+
+
+def _read_curves(path: Path) -> pd.DataFrame:
+    rows = pd.read_csv(path)
+    missing = [column for column in CURVES if column not in rows]
+    if missing:
+        raise ValueError(f"column {', '.join(missing)} is missing")
+    return rows[list(CURVES)].astype("float64")

@@ -1,0 +1,110 @@
+"""The report's Markdown as one self-contained HTML page: style, figures and a few lines of script inside.
+
+Nothing is loaded, and the page's own Content-Security-Policy lets a browser load nothing.
+"""
+
+import base64
+import hashlib
+import html
+import re
+from collections.abc import Mapping
+from importlib.resources import files
+from itertools import pairwise
+from string import Template
+from typing import Any
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from lora_study.claims import VERDICTS
+from lora_study.plots import GREY, GRID, INK, PAPER
+
+# The colours of a drawing that follow the page into the dark; those of the data stay.
+THEME = {INK: "currentColor", GREY: "var(--soft)", GRID: "var(--line)", PAPER: "var(--paper)"}
+PX_PER_PT = 1.5  # the largest a drawing gets on the page: a little larger than on paper
+SHORT, PROSE = 24, 40  # characters up to which a cell is not broken in print, and from which it is given width
+
+
+def html_page(title: str, markdown: str, svg_images: Mapping[str, bytes]) -> str:
+    """Render Markdown as one self-contained HTML page.
+
+    Raw HTML in the Markdown is shown as text. Every table gets a container that scrolls sideways, so that a wide one
+    does not widen the page on a phone.
+
+    Args:
+        title: Title of the page, plain text.
+        markdown: CommonMark with tables.
+        svg_images: For each image address in the Markdown, matplotlib's SVG to put in its place.
+    """
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table")
+
+    def image(self: Any, tokens: list[Token], index: int, options: Any, env: Any) -> str:
+        token = tokens[index]
+        alt = self.renderInlineAsText(token.children, options, env)
+        return inline_svg(svg_images[str(token.attrs["src"])].decode(), alt)
+
+    def heading_open(self: Any, tokens: list[Token], index: int, options: Any, env: Any) -> str:
+        return f'<{tokens[index].tag} id="{_slug(tokens[index + 1])}">'
+
+    def table_open(self: Any, tokens: list[Token], index: int, options: Any, env: Any) -> str:
+        label = html.escape(_label(tokens[:index]))
+        return f'<div class="table" role="region" aria-label="{label}" tabindex="0"><table>\n'
+
+    def table_close(self: Any, tokens: list[Token], index: int, options: Any, env: Any) -> str:
+        return "</table></div>\n"
+
+    def td_open(self: Any, tokens: list[Token], index: int, options: Any, env: Any) -> str:
+        if (text := tokens[index + 1].content) in VERDICTS:
+            tokens[index].attrSet("class", f"verdict {text.replace(' ', '-')}")
+        elif len(text) <= SHORT or (len(text) > PROSE and " " in text):
+            tokens[index].attrSet("class", "short" if len(text) <= SHORT else "prose")
+        return str(self.renderToken(tokens, index, options, env))
+
+    for rule in (image, heading_open, table_open, table_close, td_open):
+        parser.add_render_rule(rule.__name__, rule)
+    tokens = parser.parse(markdown)
+    sections = [after for token, after in pairwise(tokens) if token.tag == "h2" and token.nesting > 0]
+    links = [f'<a href="#{_slug(heading)}">{html.escape(_text(heading))}</a>' for heading in sections]
+    template = files("lora_study").joinpath("page.html").read_text(encoding="utf-8")
+    script = re.findall(r"<script>(.*?)</script>", template, flags=re.DOTALL)
+    assert len(script) == 1, "page.html has one script, whose hash is all its policy allows"
+    return Template(template).substitute(
+        title=html.escape(title),
+        script_hash=base64.b64encode(hashlib.sha256(script[0].encode()).digest()).decode(),
+        contents="\n".join(links),
+        body=parser.renderer.render(tokens, parser.options, {}),
+    )
+
+
+def inline_svg(svg: str, alt: str) -> str:
+    """Matplotlib's SVG as an element of a page, described in words and in the page's colours."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    # Glyphs, markers and clips are named after their content; figure_1 and the like would be in the page many times.
+    svg = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg)
+    for colour, themed in THEME.items():
+        svg = re.sub(rf"{colour}\b", themed, svg, flags=re.IGNORECASE)
+    root, _, drawing = svg.partition(">")
+    width = re.search(r'viewBox="0 0 ([0-9.]+) ', root)
+    assert width is not None, "matplotlib writes a viewBox"
+    attributes = re.sub(r' (?:width|height)="[^"]*"', "", root.removeprefix("<svg"))
+    most = f"{float(width[1]) * PX_PER_PT:.0f}px"
+    return f'<svg role="img" aria-label="{html.escape(alt)}" style="max-width: {most}"{attributes}>{drawing}'
+
+
+def _slug(heading: Token) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", _text(heading).lower()).strip("-")
+
+
+def _text(inline: Token) -> str:
+    return "".join(child.content for child in inline.children or [])
+
+
+def _label(before: list[Token]) -> str:
+    """The title of a table: the strong words of the paragraph before it."""
+    inline = next((token for token in reversed(before) if token.type == "inline"), None)
+    children = inline.children or [] if inline else []
+    kinds = [child.type for child in children]
+    if "strong_open" not in kinds:
+        return "table"
+    return "".join(child.content for child in children[kinds.index("strong_open") : kinds.index("strong_close")])
