@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import DistilBertForSequenceClassification
 
 from lora_study import backbones, provenance
+from lora_study.attention import use_matrix_products
 from lora_study.callbacks import BestEpoch, Curves, PlainProgress
 from lora_study.config import ConfigError, ExperimentConfig, deviations, flatten, to_dict
 from lora_study.data.datamodule import ReviewDataModule
@@ -142,6 +143,9 @@ def _train_and_test(config: ExperimentConfig, record: Record) -> dict[str, Any]:
     head = {name: value.clone() for name, value in model.state_dict().items() if name.startswith(HEAD)}
     if (dtype := COMPUTE_DTYPE[precision]) is not None:
         hold_frozen_linears_in(model, dtype)
+    if device.type == "cpu" and dtype is torch.bfloat16:
+        use_matrix_products(model)
+    record.provenance["hardware"]["attention"] = model.config._attn_implementation
 
     best, curves = BestEpoch(), Curves()
     trainer = _trainer(config, device, precision, [best, curves])

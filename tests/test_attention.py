@@ -1,0 +1,75 @@
+"""attention.py: the same attention as torch's own, written as matrix products."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import DistilBertConfig, DistilBertForSequenceClassification
+
+from lora_study.attention import matrix_product_attention, use_matrix_products
+
+
+def padding_mask(lengths: list[int], seq: int) -> torch.Tensor:
+    """(batch, 1, 1, seq), True where there is a token."""
+    return (torch.arange(seq) < torch.tensor(lengths)[:, None])[:, None, None, :]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("scaling", [None, 0.5])
+def test_agrees_with_torch_in_output_and_gradients(masked, scaling):
+    torch.manual_seed(0)
+    heads = [torch.randn(3, 7, 4, 8).transpose(1, 2).requires_grad_() for _ in range(3)]  # (batch, heads, seq, width)
+    mask = padding_mask([7, 4, 1], 7) if masked else None
+    ours, _ = matrix_product_attention(torch.nn.Identity(), *heads, mask, scaling=scaling)
+    theirs = F.scaled_dot_product_attention(*heads, attn_mask=mask, scale=scaling).transpose(1, 2)
+    torch.testing.assert_close(ours, theirs)
+    weights = torch.randn_like(ours)
+    for mine, other in zip(
+        torch.autograd.grad((ours * weights).sum(), heads),
+        torch.autograd.grad((theirs * weights).sum(), heads),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-4)
+
+
+def test_dropout_drops_attention_probabilities_and_keeps_their_mean():
+    torch.manual_seed(0)
+    heads = [torch.randn(1, 1, 6, 4) for _ in range(3)]
+    exact, _ = matrix_product_attention(torch.nn.Identity(), *heads, None)
+    draws = torch.stack(
+        [matrix_product_attention(torch.nn.Identity(), *heads, None, dropout=0.3)[0] for _ in range(4000)]
+    )
+    assert draws.std(0).min() > 0.05
+    torch.testing.assert_close(draws.mean(0), exact, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_whole_model_gives_the_same_logits_and_loss_gradients(precision):
+    torch.manual_seed(0)
+    shape = DistilBertConfig(
+        vocab_size=60,
+        dim=32,
+        n_heads=4,
+        n_layers=2,
+        hidden_dim=64,
+        dropout=0,
+        attention_dropout=0,
+        seq_classif_dropout=0,
+    )
+    model = DistilBertForSequenceClassification(shape).train()
+    ids, mask = torch.randint(0, 60, (4, 9)), padding_mask([9, 9, 5, 2], 9)[:, 0, 0].long()
+
+    def step() -> tuple[torch.Tensor, list[torch.Tensor]]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            logits = model(input_ids=ids, attention_mask=mask).logits.float()
+        return logits, torch.autograd.grad(
+            F.cross_entropy(logits, torch.tensor([0, 1, 1, 0])), list(model.parameters())
+        )
+
+    logits, gradients = step()
+    use_matrix_products(model)
+    assert model.config._attn_implementation == "matrix_products"
+    ours, our_gradients = step()
+    tolerance = {"atol": 1e-5, "rtol": 1e-4} if precision == "fp32" else {"atol": 2e-2, "rtol": 5e-2}
+    torch.testing.assert_close(ours, logits, **tolerance)
+    for mine, other in zip(our_gradients, gradients, strict=True):
+        torch.testing.assert_close(mine, other, **tolerance)
