@@ -145,15 +145,15 @@ def report(options: Any, command: str) -> int:
 
 def claims(options: Any, command: str) -> int:
     """Print a verdict for every claim."""
-    from lora_study.claims import claims_json, claims_table, evaluate, load_claims
-    from lora_study.report import read_study
-    from lora_study.tables import markdown_table
+    from lora_study.claims import claims_json, claims_table
+    from lora_study.formats import markdown_table
+    from lora_study.report.inputs import read_study
 
     study = read_study(options.results_dir)
     for line in study.warnings:
         print(f"warning: {line}", file=sys.stderr)
-    results = evaluate(load_claims(), study.records, options.results_dir)
-    print(json.dumps(claims_json(results), indent=2) if options.json else markdown_table(claims_table(results)))
+    verdicts = study.verdicts
+    print(json.dumps(claims_json(verdicts), indent=2) if options.json else markdown_table(claims_table(verdicts)))
     return 0
 
 

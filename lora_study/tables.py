@@ -14,8 +14,7 @@ from typing import Any
 import pandas as pd
 
 from lora_study.config import flatten
-from lora_study.formats import markdown_table as markdown_table
-from lora_study.formats import plain as plain
+from lora_study.formats import plain
 from lora_study.records import Record
 from lora_study.reported import ReportedRow
 from lora_study.statistics import accuracy_over_seeds

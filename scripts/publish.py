@@ -1,4 +1,4 @@
-"""Copy a finished study to results/published/ for committing, and write its report there.
+"""Copy a finished study to results/published/ for committing, write its report there and its table into the README.
 
 python scripts/publish.py results/embedded
 """
@@ -9,9 +9,12 @@ import tempfile
 from pathlib import Path
 
 from lora_study.config import ConfigError
-from lora_study.records import read_records, run_dir
-from lora_study.report import write_report
+from lora_study.records import read_records, run_dir, write_text
+from lora_study.report import readme_results, write_report
 
+IN_README = "embedded"  # the study whose results the README shows
+BEGIN = "<!-- results: written by make publish from results/published; do not edit -->"
+END = "<!-- end of results -->"
 RUN_FILES = ("record.json", "predictions.parquet", "curves.csv", "adapter.safetensors")
 
 
@@ -36,11 +39,24 @@ def publish(results_dir: Path, published: Path) -> Path:
             for file in RUN_FILES:
                 if (source / file).exists():
                     shutil.copyfile(source / file, copy / file)
-        write_report(staged)
+        write_report(staged, address=f"results/published/{target.name}")
         if target.exists():
             shutil.rmtree(target)
         staged.replace(target)
     return target
+
+
+def update_readme(readme: Path, results: str) -> None:
+    """Replace what stands between the README's markers.
+
+    Raises:
+        ConfigError: the markers are not there.
+    """
+    before, begin, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ConfigError(f"{readme} has no lines {BEGIN!r} and {END!r} to put the results between")
+    write_text(readme, f"{before}{begin}\n\n{results.strip()}\n\n{end}{after}")
 
 
 def main() -> int:
@@ -49,7 +65,10 @@ def main() -> int:
         print("usage: python scripts/publish.py results/STUDY", file=sys.stderr)
         return 2
     try:
-        print(publish(Path(sys.argv[1]), Path("results/published")))
+        target = publish(Path(sys.argv[1]), Path("results/published"))
+        if target.name == IN_README:
+            update_readme(Path("README.md"), readme_results(target))
+        print(target)
     except ConfigError as error:
         print(f"publish: error: {error}", file=sys.stderr)
         return 2

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from fabricate import failed, record
 
-from lora_study.accounts import compute_table, contamination_table
+from lora_study.report.accounts import compute_table, contamination_table
 
 
 def test_contamination_counts_exact_and_near_copies():

@@ -4,8 +4,8 @@ import pytest
 from fabricate import failed, record, write_run
 from fabricate_predictions import write_whole_run
 
-from lora_study.checklist import checklist_page
-from lora_study.report_inputs import read_study
+from lora_study.report.checklist import checklist_page
+from lora_study.report.inputs import read_study
 
 
 @pytest.fixture

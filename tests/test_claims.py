@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from fabricate import failed, record
 
-from lora_study.arithmetic import SHAPES, expected_trainable, trainable
 from lora_study.claims import LAYERWISE, VERDICTS, claims_json, claims_table, evaluate, load_claims
+from lora_study.claims.arithmetic import SHAPES, expected_trainable, trainable
 from lora_study.config import ConfigError
 from lora_study.records import run_dir
 from lora_study.reported import load_reported

@@ -11,8 +11,8 @@ import pytest
 from fabricate import curves, failed, record
 from matplotlib.figure import Figure
 
-from lora_study import plots
 from lora_study.predictions import Reliability
+from lora_study.report import plots
 from lora_study.reported import load_reported
 from lora_study.tables import summary_table
 

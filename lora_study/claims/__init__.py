@@ -15,12 +15,12 @@ from typing import Any
 import pandas as pd
 from jsonargparse import ArgumentError
 
-from lora_study.arithmetic import REFERENCE
-from lora_study.claim_kinds import Claim, Equality, Fact, Finding
-from lora_study.comparisons import Accuracy, Equivalence, Ordering, Ratio
+from lora_study.claims.arithmetic import REFERENCE
+from lora_study.claims.comparisons import Accuracy, Equivalence, Ordering, Ratio
+from lora_study.claims.evidence import Runs
+from lora_study.claims.kinds import Claim, Equality, Fact, Finding
 from lora_study.config import ConfigError, one_line
 from lora_study.config_files import ConfigParser, read_yaml
-from lora_study.evidence import Runs
 from lora_study.records import Record
 from lora_study.reported import load_reported
 from lora_study.statistics import ALPHA, holm
@@ -79,7 +79,7 @@ def load_claims(path: Path | None = None) -> tuple[Claim, ...]:
         ConfigError: the file cannot be read, a claim has an unknown kind or field, lacks one, or has a value that
             is not valid, or two claims share an id.
     """
-    with nullcontext(path) if path else as_file(files("lora_study").joinpath("claims.yaml")) as file:
+    with nullcontext(path) if path else as_file(files("lora_study.claims").joinpath("claims.yaml")) as file:
         content = read_yaml(file)
     where = f"claims file {path or 'claims.yaml'}"
     entries = content.get("claims")

@@ -5,9 +5,9 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from lora_study.claim_kinds import Claim, Finding
+from lora_study.claims.evidence import Missing, Runs, different_work
+from lora_study.claims.kinds import Claim, Finding
 from lora_study.config import check
-from lora_study.evidence import Missing, Runs, different_work
 from lora_study.records import Record
 from lora_study.statistics import (
     ALPHA,

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lora_study.arithmetic import REFERENCE
+from lora_study.claims.arithmetic import REFERENCE
 from lora_study.config import flatten, one_line
 from lora_study.predictions import correct, read_predictions
 from lora_study.records import Record, run_dir

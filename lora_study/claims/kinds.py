@@ -9,9 +9,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from lora_study.arithmetic import REFERENCE, evaluate_formula, expected_trainable
+from lora_study.claims.arithmetic import REFERENCE, evaluate_formula, expected_trainable
+from lora_study.claims.evidence import Missing, Runs
 from lora_study.config import ConfigError, check, flatten
-from lora_study.evidence import Missing, Runs
 from lora_study.formats import plain
 
 
@@ -98,7 +98,7 @@ class Equality(Claim):
     Where runs of its experiments exist, their own counts must agree with the same arithmetic at their shape.
 
     Args:
-        value: A number or a formula of `lora_study.arithmetic`.
+        value: A number or a formula of `lora_study.claims.arithmetic`.
         over: What it is divided by, likewise.
         reported: The reported number.
         judged: 'exact', or after 'rounded' or 'truncated' to the digits that were reported.

@@ -7,8 +7,8 @@ in a longer one, are reported beside them and left in the data.
 Two reviews are near copies if the sets of their shingles, the runs of `SHINGLE` words (Broder, 1997, "On the
 resemblance and containment of documents"), have a Jaccard similarity of `THRESHOLD` or more. Read side by side, the 22
 such pairs in the official training split are one review posted again with an edit or an addition, or an answer that
-quotes it. Of the two from 0.4 to 0.5 one shares only the site's terms of use, pasted in; below, one author's set phrases
-for different films take over.
+quotes it. Of the two from 0.4 to 0.5 one shares only the site's terms of use, pasted in; below, one author's set
+phrases for different films take over.
 
 The similarity is computed, not estimated by MinHash: nearly all shingles stand in one review only, so all pairs that
 share any are a sparse matrix product, and it takes no longer.

@@ -10,17 +10,17 @@ from urllib.parse import unquote
 
 import yaml
 
-from lora_study.checklist import checklist_page
 from lora_study.config import ConfigError
-from lora_study.exhibits import config_path, draw_up
-from lora_study.figures import draw_figures
 from lora_study.formats import csv_table, escape
-from lora_study.pages import report_page, title_of, verdicts_in_words
 from lora_study.records import atomic
-from lora_study.report_inputs import Study, read_study
+from lora_study.report.checklist import checklist_page
+from lora_study.report.exhibits import config_path, draw_up
+from lora_study.report.figures import draw_figures
+from lora_study.report.inputs import Study, read_study
+from lora_study.report.pages import report_page, title_of, verdicts_in_words
+from lora_study.report.variants import find_variants
+from lora_study.report.webpage import html_page
 from lora_study.tables import parameters_table, summary_table
-from lora_study.variants import find_variants
-from lora_study.webpage import html_page
 
 logger = logging.getLogger(__name__)
 

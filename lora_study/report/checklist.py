@@ -10,11 +10,11 @@ from typing import Any
 
 import pandas as pd
 
-from lora_study.accounts import compute_table, contamination_table
 from lora_study.config import flatten
 from lora_study.formats import escape
 from lora_study.records import Record
-from lora_study.report_inputs import Study
+from lora_study.report.accounts import compute_table, contamination_table
+from lora_study.report.inputs import Study
 from lora_study.tables import encoder_label, in_order
 
 YES, PARTLY, NO, PEOPLE = "yes", "partly", "no", "not in the records"

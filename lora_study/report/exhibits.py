@@ -9,15 +9,15 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from lora_study.accounts import compute_table, contamination_table
 from lora_study.claims import VERDICTS, ClaimResult
 from lora_study.config import flatten
 from lora_study.formats import csv_table, escape, latex_table, markdown_table
 from lora_study.predictions import confusion, reliability
 from lora_study.records import Record
-from lora_study.report_inputs import Study
+from lora_study.report.accounts import compute_table, contamination_table
+from lora_study.report.inputs import Study
+from lora_study.report.variants import Variant, deviations_table, variants_table
 from lora_study.tables import encoder_label, facts_table, measured, parameters_table, rows_of
-from lora_study.variants import Variant, deviations_table, variants_table
 
 # What each kind of claim is about, and the kinds that compare: the sentences a reader remembers.
 KINDS = {

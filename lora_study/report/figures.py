@@ -6,9 +6,9 @@ from functools import partial
 
 import pandas as pd
 
-from lora_study import plots
 from lora_study.predictions import confusion, reliability
-from lora_study.report_inputs import Study
+from lora_study.report import plots
+from lora_study.report.inputs import Study
 from lora_study.tables import encoder_label, rows_of
 
 LINES = len(plots.COLOURS)  # learning curves in one figure: more would share colours

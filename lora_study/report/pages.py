@@ -7,10 +7,10 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from lora_study.exhibits import Table, verdict_counts
-from lora_study.figures import Picture
 from lora_study.formats import escape
-from lora_study.report_inputs import Study
+from lora_study.report.exhibits import Table, verdict_counts
+from lora_study.report.figures import Picture
+from lora_study.report.inputs import Study
 from lora_study.tables import encoder_label
 
 REFERENCE_COMMAND = "make reproduce PROFILE=reference"

@@ -17,7 +17,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from lora_study.claims import VERDICTS
-from lora_study.plots import GREY, GRID, INK, PAPER
+from lora_study.report.plots import GREY, GRID, INK, PAPER
 
 # The colours of a drawing that follow the page into the dark; those of the data stay.
 THEME = {INK: "currentColor", GREY: "var(--soft)", GRID: "var(--line)", PAPER: "var(--paper)"}
@@ -65,7 +65,7 @@ def html_page(title: str, markdown: str, svg_images: Mapping[str, bytes]) -> str
     tokens = parser.parse(markdown)
     sections = [after for token, after in pairwise(tokens) if token.tag == "h2" and token.nesting > 0]
     links = [f'<a href="#{_slug(heading)}">{html.escape(_text(heading))}</a>' for heading in sections]
-    template = files("lora_study").joinpath("page.html").read_text(encoding="utf-8")
+    template = files("lora_study.report").joinpath("page.html").read_text(encoding="utf-8")
     script = re.findall(r"<script>(.*?)</script>", template, flags=re.DOTALL)
     assert len(script) == 1, "page.html has one script, whose hash is all its policy allows"
     return Template(template).substitute(
