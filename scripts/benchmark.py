@@ -44,6 +44,7 @@ from lora_study.records import write_text
 CONFIGS = Path(__file__).parent.parent / "configs" / "embedded"
 WARMUP = 5  # steps
 EPOCHS = 3
+FEATURE_REVIEWS = 600  # in row last_two_layers
 
 
 @dataclass(frozen=True)
@@ -146,12 +147,13 @@ def theirs(config: ExperimentConfig, steps: int) -> float:
 
 def measure(row: Row, repeats: int, steps: int, max_length: int) -> dict[str, Any]:
     """Both sides of a row in turn, `repeats` times."""
+    # A whole number of batches, so that every timed step trains as many reviews on both sides.
+    reviews = FEATURE_REVIEWS if row.experiment == "last_two_layers" else 12 * (WARMUP + steps)
 
     def config(attention_dropout: float) -> ExperimentConfig:
         overrides = {
             "model": {"attention_dropout": attention_dropout},
-            # A whole number of batches, so that every timed step trains as many reviews on both sides.
-            "data": {"max_length": max_length, "sizes": {"train": 12 * (WARMUP + steps), "val": 2, "test": 2}},
+            "data": {"max_length": max_length, "eval_batch_size": 16, "sizes": {"train": reviews, "val": 2, "test": 2}},
         }
         return load_experiment([CONFIGS / f"{row.experiment}.yaml"], overrides)
 
