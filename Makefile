@@ -47,4 +47,4 @@ benchmark: setup ## measure training speed beside PEFT + Trainer
 	$(BIN)/python scripts/benchmark.py
 
 clean: ## remove caches and unpublished results (keeps .venv and results/published)
-	rm -rf .cache .pytest_cache .mypy_cache .ruff_cache $(filter-out results/published results/README.md,$(wildcard results/*))
+	rm -rf .cache .pytest_cache .mypy_cache .ruff_cache $(filter-out results/published,$(wildcard results/*))

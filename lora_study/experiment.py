@@ -268,7 +268,7 @@ def _quiet() -> Iterator[None]:
     logger.setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning uses a deprecated name of torch's
         # ReviewClassifier sets the mode itself and checks it.
         warnings.filterwarnings("ignore", message=".*eval mode at the start of training.*")
         try:

@@ -299,6 +299,15 @@ def test_lightning_trains_the_samplers_epochs_also_when_it_resumes(
     assert {**first.epochs, **rest.epochs} == whole.epochs
 
 
+@pytest.fixture
+def process_group():
+    """Leaves no process group behind: with one, Lightning would take every later test for a distributed one."""
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("process_group")
 @LIGHTNING
 def test_lightning_leaves_the_batches_alone_or_refuses_when_distributed(
     reviews_csv: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
