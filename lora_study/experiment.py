@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import sys
+import tempfile
 import time
 import traceback
 import warnings
@@ -28,9 +29,13 @@ from lora_study.data.datamodule import ReviewDataModule
 from lora_study.features import FeatureDataModule, HeadOnFeatures
 from lora_study.modes import HEAD, apply_mode, count_parameters, hold_frozen_linears_in
 from lora_study.module import ReviewClassifier
-from lora_study.records import Record, atomic, read_record, run_dir, write_record
+from lora_study.records import Record, read_record, run_dir, write_record
 
 COMPUTE_DTYPE = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16, "32-true": None}
+
+
+class BusyError(ConfigError):
+    """Another process is running this very run."""
 
 
 def run_experiment(
@@ -52,6 +57,7 @@ def run_experiment(
     Raises:
         ConfigError: the config, its data or its model cannot be used, the folder cannot be written, another
             process is running it, or holds a run of another config. Nothing has been written then.
+        OSError: the run's folder cannot be written; what was there is as it was.
     """
     folder = run_dir(results_dir, config.name, config.seed)
     with locked(results_dir, config.name, config.seed):
@@ -84,7 +90,11 @@ def run_experiment(
             record.error = f"{type(error).__name__}: {_first_line(error)}"
             logging.getLogger(__name__).debug("%s", traceback.format_exc())
         record.timing["total_seconds"] = time.perf_counter() - clock
-        _write(record, files, folder)
+        try:
+            _write(record, files, folder)
+        except OSError as error:
+            reason = error.strerror or error
+            raise OSError(f"{folder} cannot be written: {reason}; free space or use another --results-dir") from error
         return record
 
 
@@ -240,7 +250,8 @@ def locked(results_dir: Path, name: str, seed: int) -> Iterator[None]:
     """Hold one run of a study for this process alone.
 
     Raises:
-        ConfigError: another process holds it, or the results folder cannot be written.
+        BusyError: another process holds it.
+        ConfigError: the results folder cannot be written.
     """
     # The lock lies beside the runs and stays: removing a lock file lets two processes hold it at once.
     path = results_dir / ".locks" / f"{name}-seed-{seed}.lock"
@@ -249,7 +260,7 @@ def locked(results_dir: Path, name: str, seed: int) -> Iterator[None]:
         lock = filelock.FileLock(path, timeout=0)
         lock.acquire()
     except filelock.Timeout:
-        raise ConfigError(f"{name} seed {seed} in {results_dir} is being run by another process; wait for it") from None
+        raise BusyError(f"{name} seed {seed} in {results_dir} is being run by another process; wait for it") from None
     except OSError as error:
         raise ConfigError(
             f"results folder {results_dir} cannot be written: {error.strerror}; choose another"
@@ -298,17 +309,20 @@ def _announce(config: ExperimentConfig, record: Record, adapted: list[str]) -> N
 
 
 def _write(record: Record, files: dict[str, Any], folder: Path) -> None:
-    """Write a run's files, the record last; an old record goes first, so that it never stands beside new files."""
-    (folder / "record.json").unlink(missing_ok=True)
-    if "curves" in files:
-        with atomic(folder / "curves.csv") as path:
-            files["curves"].to_csv(path, index=False)
-        with atomic(folder / "predictions.parquet") as path:
-            files["predictions"].to_parquet(path, index=False)
-    if files.get("adapter"):
-        with atomic(folder / "adapter.safetensors") as path:
-            path.write_bytes(save(files["adapter"], metadata={"format": "pt"}))
-    write_record(record, folder)
+    """Write a run's folder whole, beside its place, and put it there; what stood there before goes only then."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        staged = Path(temporary) / folder.name
+        staged.mkdir()
+        if "curves" in files:
+            files["curves"].to_csv(staged / "curves.csv", index=False)
+            files["predictions"].to_parquet(staged / "predictions.parquet", index=False)
+        if files.get("adapter"):
+            (staged / "adapter.safetensors").write_bytes(save(files["adapter"], metadata={"format": "pt"}))
+        write_record(record, staged)
+        if folder.exists():
+            folder.replace(Path(temporary) / "replaced")
+        staged.replace(folder)
 
 
 def _first_line(error: Exception) -> str:

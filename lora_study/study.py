@@ -3,13 +3,16 @@
 import dataclasses
 import multiprocessing
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from lora_study.backbones import describe
 from lora_study.config import ConfigError, ExperimentConfig, StudyConfig, deviations, to_dict
-from lora_study.experiment import completed_run, run_experiment
+from lora_study.experiment import BusyError, completed_run, run_experiment
 from lora_study.records import Record, read_record, run_dir, write_record
+
+BUSY = 75  # exit status of a run's process whose run another process holds (sysexits' EX_TEMPFAIL)
 
 
 def run_study(
@@ -21,8 +24,10 @@ def run_study(
         One record per run, in order.
 
     Raises:
-        ConfigError: the folder holds a completed run of an experiment with other settings. Nothing has been run then.
+        ConfigError: the folder cannot be written, or holds a completed run of an experiment with other settings.
+            Nothing has been run then.
     """
+    _check_writable(results_dir)
     runs = [dataclasses.replace(experiment, seed=seed) for seed in study.seeds for experiment in experiments]
     done = [completed_run(run_dir(results_dir, run.name, run.seed), run) for run in runs]
     records = []
@@ -52,6 +57,8 @@ def run_apart(config: ExperimentConfig, results_dir: Path, command: str) -> Reco
     folder = run_dir(results_dir, config.name, config.seed)
     if process.exitcode == 0:
         return read_record(folder / "record.json")
+    if process.exitcode == BUSY:
+        return failed_record(config, "it is being run by another process; start again when that has ended", command)
     code = process.exitcode or 0
     ending = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
     hint = "; if memory ran out, lower data.batch_size or data.max_length" if code == -9 else ""
@@ -89,11 +96,27 @@ def outcome(record: Record) -> str:
     )
 
 
+def _check_writable(results_dir: Path) -> None:
+    try:
+        results_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=results_dir):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"results folder {results_dir} cannot be written: {error.strerror}; choose another"
+        ) from error
+
+
 def _work(config: ExperimentConfig, results_dir: Path, command: str) -> None:
     """In the child process: run, and turn a user's mistake into a failed record."""
     try:
-        run_experiment(config, results_dir, command=command)
-    except ConfigError as error:
-        write_record(failed_record(config, str(error), command), run_dir(results_dir, config.name, config.seed))
+        try:
+            run_experiment(config, results_dir, command=command)
+        except BusyError:
+            sys.exit(BUSY)  # the record is the other process's to write
+        except ConfigError as error:
+            write_record(failed_record(config, str(error), command), run_dir(results_dir, config.name, config.seed))
+    except OSError as error:  # a full disk, say: no record can be written either
+        sys.exit(f"lora-study: error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -189,3 +189,25 @@ def vanish(*_: object) -> None:
     import signal
 
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_study_leaves_alone_what_another_process_is_running(experiment, tmp_path):
+    import filelock
+
+    from lora_study.config_files import load_experiment
+    from lora_study.study import run_apart
+
+    results = tmp_path / "out"
+    (results / ".locks").mkdir(parents=True)
+    with filelock.FileLock(results / ".locks" / "tiny-seed-1.lock"):
+        record = run_apart(load_experiment([experiment]), results, "command")
+    assert record.status == "failed"
+    assert "another process" in record.error
+    assert not (results / "tiny").exists()
+
+
+def test_a_study_into_a_folder_that_cannot_be_written_is_one_line(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    study = CONFIGS / "studies" / "embedded.yaml"
+    assert main(["reproduce", "--study", str(study), "--results-dir", str(tmp_path / "file" / "out")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

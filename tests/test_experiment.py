@@ -245,6 +245,20 @@ def test_a_completed_run_is_kept_unless_it_is_to_be_overwritten(tiny, tmp_path):
     assert read_record(path).config["train"]["epochs"] == 1
 
 
+def test_a_full_disk_leaves_the_run_that_was_there(tiny, tmp_path, monkeypatch):
+    run_experiment(tiny("cached"), tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.glob("cached/**/*") if path.is_file()}
+
+    def no_space(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", no_space)
+    with pytest.raises(OSError, match="No space left"):
+        run_experiment(tiny("cached", train={"epochs": 1}), tmp_path, overwrite=True)
+    assert {path: path.read_bytes() for path in tmp_path.glob("cached/**/*") if path.is_file()} == before
+    assert [path.name for path in (tmp_path / "cached").iterdir()] == ["seed-1"]
+
+
 def test_a_failed_run_is_tried_again(tiny, tmp_path):
     assert run_experiment(tiny("lora", lora={"alpha": 1e39}), tmp_path).status == "failed"
     assert run_experiment(tiny("lora"), tmp_path).status == "completed"
