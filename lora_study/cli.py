@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    # A scheduler's request to stop is handled as Ctrl-C is: a study's running process is ended with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         parser = build_parser()
         options = parser.parse_args(arguments)

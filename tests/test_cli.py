@@ -1,6 +1,8 @@
 """The command line: exit statuses, one-line errors, and a miniature study from its command to its report."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -211,3 +213,24 @@ def test_a_study_into_a_folder_that_cannot_be_written_is_one_line(capsys, tmp_pa
     study = CONFIGS / "studies" / "embedded.yaml"
     assert main(["reproduce", "--study", str(study), "--results-dir", str(tmp_path / "file" / "out")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_request_to_stop_ends_a_study_at_once_and_leaves_no_half_run(experiment, tmp_path):
+    """SIGTERM, as a scheduler sends it, to the study's process alone: the run's own process ends with it."""
+    content = yaml.safe_load(experiment.read_text())
+    content["train"]["epochs"] = 100_000
+    experiment.write_text(yaml.safe_dump(content))
+    study = tmp_path / "study.yaml"
+    study.write_text(yaml.safe_dump({"name": "mini", "title": "A miniature", "experiments": ["experiment.yaml"]}))
+    arguments = ["reproduce", "--study", str(study), "--results-dir", str(tmp_path / "out")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lora_study", *arguments], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    for line in process.stderr:
+        if "parameters trainable" in line:  # the run's process is training
+            break
+    process.terminate()
+    _, printed = process.communicate(timeout=30)  # ends only when the run's process has let go of stderr, too
+    assert process.returncode == 130
+    assert "interrupted" in printed
+    assert not (tmp_path / "out" / "tiny").exists()

@@ -56,7 +56,8 @@ def read_study(results_dir: Path, published_dir: Path | None = None, address: st
     Args:
         results_dir: Folder of the study, with ``EXPERIMENT/seed-N/record.json`` below it.
         published_dir: Folder of the published copy of the study; by default ``published/NAME`` beside the folder.
-        address: Where the reader finds the folder, for the commands; by default ``results/NAME``.
+        address: Where the reader finds the folder, for the commands; by default ``results/NAME``, or
+            ``results/published/NAME`` for a published copy.
 
     Raises:
         ConfigError: there is no record that can be read.
@@ -88,7 +89,7 @@ def read_study(results_dir: Path, published_dir: Path | None = None, address: st
     problems = [line.replace(f"{root}{os.sep}", "").replace(f"{copy}{os.sep}", "") for line in problems]
     return Study(
         name=root.name,
-        address=address or f"results/{root.name}",
+        address=address or f"results/{'published/' if root.parent.name == 'published' else ''}{root.name}",
         records=records,
         published=published,
         reported=reported,
