@@ -64,21 +64,13 @@ def run_experiment(
         if not overwrite and (done := completed_run(folder, config)):
             return done
         started, clock = datetime.now(UTC), time.perf_counter()
-        record = Record(
-            name=config.name,
-            mode=config.mode,
-            seed=config.seed,
-            status="failed",
-            config=to_dict(config),
-            deviations=deviations(config),
-            provenance={
-                **provenance.code_state(),
-                "versions": provenance.versions(),
-                "command": command,
-                "seeds": config.resolved_seeds(),
-                "started": started.isoformat(timespec="seconds"),
-            },
-        )
+        record = new_record(config, command)
+        record.provenance |= {
+            **provenance.code_state(),
+            "versions": provenance.versions(),
+            "seeds": config.resolved_seeds(),
+            "started": started.isoformat(timespec="seconds"),
+        }
         files: dict[str, Any] = {}
         try:
             with _quiet():
@@ -96,6 +88,20 @@ def run_experiment(
             reason = error.strerror or error
             raise OSError(f"{folder} cannot be written: {reason}; free space or use another --results-dir") from error
         return record
+
+
+def new_record(config: ExperimentConfig, command: str, error: str | None = None) -> Record:
+    """The record of a run of which nothing is known yet but what was asked for: failed, until it is completed."""
+    return Record(
+        name=config.name,
+        mode=config.mode,
+        seed=config.seed,
+        status="failed",
+        error=error,
+        config=to_dict(config),
+        deviations=deviations(config),
+        provenance={"command": command},
+    )
 
 
 def completed_run(folder: Path, config: ExperimentConfig) -> Record | None:
@@ -147,14 +153,11 @@ def _train_and_test(config: ExperimentConfig, record: Record) -> dict[str, Any]:
     memory = provenance.PeakMemory(device)  # from here on: what training takes, not what reading the reviews took
     model = backbones.build_model(config.model, head_seed=seeds["head_init"])
     record.provenance["encoder"] = backbones.describe(config.model)  # after loading: the hub's commit is known now
-    adapted = apply_mode(model, config)
+    apply_mode(model, config)
     record.parameters = count_parameters(model).to_dict()
-    _announce(config, record, adapted)
+    _announce(config, record)
     head = {name: value.clone() for name, value in model.state_dict().items() if name.startswith(HEAD)}
-    if (dtype := COMPUTE_DTYPE[precision]) is not None:
-        hold_frozen_linears_in(model, dtype)
-    if device.type == "cpu" and dtype is torch.bfloat16:
-        use_matrix_products(model)
+    dtype = make_fast(model, device, precision)
     record.provenance["hardware"]["attention"] = model.config._attn_implementation
 
     best, curves = BestEpoch(), Curves()
@@ -228,6 +231,20 @@ def pick_precision(config: ExperimentConfig, device: torch.device) -> str:
     return choice
 
 
+def make_fast(model: DistilBertForSequenceClassification, device: torch.device, precision: str) -> torch.dtype | None:
+    """Arrange a model, already in its mode, for the precision it is trained in, in place; results change by rounding.
+
+    Returns:
+        The type autocast computes in; None for fp32.
+    """
+    dtype = COMPUTE_DTYPE[precision]
+    if dtype is not None:
+        hold_frozen_linears_in(model, dtype)
+    if device.type == "cpu" and dtype is torch.bfloat16:
+        use_matrix_products(model)
+    return dtype
+
+
 def _trainer(config: ExperimentConfig, device: torch.device, precision: str, callbacks: list[Callback]) -> L.Trainer:
     in_terminal = sys.stderr.isatty()
     return L.Trainer(
@@ -255,20 +272,29 @@ def locked(results_dir: Path, name: str, seed: int) -> Iterator[None]:
     """
     # The lock lies beside the runs and stays: removing a lock file lets two processes hold it at once.
     path = results_dir / ".locks" / f"{name}-seed-{seed}.lock"
-    try:
+    with writing_to(results_dir):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(path, timeout=0)
-        lock.acquire()
-    except filelock.Timeout:
-        raise BusyError(f"{name} seed {seed} in {results_dir} is being run by another process; wait for it") from None
-    except OSError as error:
-        raise ConfigError(
-            f"results folder {results_dir} cannot be written: {error.strerror}; choose another"
-        ) from error
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            message = f"{name} seed {seed} in {results_dir} is being run by another process; wait for it"
+            raise BusyError(message) from None
     try:
         yield
     finally:
         lock.release()
+
+
+@contextlib.contextmanager
+def writing_to(results_dir: Path) -> Iterator[None]:
+    """Turn the failure to write into a results folder into a `ConfigError` that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"results folder {results_dir} cannot be written: {error.strerror}; choose another"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -297,7 +323,7 @@ def _trained(model: DistilBertForSequenceClassification) -> dict[str, Tensor]:
     }
 
 
-def _announce(config: ExperimentConfig, record: Record, adapted: list[str]) -> None:
+def _announce(config: ExperimentConfig, record: Record) -> None:
     counts, sizes = record.parameters, record.data["sizes"]
     print(
         f"{config.name} (mode {config.mode}, seed {config.seed}) on {record.provenance['encoder']['name']}: "

@@ -1,5 +1,6 @@
 """A study: many experiments and seeds, each in its own process, then the report."""
 
+import contextlib
 import dataclasses
 import multiprocessing
 import sys
@@ -8,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lora_study.backbones import describe
-from lora_study.config import ConfigError, ExperimentConfig, StudyConfig, deviations, to_dict
-from lora_study.experiment import BusyError, completed_run, run_experiment
+from lora_study.config import ConfigError, ExperimentConfig, StudyConfig
+from lora_study.experiment import BusyError, completed_run, new_record, run_experiment, writing_to
 from lora_study.records import Record, read_record, run_dir, write_record
 
 BUSY = 75  # exit status of a run's process whose run another process holds (sysexits' EX_TEMPFAIL)
@@ -27,7 +28,9 @@ def run_study(
         ConfigError: the folder cannot be written, or holds a completed run of an experiment with other settings.
             Nothing has been run then.
     """
-    _check_writable(results_dir)
+    with writing_to(results_dir):  # refuse a folder that cannot be written before anything is run
+        results_dir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=results_dir).close()
     runs = [dataclasses.replace(experiment, seed=seed) for seed in study.seeds for experiment in experiments]
     done = [completed_run(run_dir(results_dir, run.name, run.seed), run) for run in runs]
     records = []
@@ -69,20 +72,11 @@ def run_apart(config: ExperimentConfig, results_dir: Path, command: str) -> Reco
 
 def failed_record(config: ExperimentConfig, error: str, command: str) -> Record:
     """The record of a run that could not start or vanished."""
-    try:
-        encoder = describe(config.model)
-    except ConfigError:  # the backbone may be what is wrong
-        encoder = None
-    return Record(
-        name=config.name,
-        mode=config.mode,
-        seed=config.seed,
-        status="failed",
-        error=error,
-        config=to_dict(config),
-        deviations=deviations(config),
-        provenance={"command": command, "encoder": encoder},
-    )
+    record = new_record(config, command, error)
+    # The backbone may be what is wrong.
+    with contextlib.suppress(ConfigError):
+        record.provenance["encoder"] = describe(config.model)
+    return record
 
 
 def outcome(record: Record) -> str:
@@ -94,17 +88,6 @@ def outcome(record: Record) -> str:
         f"test accuracy {100 * test['accuracy']:.2f}% on {test['n']:,} reviews "
         f"(epoch {record.metrics['best_epoch']}), trained in {record.timing['train_seconds']:.0f} s"
     )
-
-
-def _check_writable(results_dir: Path) -> None:
-    try:
-        results_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=results_dir):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"results folder {results_dir} cannot be written: {error.strerror}; choose another"
-        ) from error
 
 
 def _work(config: ExperimentConfig, results_dir: Path, command: str) -> None:

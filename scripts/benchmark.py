@@ -27,17 +27,16 @@ from lightning.pytorch.callbacks import Callback
 from peers import peft_trainer_examples_per_second
 
 from lora_study import provenance
-from lora_study.attention import use_matrix_products
 from lora_study.backbones import build_model, build_tokenizer, describe
 from lora_study.config import ExperimentConfig
 from lora_study.config_files import load_experiment
 from lora_study.data.datamodule import ReviewDataModule
 from lora_study.data.sources import load_reviews
 from lora_study.data.splits import split_reviews
-from lora_study.experiment import COMPUTE_DTYPE, pick_device, pick_precision
+from lora_study.experiment import make_fast, pick_device, pick_precision
 from lora_study.features import FeatureDataModule, HeadOnFeatures
 from lora_study.formats import markdown_table
-from lora_study.modes import apply_mode, hold_frozen_linears_in
+from lora_study.modes import apply_mode
 from lora_study.module import ReviewClassifier
 from lora_study.records import write_text
 
@@ -99,10 +98,7 @@ def ours(config: ExperimentConfig, steps: int) -> float:
     data.setup()
     model = build_model(config.model, head_seed=config.seed)
     apply_mode(model, config)
-    if (dtype := COMPUTE_DTYPE[precision]) is not None:
-        hold_frozen_linears_in(model, dtype)
-    if device.type == "cpu" and dtype is torch.bfloat16:
-        use_matrix_products(model)
+    dtype = make_fast(model, device, precision)
     stopwatch = Stopwatch()
     options: dict[str, Any] = {
         "accelerator": {"cuda": "gpu"}.get(device.type, device.type),

@@ -148,7 +148,7 @@ def test_failed_write_costs_a_warning_only(
     def disk_full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lora_study.data.tokens.save_file", disk_full)
+    monkeypatch.setattr("lora_study.data.cache.save_file", disk_full)
     made, tokens = reviews_tokenised(reviews, tokenizer, tmp_path)
     assert made == len(reviews) == len(tokens)  # tokenised once, not again after the failure
     assert "No space left" in caplog.text

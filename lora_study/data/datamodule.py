@@ -13,10 +13,11 @@ from transformers import PreTrainedTokenizerFast
 
 from lora_study.config import DataConfig, check
 from lora_study.data.batching import BucketSampler, collate, evaluation_batches
+from lora_study.data.cache import fingerprint
 from lora_study.data.duplicates import deduplicate, near_overlap_report, overlap_report
 from lora_study.data.sources import load_reviews
 from lora_study.data.splits import split_reviews
-from lora_study.data.tokens import TokenisedReviews, fingerprint, tokenise
+from lora_study.data.tokens import TokenisedReviews, tokenise
 
 Loader = DataLoader[dict[str, Tensor]]
 

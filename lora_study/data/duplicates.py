@@ -15,7 +15,6 @@ share any are a sparse matrix product, and it takes no longer.
 """
 
 import itertools
-import logging
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -24,14 +23,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 from scipy import sparse
 
-from lora_study.data.tokens import Arrays, digest, fingerprint, read_cached
-from lora_study.records import atomic
-
-logger = logging.getLogger(__name__)
+from lora_study.data.cache import Arrays, cached, fingerprint
 
 PAIRS = (("val", "train"), ("test", "train"), ("test", "val"))
 SHINGLE = 5  # words
@@ -149,16 +143,7 @@ def pairs_between(copies: Arrays, ones: np.ndarray, others: np.ndarray) -> list[
 def cached_near_copies(texts: Sequence[str], cache_dir: str | Path) -> Arrays:
     """`near_copies`, or what it gave for the same texts before; a cache that cannot be used costs only time."""
     name = fingerprint([f"format {FORMAT}, {SHINGLE} words, similarity {THRESHOLD}", *texts])
-    path = Path(cache_dir).expanduser() / "near_copies" / f"{name}.safetensors"
-    copies = read_cached(path)
-    if copies is None:
-        copies = near_copies(texts)
-        try:
-            with atomic(path) as temporary:
-                save_file({**copies, "digest": digest(copies)}, temporary)
-        except (OSError, SafetensorError) as error:
-            logger.warning("near copies are not cached in %s: %s", path.parent, error)
-    return copies
+    return cached(Path(cache_dir).expanduser() / "near_copies" / f"{name}.safetensors", lambda: near_copies(texts))
 
 
 def near_copies(texts: Sequence[str], threshold: float = THRESHOLD) -> Arrays:

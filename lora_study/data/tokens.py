@@ -4,28 +4,18 @@ Reviews are tokenised once per text, tokenizer and length. Tokens lie one review
 unpadded, so that 35,000 reviews take about 40 MB and batches are padded only to their own longest review.
 """
 
-import hashlib
 import json
-import logging
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
-from lora_study.records import atomic
-
-logger = logging.getLogger(__name__)
+from lora_study.data.cache import Arrays, cached, fingerprint
 
 FORMAT = 1  # of a cache entry; part of its name
 CHUNK = 1000  # reviews per call of the tokenizer, whose own result is many times larger than the tokens
-
-Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,19 +63,7 @@ def tokenise(
     texts = reviews["text"].tolist()
     name = fingerprint([f"format {FORMAT}, {max_length} tokens", tokenizer_content(tokenizer), *texts])
     path = Path(cache_dir).expanduser() / "tokens" / f"{name}.safetensors"
-    arrays = read_cached(path)
-    if arrays is None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(path.with_suffix(".lock")):
-                arrays = read_cached(path)  # another run may have made it while this one waited
-                if arrays is None:
-                    arrays = encode(texts, tokenizer, max_length)
-                    with atomic(path) as temporary:
-                        save_file({**arrays, "digest": digest(arrays)}, temporary)
-        except (OSError, NotImplementedError, SafetensorError) as error:
-            logger.warning("tokens are not cached in %s: %s", path.parent, error)
-            arrays = encode(texts, tokenizer, max_length) if arrays is None else arrays
+    arrays = cached(path, lambda: encode(texts, tokenizer, max_length))
     return TokenisedReviews(**arrays, labels=reviews["label"].to_numpy(), ids=tuple(reviews["id"]))
 
 
@@ -105,25 +83,6 @@ def encode(texts: list[str], tokenizer: PreTrainedTokenizerFast, max_length: int
     }
 
 
-def read_cached(path: Path) -> Arrays | None:
-    """The arrays of a cache entry, or None if there is none or it is not what was written."""
-    try:
-        arrays = load_file(path)
-        written = arrays.pop("digest")
-        return arrays if np.array_equal(written, digest(arrays)) else None
-    except (OSError, SafetensorError, KeyError):
-        return None
-
-
-def digest(arrays: Arrays) -> np.ndarray:
-    """SHA-256 of named arrays; uint8, (32,)."""
-    hasher = hashlib.sha256()
-    for name in sorted(arrays):
-        hasher.update(f"{name} {arrays[name].dtype} {arrays[name].shape} ".encode())
-        hasher.update(np.ascontiguousarray(arrays[name]).data)
-    return np.frombuffer(hasher.digest(), dtype=np.uint8)
-
-
 def tokenizer_content(tokenizer: PreTrainedTokenizerFast) -> str:
     """All of a fast tokenizer that decides its tokens, as one JSON text.
 
@@ -131,12 +90,3 @@ def tokenizer_content(tokenizer: PreTrainedTokenizerFast) -> str:
     """
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     return json.dumps({**content, "truncation": None, "padding": None}, sort_keys=True)
-
-
-def fingerprint(texts: Iterable[str]) -> str:
-    """SHA-256, in hexadecimal, of a sequence of texts; where one ends and the next begins counts."""
-    hasher = hashlib.sha256()
-    for text in texts:
-        data = text.encode()
-        hasher.update(len(data).to_bytes(8, "little") + data)
-    return hasher.hexdigest()
