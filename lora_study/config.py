@@ -5,6 +5,7 @@ only says what differs from it, and `deviations` can list exactly that. `lora_st
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -61,6 +62,8 @@ class LoRAConfig:
     """Low-rank adapters (Hu et al., arXiv 2106.09685); only read in mode 'lora'.
 
     Args:
+        variant: 'lora', or 'dora', which also trains the length of each row of the adapted weights (Liu et al., arXiv
+            2402.09353).
         r: Rank of the update A B.
         alpha: Strength of the update; see scaling.
         scaling: Factor on the update. The article multiplies by 'alpha' itself; the LoRA paper and PEFT use
@@ -68,14 +71,18 @@ class LoRAConfig:
         dropout: Dropout probability on the input of the LoRA branch. (The article declares 0.05 and never uses it.)
         targets: Linear layers that get an adapter: query, key, value, projection, mlp, head, or a module name
             pattern such as 'attention.q_lin' or '*.lin1'.
+        lr_ratio: Learning rate of B over train.learning_rate, which all else has. 1 is LoRA as published; LoRA+ (Hayou
+            et al., arXiv 2402.12354) suggests 16.
         train_head: Whether the randomly initialised classification head is trained too. (The article's is frozen.)
     """
 
+    variant: Literal["lora", "dora"] = "lora"
     r: int = 8
     alpha: float = 16.0
     scaling: Literal["alpha", "alpha/r", "alpha/sqrt(r)"] = "alpha"
     dropout: float = 0.0
     targets: tuple[str, ...] = ("query", "value")
+    lr_ratio: float = 1.0
     train_head: bool = False
 
     def __post_init__(self) -> None:
@@ -83,6 +90,7 @@ class LoRAConfig:
         check(self.alpha > 0, "lora.alpha", self.alpha, "use a number above 0")
         check(0 <= self.dropout < 1, "lora.dropout", self.dropout, "use a probability in [0, 1)")
         check(len(self.targets) > 0, "lora.targets", self.targets, "name at least one layer, such as query")
+        check(0 < self.lr_ratio < math.inf, "lora.lr_ratio", self.lr_ratio, "use a number above 0")
 
 
 @dataclass(frozen=True)
@@ -208,12 +216,20 @@ class TrainConfig:
         precision: '32-true', 'bf16-mixed', '16-mixed' (GPU only), or 'auto': bf16-mixed where the device computes in
             bf16 and 32-true elsewhere. Trainable weights are fp32 in all of them.
         accelerator: 'auto', 'cpu', 'gpu' or 'mps'.
-        devices: Number of devices.
+        devices: Number of devices on each machine. A batch is shared out among them all, so that results do not depend
+            on how many they are.
+        num_nodes: Number of machines; above 1, torchrun or srun must start a process per device on each.
+        strategy: How several devices work together: 'ddp' holds the whole model on each, 'fsdp' a share of it; 'auto'
+            is ddp.
         threads: CPU threads; null leaves torch's choice. Results depend on it in the last digits.
         cache_trunk: Compute the frozen trunk's features once, without dropout, and reuse them in every epoch. Only
             where nothing below the head is trained.
         dropout_active: Whether dropout acts while training. False trains in eval mode, as happens unnoticed when
             Lightning >= 2.2 is given a freshly loaded model.
+        fast: Arrange the model for speed; see lora_study/speed.py. False computes with torch's and transformers' own
+            layers. Results differ by rounding, and on a CPU by other dropout masks of the same distribution.
+        keep_weights: Mode full only: keep all weights in the run's folder, as large as the model. The other modes
+            always keep what they trained.
     """
 
     epochs: int = 3
@@ -223,15 +239,40 @@ class TrainConfig:
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "16-mixed"
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
     devices: int = 1
+    num_nodes: int = 1
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     threads: int | None = None
     cache_trunk: bool = False
     dropout_active: bool = True
+    fast: bool = True
+    keep_weights: bool = False
 
     def __post_init__(self) -> None:
         check(self.epochs >= 1, "train.epochs", self.epochs, "use 1 or more")
         check(0 < self.learning_rate < 1, "train.learning_rate", self.learning_rate, "use a number in (0, 1)")
         check(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "use 0 or more")
         check(self.devices >= 1, "train.devices", self.devices, "use 1 or more")
+        check(self.num_nodes >= 1, "train.num_nodes", self.num_nodes, "use 1 or more")
+        several = self.devices * self.num_nodes > 1
+        check(not (several and self.accelerator == "mps"), "train.devices", self.devices, "mps is one device; use 1")
+        check(
+            several or self.strategy == "auto",
+            "train.strategy",
+            self.strategy,
+            "it needs several devices; set train.devices above 1, or use auto",
+        )
+        check(
+            not (several and self.cache_trunk),
+            "train.cache_trunk",
+            self.cache_trunk,
+            "training the head alone is too short to share out; set train.devices and train.num_nodes to 1",
+        )
+        check(
+            not (self.strategy == "fsdp" and self.precision == "16-mixed"),
+            "train.precision",
+            self.precision,
+            "train.strategy fsdp takes bf16-mixed or 32-true",
+        )
         check(self.threads is None or self.threads >= 1, "train.threads", self.threads, "use 1 or more, or null")
         check(
             not (self.accelerator == "cpu" and self.precision == "16-mixed"),
@@ -255,6 +296,8 @@ class ExperimentConfig:
         partial: How much of the top is trained (mode 'partial').
         data: The reviews.
         train: Optimisation and hardware.
+        score_test: Whether the test reviews are scored. The points of a sweep leave them alone: choosing among scores
+            on the test reviews would make the chosen one's look better than it is.
     """
 
     name: str = "lora_default"
@@ -266,6 +309,7 @@ class ExperimentConfig:
     partial: PartialConfig = field(default_factory=PartialConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    score_test: bool = True
 
     def __post_init__(self) -> None:
         check_name("name", self.name)
@@ -278,6 +322,13 @@ class ExperimentConfig:
             f"mode {self.mode!r} trains layers of the trunk; only last_two_layers, or partial without blocks, can",
         )
 
+        devices = self.train.devices * self.train.num_nodes
+        check(
+            self.data.batch_size >= devices,
+            "data.batch_size",
+            self.data.batch_size,
+            f"each of {devices} devices needs a review of every batch; use {devices} or more",
+        )
         check(
             not (self.train.cache_trunk and self.data.drop_last),
             "data.drop_last",
@@ -316,6 +367,96 @@ class StudyConfig:
         check(len(set(self.seeds)) == len(self.seeds), "seeds", self.seeds, "list each seed once")
 
 
+@dataclass(frozen=True)
+class SearchConfig:
+    """How a sweep chooses its points.
+
+    Args:
+        method: 'grid' takes every combination of the parameters' values; 'random' draws points; 'adaptive' lets Optuna
+            propose them from the results so far.
+        trials: How many points to draw or propose; null only for 'grid', which has its own number.
+        seed: Seed of the draws or proposals.
+        batch: Points that are proposed together, before the results of any of them are known (method 'adaptive'). They
+            can run side by side, and the proposals do not depend on how many really do.
+        sampler: Optuna's sampler (method 'adaptive'): 'tpe' (Parzen estimators) or 'gp' (a Gaussian process).
+        pruner: Which of Optuna's pruners may drop a point after some of its seeds (method 'adaptive'): 'none', 'median'
+            (below the median of the others after as many seeds) or 'halving' (successive halving).
+    """
+
+    method: Literal["grid", "random", "adaptive"] = "grid"
+    trials: int | None = None
+    seed: int = 0
+    batch: int = 4
+    sampler: Literal["tpe", "gp"] = "tpe"
+    pruner: Literal["none", "median", "halving"] = "none"
+
+    def __post_init__(self) -> None:
+        remedy = "a grid has a number of its own; leave it out" if self.method == "grid" else "use 1 or more"
+        valid = self.trials is None if self.method == "grid" else self.trials is not None and self.trials >= 1
+        check(valid, "search.trials", self.trials, remedy)
+        check(0 <= self.seed < 2**32, "search.seed", self.seed, "use 0 to 4294967295")
+        check(self.batch >= 1, "search.batch", self.batch, "use 1 or more")
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """A sweep: one experiment at many points, of which validation accuracy chooses the one that is tested.
+
+    Args:
+        name: Name of the sweep and of its results folder.
+        title: One line for the head of its page.
+        experiment: Experiment file, relative to the sweep file.
+        parameters: What varies: for each field of the experiment, such as 'lora.r', a list of its values, or (not in a
+            grid) 'uniform' or 'loguniform' with the lowest and the highest, as in {loguniform: [1.0e-5, 1.0e-3]}. Two
+            whole numbers draw whole numbers; others are rounded to three digits.
+        search: How the points are chosen.
+        seeds: Seeds every point is run with; the mean over them is compared.
+        overrides: Settings laid over the experiment, as in an experiment file; ``extends`` works too.
+    """
+
+    name: str
+    title: str
+    experiment: str
+    parameters: dict[str, Any]
+    search: SearchConfig = field(default_factory=SearchConfig)
+    seeds: tuple[int, ...] = (1,)
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_name("name", self.name)
+        check(len(self.parameters) > 0, "parameters", self.parameters, "name at least one field, such as lora.r")
+        check(len(self.seeds) > 0, "seeds", self.seeds, "list at least one seed")
+        check(len(set(self.seeds)) == len(self.seeds), "seeds", self.seeds, "list each seed once")
+        for name, values in self.parameters.items():
+            _check_parameter(name, values, self.search.method)
+        check(
+            self.search.pruner == "none" or len(self.seeds) > 1,
+            "search.pruner",
+            self.search.pruner,
+            "points are dropped between seeds; list two seeds or more, or use none",
+        )
+
+
+def _check_parameter(name: str, values: Any, method: str) -> None:
+    """Refuse a parameter of a sweep that is neither a list of different values nor a range."""
+    field_name = f"parameters.{name}"
+    check(name not in ("name", "seed", "score_test"), "parameters", name, "the sweep sets it; vary another field")
+    if isinstance(values, list):
+        distinct = len({repr(value) for value in values}) == len(values) > 0
+        check(distinct, field_name, values, "list one value or more, each once")
+        return
+    ends = next(iter(values.values())) if isinstance(values, dict) and len(values) == 1 else None
+    numbers = isinstance(ends, list) and len(ends) == 2 and all(type(end) in (int, float) for end in ends)
+    known = numbers and next(iter(values)) in ("uniform", "loguniform")
+    remedy = "give a list of values, or {uniform: [low, high]} or {loguniform: [low, high]} with numbers such as 1.0e-5"
+    check(known, field_name, values, remedy)
+    check(method != "grid", field_name, values, "a grid takes lists of values; use search.method random or adaptive")
+    low, high = next(iter(values.values()))
+    above = "loguniform" not in values or low > 0
+    remedy = "the first number must be the lower one, and above 0 for loguniform"
+    check(-math.inf < low < high < math.inf and above, field_name, values, remedy)
+
+
 def check_name(field_name: str, name: str) -> None:
     """Refuse a name that could not be, or would escape from, a folder of results."""
     valid = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) is not None
@@ -344,7 +485,8 @@ def deviations(config: ExperimentConfig) -> list[dict[str, Any]]:
     neutral = {
         *("name", "mode", "seed", "lora.r", "lora.alpha", "lora.targets", "model.revision", "data.revision"),
         *("data.cache_dir", "data.eval_batch_size", "data.split_seed", "train.accelerator", "train.devices"),
-        *("train.threads", "partial.blocks", "partial.pre_classifier"),
+        *("train.num_nodes", "train.strategy", "train.threads", "train.keep_weights", "train.fast"),
+        *("partial.blocks", "partial.pre_classifier", "score_test"),
     }
     article, here = flatten(to_dict(ExperimentConfig())) | NOT_FOLLOWED, flatten(to_dict(config))
     neutral |= {key for key in here if key.startswith("seeds.") or (key.startswith("lora.") and config.mode != "lora")}

@@ -9,12 +9,14 @@ import difflib
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from lora_study.config import ConfigError, ExperimentConfig, StudyConfig, check, one_line
+from lora_study.config import ConfigError, ExperimentConfig, StudyConfig, SweepConfig, check, one_line
+
+Config = TypeVar("Config", StudyConfig, SweepConfig)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -99,12 +101,15 @@ def experiment_parser() -> ConfigParser:
     return parser
 
 
-def load_experiment(files: Sequence[str | Path] = (), overrides: Mapping[str, Any] | None = None) -> ExperimentConfig:
-    """An experiment from files laid over one another and a nested mapping on top.
+def load_experiment(
+    files: str | Path | Sequence[str | Path] = (), overrides: Mapping[str, Any] | None = None
+) -> ExperimentConfig:
+    """An experiment from a file, or several laid over one another, and a nested mapping on top.
 
     Raises:
         ConfigError: a file is missing or malformed, a key unknown, a value of the wrong type or out of range.
     """
+    files = [files] if isinstance(files, str | Path) else files
     layers: dict[str, Any] = functools.reduce(overlay, (read_layers(Path(file)) for file in files), {})
     return experiment_from(overlay(layers, overrides or {}), ", ".join(str(file) for file in files))
 
@@ -129,17 +134,61 @@ def load_study(file: str | Path) -> tuple[StudyConfig, list[ExperimentConfig]]:
         ConfigError: as `load_experiment`, or two experiments share a name.
     """
     path = Path(file)
-    content = read_layers(path)
-    check_fields(content, StudyConfig, f"study file {path}")
-    parser = ConfigParser(exit_on_error=False)
-    parser.add_class_arguments(StudyConfig)
-    try:
-        values = parser.instantiate(parser.parse_object(content))
-        study = StudyConfig(**{f.name: values[f.name] for f in dataclasses.fields(StudyConfig)})
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise ConfigError(f"study file {path}: {one_line(error)}") from error
+    study = read_config(path, StudyConfig, "study")
     overrides = lay_over_extended(study.overrides, path.parent)
     experiments = [load_experiment([path.parent / name], overrides) for name in study.experiments]
     names = [experiment.name for experiment in experiments]
     check(len(set(names)) == len(names), f"study file {path}: experiments", names, "give each its own name")
     return study, experiments
+
+
+def load_sweep(file: str | Path) -> tuple[SweepConfig, ExperimentConfig]:
+    """A sweep and the experiment that it varies, which does not score the test reviews.
+
+    Raises:
+        ConfigError: as `load_experiment`, or a parameter is not a field of an experiment.
+    """
+    path = Path(file)
+    sweep = read_config(path, SweepConfig, "sweep")
+    for name in sweep.parameters:
+        check_fields(nested(name, None), ExperimentConfig, f"sweep file {path}: parameters")
+    overrides = lay_over_extended(sweep.overrides, path.parent)
+    return sweep, load_experiment([path.parent / sweep.experiment], overlay(overrides, {"score_test": False}))
+
+
+def nested(name: str, value: Any) -> dict[str, Any]:
+    """A value under a dotted name as nested mappings: 'lora.r', 8 -> {'lora': {'r': 8}}."""
+    for key in reversed(name.split(".")):
+        value = {key: value}
+    return dict(value)
+
+
+def field_value(name: str, value: Any) -> Any:
+    """A value as the field of an experiment holds it: a list becomes a tuple, a whole number of a fraction's field 1.0.
+
+    Raises:
+        ConfigError: it is not of the field's type.
+    """
+    try:
+        return _fields_parser().parse_object(nested(name, value))[name]
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise ConfigError(one_line(error)) from error
+
+
+@functools.cache
+def _fields_parser() -> ConfigParser:
+    """One parser for the many values of a sweep: making it takes as long as using it."""
+    return experiment_parser()
+
+
+def read_config(path: Path, kind: type[Config], what: str) -> Config:
+    """The study or sweep in a file and the files it extends; what names it in errors."""
+    content = read_layers(path)
+    check_fields(content, kind, f"{what} file {path}")
+    parser = ConfigParser(exit_on_error=False)
+    parser.add_class_arguments(kind)
+    try:
+        values = parser.instantiate(parser.parse_object(content))
+        return kind(**{f.name: values[f.name] for f in dataclasses.fields(kind)})
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise ConfigError(f"{what} file {path}: {one_line(error)}") from error

@@ -12,8 +12,8 @@ adapted layer costs nothing extra.
     model.requires_grad_(False)
     inject_lora(model, ["query", "value"], r=8, alpha=16)
     ...                                     # train the parameters that require gradients
-    adapters = merge_lora(model)            # a plain model again
-    unmerge_lora(model, adapters)           # and back
+    merged = merge_lora(model)              # a plain model again
+    unmerge_lora(model, merged)             # and back
 
 This file needs torch alone.
 """
@@ -21,7 +21,7 @@ This file needs torch alone.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -113,13 +113,17 @@ class LinearWithLoRA(nn.Module):
 
         torch's own TransformerEncoderLayer and MultiheadAttention do; without this they would pass LoRA by.
         """
-        base, delta = _weight(self.linear), self.lora.delta()
-        return (base.float() + (delta.T if isinstance(self.linear, nn.Linear) else delta)).to(base.dtype)
+        return self._adapted().to(_weight(self.linear).dtype)
 
     @property
     def bias(self) -> Tensor | None:
         """The bias of the linear layer; LoRA has none."""
         return self.linear.bias  # type: ignore[return-value]
+
+    def _adapted(self) -> Tensor:
+        """The adapted weight, W + scaling · (A B)ᵀ, in fp32 and in the linear layer's own layout."""
+        delta = self.lora.delta()
+        return _weight(self.linear).float() + (delta.T if isinstance(self.linear, nn.Linear) else delta)
 
 
 def inject_lora(
@@ -131,6 +135,7 @@ def inject_lora(
     scaling: Scaling = "alpha",
     dropout: float = 0.0,
     generator: torch.Generator | None = None,
+    layer: type[LinearWithLoRA] = LinearWithLoRA,
 ) -> list[str]:
     """Put a LoRA update beside every linear layer that a target names, in place.
 
@@ -145,6 +150,7 @@ def inject_lora(
         scaling: See `LoRALayer`.
         dropout: Dropout probability on the input of the updates.
         generator: Source of the random A.
+        layer: What holds a linear layer and its update: `LinearWithLoRA`, or `lora_study.dora.LinearWithDoRA`.
 
     Returns:
         The names of the adapted layers, in the model's order.
@@ -161,47 +167,46 @@ def inject_lora(
             lora = LoRALayer(*_features(linear), r, alpha, scaling=scaling, dropout=dropout, generator=generator)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-        adapted[name] = LinearWithLoRA(linear, lora)
-    for name, layer in adapted.items():
-        _replace(model, name, layer)
+        adapted[name] = layer(linear, lora)
+    for name, module in adapted.items():
+        _replace(model, name, module)
     return names
 
 
-def merge_lora(model: nn.Module) -> dict[str, LoRALayer]:
+def merge_lora(model: nn.Module) -> dict[str, tuple[LinearWithLoRA, Tensor]]:
     """Add every update to its weight, W' = W + scaling · (A B)ᵀ, and put the plain linear layer back, in place.
 
     The sum is formed in fp32 and stored in the weight's own type, so load the base model in fp32 to keep all of
     the update. A model without LoRA is left as it is, so merging twice is harmless.
 
     Returns:
-        The removed updates by layer name, as `unmerge_lora` takes them.
+        The adapted layer and the weight W that it had, by layer name, as `unmerge_lora` takes them. Who does not
+        keep them frees the memory of the old weights.
     """
-    removed: dict[str, LoRALayer] = {}
+    removed: dict[str, tuple[LinearWithLoRA, Tensor]] = {}
     for name, layer in list(lora_layers(model)):
         base = _weight(layer.linear)
+        removed[name] = layer, base
         # A new parameter, not an in-place sum: a weight tied to an embedding must not change the embedding.
         layer.linear.weight = nn.Parameter(layer.weight.detach(), requires_grad=base.requires_grad)
         _replace(model, name, layer.linear)
-        removed[name] = layer.lora
     return removed
 
 
-def unmerge_lora(model: nn.Module, adapters: Mapping[str, LoRALayer]) -> None:
-    """Undo `merge_lora` up to rounding: subtract the updates and put them beside their layers again, in place.
+def unmerge_lora(model: nn.Module, removed: Mapping[str, tuple[LinearWithLoRA, Tensor]]) -> None:
+    """Undo `merge_lora` exactly: the adapted layers take their places again, and the old weights theirs.
 
     Raises:
-        ValueError: a name is not a plain linear layer of the model.
+        ValueError: a layer is not the one that was merged; the model is then unchanged.
     """
-    linears = {name: module for name, module in model.named_modules() if _is_linear(module)}
-    for name in adapters:
-        if name not in linears:
-            raise ValueError(f"{name!r} is not a linear layer of this model; it has {_listing(linears)}")
-    for name, lora in adapters.items():
-        layer = LinearWithLoRA(linears[name], lora)
-        base, merged = _weight(layer.linear), layer.weight.detach()
-        original = 2 * base.float() - merged.float()  # W' - Δ, where `merged` is W' + Δ
-        layer.linear.weight = nn.Parameter(original.to(base.dtype), requires_grad=base.requires_grad)
-        _replace(model, name, layer)
+    modules = dict(model.named_modules())
+    for name, (layer, _) in removed.items():
+        if modules.get(name) is not layer.linear:
+            raise ValueError(f"{name!r} is not the layer that was merged; unmerge the very model merge_lora was given")
+    for name, (layer, base) in removed.items():
+        device = _weight(layer.linear).device  # the model may have moved since
+        layer.linear.weight = base
+        _replace(model, name, layer.to(device))
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LinearWithLoRA]]:
@@ -212,10 +217,25 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, LinearWithLoRA]]:
 
 
 def lora_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    """Every A and B in the model: chosen by the type of module that holds them, not by name."""
+    """Every A and B in the model, and DoRA's magnitudes: chosen by the type of what holds them, not by name."""
     for module in model.modules():
-        if isinstance(module, LoRALayer):
+        if isinstance(module, (LoRALayer, LinearWithLoRA)):
             yield from module.parameters(recurse=False)
+
+
+def parameter_groups(model: nn.Module, learning_rate: float, lr_ratio: float = 1.0) -> list[dict[str, Any]]:
+    """The parameters that require gradients, as an optimizer takes them; every B at learning_rate · lr_ratio.
+
+    That is LoRA+ (Hayou et al., arXiv 2402.12354): in a wide model B, which starts at zero, learns too slowly at the
+    rate that suits A. Its authors suggest a ratio of 16. With a ratio of 1, or without LoRA, there is one group.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    faster = {id(module.lora_B) for module in model.modules() if isinstance(module, LoRALayer) and lr_ratio != 1}
+    groups = [
+        {"params": [parameter for parameter in trained if id(parameter) not in faster], "lr": learning_rate},
+        {"params": [parameter for parameter in trained if id(parameter) in faster], "lr": learning_rate * lr_ratio},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def _find_linears(model: nn.Module, targets: Sequence[str]) -> list[str]:

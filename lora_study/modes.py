@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 from lora_study.config import ConfigError, ExperimentConfig
-from lora_study.lora import inject_lora, lora_parameters
+from lora_study.dora import LinearWithDoRA
+from lora_study.lora import LinearWithLoRA, inject_lora, lora_parameters
 
 # The classification head of DistilBertForSequenceClassification: "the last two layers" of the article.
 HEAD = ("pre_classifier", "classifier")
+VARIANTS = {"lora": LinearWithLoRA, "dora": LinearWithDoRA}
 BLOCK = re.compile(r"distilbert\.transformer\.layer\.\d+")
 
 
@@ -22,7 +24,7 @@ class ParameterCounts:
     Attributes:
         trainable: Parameters that require gradients.
         total: All parameters.
-        lora: Trainable parameters of LoRA updates.
+        lora: Trainable parameters of LoRA updates, with the magnitudes of DoRA.
         head: Trainable parameters of the classification head.
         base: Trainable parameters of everything else.
     """
@@ -74,6 +76,7 @@ def apply_mode(model: nn.Module, config: ExperimentConfig) -> list[str]:
             scaling=config.lora.scaling,
             dropout=config.lora.dropout,
             generator=torch.Generator().manual_seed(config.resolved_seeds()["lora_init"]),
+            layer=VARIANTS[config.lora.variant],
         )
     except ValueError as error:
         raise ConfigError(f"lora: {error}") from error
@@ -92,17 +95,6 @@ def count_parameters(model: nn.Module) -> ParameterCounts:
         if parameter.requires_grad:
             trainable[kinds.get(id(parameter), "base")] += parameter.numel()
     return ParameterCounts(trainable=sum(trainable.values()), total=total, **trainable)
-
-
-def hold_frozen_linears_in(model: nn.Module, dtype: torch.dtype) -> None:
-    """Store the weights of frozen linear layers in the type that autocast computes them in, in place.
-
-    Autocast would convert the same fp32 weights at every step; converting them once gives the same products.
-    Embeddings and layer norms stay fp32, as autocast leaves them.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and not any(parameter.requires_grad for parameter in module.parameters()):
-            module.to(dtype)
 
 
 def _train(model: nn.Module, names: Iterable[str]) -> None:

@@ -1,15 +1,16 @@
 """The LightningModule: trains and scores a classifier that is handed to it, whatever its mode."""
 
-from typing import Any
-
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC, MulticlassF1Score
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from lora_study.config import TrainConfig
+from lora_study.lora import parameter_groups
 
 Batch = dict[str, Tensor]
 
@@ -25,13 +26,16 @@ class ReviewClassifier(L.LightningModule):
     Args:
         model: A built model in its fine-tuning mode: what requires gradients is trained.
         config: Optimizer settings.
+        lr_ratio: Learning rate of LoRA's B over that of all else.
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
+    def __init__(self, model: nn.Module, config: TrainConfig, *, lr_ratio: float = 1.0) -> None:
         super().__init__()
         self.model = model
         self.config = config
-        self.train_accuracy = _accuracy()  # while training: with dropout, and weights that still move
+        self.lr_ratio = lr_ratio
+        # While training: with dropout, weights that still move, and of this device's reviews alone.
+        self.train_accuracy = MulticlassAccuracy(num_classes=2, average="micro", sync_on_compute=False)
         self.val_accuracy, self.val_loss = _accuracy(), MeanMetric()
         self.test_loss = MeanMetric()
         self.test_scores = MetricCollection(
@@ -50,6 +54,16 @@ class ReviewClassifier(L.LightningModule):
         logits = self.model(**inputs).logits.float()
         return F.cross_entropy(logits, batch["labels"]), logits
 
+    def configure_model(self) -> None:
+        """Spread the weights over the devices if train.strategy is fsdp; Lightning calls this before fit and test."""
+        if self.device_mesh is None or isinstance(self.model, FSDPModule):
+            return
+        mesh = self.device_mesh["data_parallel"]
+        for block in self.model.get_submodule("distilbert.transformer.layer").children():  # one at a time is whole
+            fully_shard(block, mesh=mesh)
+        # By default this one would stay whole after a pass, and what is read of or written to it then would be lost.
+        fully_shard(self.model, mesh=mesh, reshard_after_forward=True)
+
     def setup(self, stage: str) -> None:
         """Switch dropout on: from_pretrained returns a model in eval mode, and Lightning >= 2.2 keeps it there."""
         if stage == "fit":
@@ -61,16 +75,28 @@ class ReviewClassifier(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One optimizer step's loss."""
-        if self.trained_in_train_mode is None:
+        if batch_index == 0:
             modes = {module.training for module in self.model.modules()}
             if modes != {self.config.dropout_active}:
-                raise RuntimeError("dropout is not as train.dropout_active says at the first training step")
+                raise RuntimeError("dropout is not as train.dropout_active says at an epoch's first training step")
             self.trained_in_train_mode = self.config.dropout_active
         loss, logits = self.step(batch)
         self.train_accuracy.update(logits.detach(), batch["labels"])
         progress = {"loss": loss.detach(), "accuracy": self.train_accuracy.compute()}
         self.log_dict(progress, prog_bar=True, batch_size=len(batch["labels"]))
-        return loss
+        return loss if self.trainer.world_size == 1 else loss * self._weight(batch)
+
+    def _weight(self, batch: Batch) -> Tensor:
+        """Factor on this device's mean loss (scalar) that makes the mean over devices the mean over reviews.
+
+        Devices' shares of a batch may differ by a review. One that would have none is given the first review of the
+        whole batch, which is another device's and counts for that one only.
+        """
+        index = batch["index"]
+        shares = gather_all_tensors(torch.stack([index[0], index.new_tensor(len(index))]))
+        first, reviews = torch.stack(shares).unbind(1)  # each (devices,)
+        reviews = reviews * ((first != first[0]) | (torch.arange(len(first), device=first.device) == 0))
+        return len(reviews) * reviews[self.global_rank] / reviews.sum()
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Score a validation batch."""
@@ -96,10 +122,15 @@ class ReviewClassifier(L.LightningModule):
         self.test_predictions.append((batch["index"], logits.softmax(-1)[:, 1]))
 
     def on_test_epoch_end(self) -> None:
-        """Publish loss, accuracy, f1 and auroc."""
+        """Publish loss, accuracy, f1 and auroc; gather the predictions of all devices."""
         self.log_dict({"loss": self.test_loss.compute(), **self.test_scores.compute()})
         self.test_loss.reset()
         self.test_scores.reset()
+        if self.trainer.world_size > 1:
+            rows, probabilities = (
+                gather_all_tensors(torch.cat(own)) for own in zip(*self.test_predictions, strict=True)
+            )
+            self.test_predictions = list(zip(rows, probabilities, strict=True))
 
     def predictions(self) -> tuple[Tensor, Tensor]:
         """Row in the part and probability of class 1 of each review of the last test, by row: both (n,)."""
@@ -110,11 +141,10 @@ class ReviewClassifier(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimizer over the parameters that require gradients, and no others."""
-        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        settings: dict[str, Any] = {"lr": self.config.learning_rate, "weight_decay": self.config.weight_decay}
+        groups = parameter_groups(self.model, self.config.learning_rate, self.lr_ratio)
         # One pass over memory instead of several: 1.2x on full fine-tuning on a CPU.
-        settings["fused"] = trainable[0].device.type in ("cpu", "cuda")
-        return OPTIMIZERS[self.config.optimizer](trainable, **settings)
+        fused = groups[0]["params"][0].device.type in ("cpu", "cuda")
+        return OPTIMIZERS[self.config.optimizer](groups, weight_decay=self.config.weight_decay, fused=fused)
 
 
 def _accuracy() -> MulticlassAccuracy:

@@ -2,11 +2,26 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from lora_study.backbones import build_skeleton
-from lora_study.config import ConfigError, ExperimentConfig, LoRAConfig, ModelConfig, PartialConfig, SeedsConfig
-from lora_study.modes import apply_mode, count_parameters, hold_frozen_linears_in
+from lora_study.config import (
+    ConfigError,
+    ExperimentConfig,
+    LoRAConfig,
+    ModelConfig,
+    PartialConfig,
+    SeedsConfig,
+    TrainConfig,
+    deviations,
+)
+from lora_study.config_files import experiment_from
+from lora_study.dora import LinearWithDoRA
+from lora_study.experiment import run_experiment
+from lora_study.lora import LinearWithLoRA, lora_layers
+from lora_study.modes import apply_mode, count_parameters
+from lora_study.module import ReviewClassifier
 
 BEST = ("query", "value", "mlp")
 
@@ -18,6 +33,7 @@ BEST = ("query", "value", "mlp")
         ("lora", LoRAConfig(), 147_456, 147_456, 0, 0),
         ("lora", LoRAConfig(targets=BEST, alpha=1), 516_096, 516_096, 0, 0),
         ("lora", LoRAConfig(train_head=True), 739_586, 147_456, 592_130, 0),
+        ("lora", LoRAConfig(variant="dora"), 147_456 + 12 * 768, 147_456 + 12 * 768, 0, 0),
         ("lora", LoRAConfig(targets=("head",)), 8 * (768 + 768) + 8 * (768 + 2), 18_448, 0, 0),
         ("full", LoRAConfig(), 66_955_010, 0, 592_130, 66_362_880),
     ],
@@ -88,13 +104,80 @@ def test_updates_that_do_not_fit_are_a_config_error_that_lists_the_layers():
         apply_mode(build_skeleton(ModelConfig()), ExperimentConfig(lora=LoRAConfig(r=769)))
 
 
-def test_frozen_linears_held_in_bf16_give_what_autocast_gives():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(16, 16), nn.LayerNorm(16), nn.Linear(16, 4))
-    model[0].requires_grad_(False)
-    x = torch.randn(3, 16)
-    with torch.autocast("cpu", torch.bfloat16):
-        expected = model(x)
-        hold_frozen_linears_in(model, torch.bfloat16)
-        assert torch.equal(model(x), expected)
-    assert [module.weight.dtype for module in model] == [torch.bfloat16, torch.float32, torch.float32]
+def test_dora_starts_from_the_seed_of_the_updates_as_lora_does():
+    def drawn(variant: str) -> LinearWithLoRA:
+        model = nn.ModuleDict({"a": nn.Linear(4, 4)})
+        apply_mode(model, ExperimentConfig(lora=LoRAConfig(variant=variant, r=2, targets=("a",))))
+        return model["a"]
+
+    assert isinstance(drawn("dora"), LinearWithDoRA)
+    assert not isinstance(drawn("lora"), LinearWithDoRA)
+    assert torch.equal(drawn("dora").lora.lora_A, drawn("lora").lora.lora_A)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("lr_ratio", 0, ["lora.lr_ratio: 0.0 ", "above 0"]),
+        ("lr_ratio", -16.0, ["lora.lr_ratio: -16.0", "above 0"]),
+        ("lr_ratio", float("inf"), ["lora.lr_ratio: inf"]),
+        ("lr_ratio", float("nan"), ["lora.lr_ratio: nan"]),
+        ("variant", "Dora", ["lora.variant", "Got value: Dora", "'lora', 'dora'"]),
+    ],
+)
+def test_a_mistake_in_a_variants_setting_is_one_line_that_names_it(field, value, words):
+    with pytest.raises(ConfigError) as error:
+        experiment_from({"lora": {field: value}})
+    assert "\n" not in str(error.value)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_the_variants_settings_are_departures_from_the_article_in_mode_lora_alone():
+    variant = LoRAConfig(variant="dora", lr_ratio=16)
+    departures = {entry["field"]: entry for entry in deviations(ExperimentConfig(lora=variant))}
+    assert departures["lora.variant"] == {"field": "lora.variant", "article": "lora", "here": "dora"}
+    assert departures["lora.lr_ratio"] == {"field": "lora.lr_ratio", "article": 1.0, "here": 16}
+    assert not {"lora.variant", "lora.lr_ratio"} & {d["field"] for d in deviations(ExperimentConfig())}
+    assert not [d for d in deviations(ExperimentConfig(mode="full", lora=variant)) if d["field"].startswith("lora.")]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_the_classifier_trains_b_at_its_own_rate(optimizer):
+    model = build_skeleton(ModelConfig())
+    apply_mode(model, ExperimentConfig(lora=LoRAConfig(train_head=True)))
+    config = TrainConfig(optimizer=optimizer, learning_rate=1e-3, weight_decay=0.1)
+    (only,) = ReviewClassifier(model, config).configure_optimizers().param_groups
+    base, faster = ReviewClassifier(model, config, lr_ratio=16).configure_optimizers().param_groups
+    assert (only["lr"], base["lr"], faster["lr"]) == (1e-3, 1e-3, 16e-3)
+    assert only["weight_decay"] == base["weight_decay"] == faster["weight_decay"] == 0.1
+    updates = [layer.lora for _, layer in lora_layers(model)]
+    assert {id(p) for p in faster["params"]} == {id(update.lora_B) for update in updates}
+    assert {id(p) for p in base["params"]} >= {id(update.lora_A) for update in updates}
+    assert len(base["params"]) + len(faster["params"]) == len(only["params"])
+
+
+def test_the_ratio_of_the_config_is_what_a_run_trains_with(tiny_backbone, reviews_csv, tmp_path):
+    """After one step of Adam, every entry of B is as far from zero as its learning rate."""
+
+    def largest_b(lr_ratio: float) -> float:
+        config = experiment_from(
+            {
+                "name": f"ratio-{lr_ratio}",
+                "model": {"backbone": str(tiny_backbone)},
+                "lora": {"r": 2, "alpha": 1, "lr_ratio": lr_ratio},
+                "data": {
+                    "source": str(reviews_csv),
+                    "sizes": {"train": 12, "val": 20, "test": 20},
+                    "max_length": 32,
+                    "cache_dir": str(tmp_path / "cache"),
+                },
+                "train": {"epochs": 1, "precision": "32-true", "accelerator": "cpu", "learning_rate": 0.001},
+            }
+        )
+        record = run_experiment(config, tmp_path / "results")
+        assert record.status == "completed", record.error
+        weights = load_file(tmp_path / "results" / config.name / "seed-1" / "adapter.safetensors")
+        return max(weight.abs().max().item() for name, weight in weights.items() if name.endswith("lora_B"))
+
+    assert largest_b(1.0) == pytest.approx(0.001, rel=1e-3)
+    assert largest_b(8.0) == pytest.approx(0.008, rel=1e-3)

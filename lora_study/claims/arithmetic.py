@@ -153,6 +153,8 @@ def expected_trainable(record: Record) -> int | None:
     lora, partial = (record.config.get(section) or {} for section in ("lora", "partial"))
     recipe = {key: lora[key] for key in ("r", "targets", "train_head") if key in lora}
     recipe |= {key: partial[key] for key in ("pre_classifier", "blocks") if key in partial}
+    if record.mode == "lora" and lora.get("variant") == "dora":
+        return None  # which trains magnitudes too, and is no experiment of the article
     try:
         return trainable(record.mode, **recipe, shape=shape) if shape else None
     except ValueError:  # a target given as a pattern: only the model itself knows what it matches

@@ -1,0 +1,121 @@
+"""The package as other code imports it, and the README's example of doing so."""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import lora_study
+from lora_study import ExperimentConfig, load_experiment, read_records, run, unmerge_lora
+
+ROOT = Path(__file__).parent.parent
+EXAMPLE = re.compile(r"<!-- example: tests/test_api.py runs it -->\n```python\n(.*?)```", re.DOTALL)
+
+
+def test_importing_the_package_loads_neither_torch_nor_anything_else_that_is_slow():
+    code = "import sys, lora_study; dir(lora_study); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "lora_study" in loaded
+    assert not {"torch", "transformers", "lightning", "pandas", "numpy", "yaml"} & set(loaded)
+
+
+def test_the_names_of_configs_and_records_need_no_torch():
+    code = "import sys; from lora_study import *; print('torch' in sys.modules)".replace(
+        "*", "ConfigError, ExperimentConfig, ModelConfig, Record, load_experiment, read_records"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_every_name_is_there_documented_and_listed():
+    assert len(lora_study.__all__) == len(set(lora_study.__all__)) > 20
+    for name in lora_study.__all__:
+        exported = getattr(lora_study, name)
+        assert inspect.isclass(exported) or inspect.isfunction(exported), name
+        assert exported.__name__ == name
+        assert inspect.getdoc(exported), name
+    assert set(lora_study.__all__) <= set(dir(lora_study))
+
+
+def test_no_module_hides_a_name_whatever_was_imported_before():
+    """Importing a submodule sets it as an attribute of the package."""
+    for module in pkgutil.iter_modules(lora_study.__path__):
+        if not module.name.startswith("__"):
+            importlib.import_module(f"lora_study.{module.name}")
+    assert not {name for name in lora_study.__all__ if inspect.ismodule(getattr(lora_study, name))}
+
+
+def test_type_checkers_see_the_same_names():
+    """They read the imports under TYPE_CHECKING, which never run."""
+    tree = ast.parse(Path(lora_study.__file__).read_text(encoding="utf-8"))
+    seen = {
+        alias.name: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lora_study.")
+        for alias in node.names
+        if alias.name != "run_experiment"
+    }
+    assert seen.keys() == set(lora_study.__all__) - {"run"}
+    for name, module in seen.items():
+        assert getattr(lora_study, name) is getattr(importlib.import_module(module), name)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'lora_study' has no attribute 'inject_lorra'"):
+        lora_study.inject_lorra  # noqa: B018
+    with pytest.raises(ImportError):
+        from lora_study import inject_lorra  # noqa: F401
+
+
+def test_an_experiment_is_run_and_read_back(tiny_backbone, reviews_csv, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        f"name: mine\nmodel: {{backbone: {tiny_backbone}}}\n"
+        f"lora: {{r: 2, alpha: 1, variant: dora, lr_ratio: 4}}\n"
+        f"data: {{source: {reviews_csv}, sizes: {{train: 64, val: 20, test: 40}}, max_length: 32, "
+        f"cache_dir: {tmp_path / 'cache'}}}\n"
+        "train: {epochs: 1, precision: 32-true, accelerator: cpu, threads: 1, learning_rate: 0.01}\n"
+    )
+    config = load_experiment([str(file)])
+    assert isinstance(config, ExperimentConfig)
+    record = run(config, str(tmp_path / "results"))
+    assert record.status == "completed", record.error
+    assert record.parameters["lora"] == 2 * 2 * (2 * (32 + 32) + 32)
+    assert {"lora.variant", "lora.lr_ratio"} <= {deviation["field"] for deviation in record.deviations}
+    assert run(config, tmp_path / "results") == record, "what is done is not done again"
+    assert read_records(tmp_path / "results") == ([record], [])
+    trained = lora_study.load_run(tmp_path / "results" / "mine" / "seed-1")
+    assert {type(layer) for _, layer in lora_study.lora_layers(trained.model)} == {lora_study.LinearWithDoRA}
+
+
+def test_the_readme_example_does_what_it_says(tmp_path, monkeypatch, capsys):
+    (code,) = EXAMPLE.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    losses = [float(line.rsplit(" ", 1)[1]) for line in capsys.readouterr().out.splitlines()]
+    assert len(losses) == 30
+    assert sum(losses[-3:]) < 0.5 * sum(losses[:3])
+    model, base = names["model"], names["base"]
+    merged = model.state_dict()
+    assert merged.keys() == base.keys()
+    assert {name for name in base if not torch.equal(merged[name], base[name])} == {
+        f"transformer.h.{block}.{layer}.weight" for block in (0, 1) for layer in ("attn.c_attn", "mlp.c_fc")
+    }
+    unmerge_lora(model, names["merged"])
+    after = {name.replace(".linear.", "."): weight for name, weight in model.state_dict().items()}
+    assert all(torch.equal(after[name], weight) for name, weight in base.items()), "training did not touch the base"
+    assert sorted(path.name for path in (tmp_path / "my_adapter").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    assert len(names["names"]) == 6
+    encoder, x = names["encoder"], torch.randn(2, 5, 32)
+    encoder(x).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in encoder.parameters() if parameter.requires_grad)
