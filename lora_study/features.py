@@ -96,19 +96,13 @@ def trunk_features(
     device = next(classifier.parameters()).device
     classifier.train(mode=False)
     rows, values = [], []
-    # The head reads the first token alone, so the last block's feed-forward layer is computed for no other.
-    norm = classifier.distilbert.transformer.layer[-1].get_submodule("sa_layer_norm")
-    first_only = norm.register_forward_hook(lambda module, inputs, output: output[:, :1])
-    try:
-        for batch in batches:
-            with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
-                hidden = classifier.distilbert(
-                    input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device)
-                ).last_hidden_state  # (batch, 1, dim)
-            rows.append(batch["index"])
-            values.append(hidden[:, 0].float().cpu())
-    finally:
-        first_only.remove()
+    for batch in batches:
+        with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
+            hidden = classifier.distilbert(
+                input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device)
+            ).last_hidden_state  # (batch, seq, dim), or (batch, 1, dim) where nothing else is computed
+        rows.append(batch["index"])
+        values.append(hidden[:, 0].float().cpu())
     index = torch.cat(rows)
     features = torch.empty(len(index), values[0].shape[1])
     features[index] = torch.cat(values)

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from lora_study.attention import matrix_product_attention, use_matrix_products
+from lora_study.dropout import Masks
 
 
 def padding_mask(lengths: list[int], seq: int) -> torch.Tensor:
@@ -40,6 +41,50 @@ def test_dropout_drops_attention_probabilities_and_keeps_their_mean():
     )
     assert draws.std(0).min() > 0.05
     torch.testing.assert_close(draws.mean(0), exact, atol=0.05, rtol=0.05)
+
+
+def test_dropout_has_the_gradients_of_the_mask_it_drew():
+    """Dropout on probabilities of one-hot values shows which were kept; the gradients must be those of that mask."""
+    torch.manual_seed(0)
+    heads = [torch.randn(3, 2, 6, 6, requires_grad=True) for _ in range(3)]
+    mask = padding_mask([6, 5, 3], 6)
+    state = torch.get_rng_state()
+    ours, _ = matrix_product_attention(torch.nn.Identity(), *heads, mask, dropout=0.4)
+    torch.set_rng_state(state)
+    one_hot = torch.eye(6).expand(3, 2, 6, 6)
+    shown, _ = matrix_product_attention(torch.nn.Identity(), *heads[:2], one_hot, mask, dropout=0.4)
+    kept = shown.transpose(1, 2).detach() > 0  # (batch, heads, seq, seq)
+    scores = (heads[0] @ heads[1].transpose(2, 3) * 6**-0.5).masked_fill(~mask, -1e4)
+    theirs = ((scores.softmax(-1) * kept / Masks(0.4).keep) @ heads[2]).transpose(1, 2)
+    assert 0.2 < kept.float().mean() < 0.6
+    torch.testing.assert_close(ours, theirs)
+    weights = torch.randn_like(ours)
+    for mine, other in zip(
+        torch.autograd.grad((ours * weights).sum(), heads),
+        torch.autograd.grad((theirs * weights).sum(), heads),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_cutting_the_batch_into_chunks_changes_nothing(monkeypatch, dropout):
+    heads = [torch.randn(5, 2, 4, 8) for _ in range(3)]
+    found = []
+    for chunk in (2**20, 70, 1):  # all five reviews at once, two at a time (2 · 4 · 4 scores each), one at a time
+        monkeypatch.setattr("lora_study.attention.CHUNK", chunk)
+        torch.manual_seed(0)
+        found.append(matrix_product_attention(torch.nn.Identity(), *heads, None, dropout=dropout)[0])
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], found[0])
+
+
+def test_scoring_without_gradients_gives_the_same():
+    heads = [torch.randn(2, 2, 5, 8, requires_grad=True) for _ in range(3)]
+    trained, _ = matrix_product_attention(torch.nn.Identity(), *heads, None)
+    with torch.no_grad():
+        scored, _ = matrix_product_attention(torch.nn.Identity(), *(x.detach() for x in heads), None)
+    assert torch.equal(trained, scored)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -94,14 +94,17 @@ def evaluation_batches(
 
 
 def collate(tokens: TokenisedReviews, rows: Sequence[int], pad_id: int, pad_to: int | None = None) -> dict[str, Tensor]:
-    """The tensors of one batch, padded on the right to its longest review, or to pad_to tokens.
+    """The tensors of one batch, padded on the right to pad_to tokens, or little beyond its longest review.
+
+    Lengths are rounded up to a multiple of 8, though not beyond the longest review of all: matrix products are prepared
+    anew for every length, and few lengths come back sooner.
 
     Returns:
         input_ids and attention_mask, (batch, seq); labels and index (the row in the part), (batch,); all int64.
     """
     index = np.asarray(rows, dtype=np.int64)
     starts, lengths = tokens.offsets[index], tokens.lengths[index]
-    places = np.arange(pad_to or lengths.max())
+    places = np.arange(pad_to or min(-(-lengths.max() // 8) * 8, tokens.lengths.max()))
     mask = places < lengths[:, None]  # (batch, seq)
     # Places beyond a review's end hold the next review's tokens (or, clipped, the last token), until masked.
     found = tokens.tokens.take(starts[:, None] + places, mode="clip")
