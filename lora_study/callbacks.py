@@ -1,4 +1,4 @@
-"""What watches a run: the best epoch, the learning curves with their clock, and progress in a log."""
+"""What watches a run: its random numbers, the best epoch, the learning curves with their clock, progress in a log."""
 
 import math
 import sys
@@ -6,9 +6,30 @@ import time
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
+
+from lora_study.devices import spread_like, whole
+
+
+class EpochSeed(Callback):
+    """Draws the dropout masks of each epoch from a seed of its own, and those of each device from another.
+
+    So they depend on nothing that was drawn before, and a run taken up after an epoch draws what it would have drawn.
+
+    Args:
+        seed: Seed of the run's dropout masks.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Seed torch."""
+        entropy = np.random.SeedSequence((self.seed, trainer.current_epoch, trainer.global_rank))
+        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
 
 
 class BestEpoch(Callback):
@@ -17,25 +38,26 @@ class BestEpoch(Callback):
     Attributes:
         epoch: That epoch, counted from 1; 0 before the first validation.
         scores: Its val_accuracy and val_loss.
+        weights: Its trainable parameters by name, whole on every device.
     """
 
     def __init__(self) -> None:
         self.epoch = 0
         self.scores = {"accuracy": -math.inf, "loss": math.inf}
-        self._weights: dict[str, Tensor] = {}
+        self.weights: dict[str, Tensor] = {}
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compare this epoch with the best so far."""
         scores = {name: float(trainer.callback_metrics[f"val_{name}"]) for name in ("accuracy", "loss")}
         if scores["accuracy"] > self.scores["accuracy"]:
             self.epoch, self.scores = trainer.current_epoch + 1, scores
-            self._weights = {name: value.detach().clone() for name, value in _trainable(pl_module)}
+            self.weights = {name: whole(value.detach()).clone() for name, value in trainable(pl_module)}
 
     @torch.no_grad()
     def restore(self, pl_module: L.LightningModule) -> None:
         """Put the best epoch's parameters back."""
-        for name, parameter in _trainable(pl_module):
-            parameter.copy_(self._weights[name])
+        for name, parameter in trainable(pl_module):
+            parameter.copy_(spread_like(self.weights[name].to(parameter.device), parameter))
 
 
 class Curves(Callback):
@@ -69,6 +91,7 @@ class Curves(Callback):
         if (batch_idx + 1) % interval and batch_idx + 1 < batches:
             return
         losses, self._losses = torch.stack(self._losses), []
+        losses = trainer.strategy.reduce(losses, reduce_op="mean")  # each device weights its share, so this is the loss
         finite = losses.isfinite().tolist()
         if not all(finite):
             step = trainer.global_step - len(finite) + finite.index(False) + 1
@@ -98,10 +121,12 @@ class PlainProgress(Callback):
 
     def __init__(self) -> None:
         self._start = self._printed = 0.0
+        self._first_step = 0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
         self._start = self._printed = time.perf_counter()
+        self._first_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -114,7 +139,7 @@ class PlainProgress(Callback):
         assert trainer.max_epochs is not None
         batches = int(trainer.num_training_batches)
         step, steps = trainer.global_step, trainer.max_epochs * batches
-        speed = step / (now - self._start)
+        speed = (step - self._first_step) / (now - self._start)
         metrics = trainer.progress_bar_metrics
         self._print(
             trainer,
@@ -129,8 +154,10 @@ class PlainProgress(Callback):
 
     @staticmethod
     def _print(trainer: L.Trainer, text: str) -> None:
-        print(f"  epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {text}", file=sys.stderr, flush=True)
+        if trainer.is_global_zero:
+            print(f"  epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {text}", file=sys.stderr, flush=True)
 
 
-def _trainable(pl_module: L.LightningModule) -> list[tuple[str, torch.nn.Parameter]]:
-    return [(name, parameter) for name, parameter in pl_module.named_parameters() if parameter.requires_grad]
+def trainable(module: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+    """The parameters that are trained, with their names."""
+    return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]

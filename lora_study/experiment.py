@@ -2,13 +2,16 @@
 
 import contextlib
 import logging
+import shutil
 import sys
 import tempfile
 import time
 import traceback
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,39 +20,77 @@ import lightning as L
 import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from safetensors.torch import save
 from torch import Tensor
 from transformers import DistilBertForSequenceClassification
 
-from lora_study import backbones, provenance
-from lora_study.attention import use_matrix_products
-from lora_study.callbacks import BestEpoch, Curves, PlainProgress
-from lora_study.config import ConfigError, ExperimentConfig, deviations, flatten, to_dict
+from lora_study import backbones, devices, provenance
+from lora_study.callbacks import BestEpoch, Curves, EpochSeed, PlainProgress, trainable
+from lora_study.checkpoints import Checkpoints
+from lora_study.config import ConfigError, ExperimentConfig, check, deviations, flatten, to_dict
 from lora_study.data.datamodule import ReviewDataModule
+from lora_study.devices import whole
 from lora_study.features import FeatureDataModule, HeadOnFeatures
-from lora_study.modes import HEAD, apply_mode, count_parameters, hold_frozen_linears_in
+from lora_study.modes import HEAD, apply_mode, count_parameters
 from lora_study.module import ReviewClassifier
 from lora_study.records import Record, read_record, run_dir, write_record
-
-COMPUTE_DTYPE = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16, "32-true": None}
+from lora_study.speed import COMPUTE_DTYPE, make_fast
 
 
 class BusyError(ConfigError):
     """Another process is running this very run."""
 
 
+@dataclass
+class Built:
+    """What a run trains and how: the model in its mode, the reviews and the way of computing.
+
+    Attributes:
+        data: The reviews, set up.
+        model: The classifier, in its mode and arranged for its precision.
+        head: The head's weights before that, in fp32.
+        device: Where this process computes.
+        precision: Lightning's name for the precision.
+        dtype: The type autocast computes in; None for fp32.
+        memory: Peak memory, counted from before the model was built.
+    """
+
+    data: ReviewDataModule
+    model: DistilBertForSequenceClassification
+    head: dict[str, Tensor]
+    device: torch.device
+    precision: str
+    dtype: torch.dtype | None
+    memory: provenance.PeakMemory
+
+
+@dataclass
+class Trained:
+    """What training leaves: the classifier at its best epoch, and what watched it on the way."""
+
+    trainer: L.Trainer
+    classifier: ReviewClassifier
+    loaders: ReviewDataModule | FeatureDataModule
+    best: BestEpoch
+    curves: Curves
+    checkpoints: Checkpoints
+
+
 def run_experiment(
-    config: ExperimentConfig, results_dir: Path, *, command: str = "", overwrite: bool = False
+    config: ExperimentConfig, results_dir: Path, *, command: str = "", overwrite: bool = False, resume: bool = False
 ) -> Record:
     """Train and test one experiment and write its run folder.
 
-    A completed run of the same config is not repeated: its record is returned as it stands.
+    A completed run of the same config is not repeated: its record is returned as it stands. For several devices,
+    a process is started for each, unless torchrun or srun has; then the first one writes.
 
     Args:
         config: What to run.
         results_dir: The study's results; the run goes to results_dir/NAME/seed-N/.
         command: What the user typed, for the record.
         overwrite: Run again and replace a completed run.
+        resume: Go on from the run's checkpoint, if it was interrupted; it ends as if it had not been.
 
     Returns:
         The record, as written; its status is "failed" if training failed.
@@ -59,35 +100,77 @@ def run_experiment(
             process is running it, or holds a run of another config. Nothing has been written then.
         OSError: the run's folder cannot be written; what was there is as it was.
     """
+    place = devices.find_place(config.train)
+    if place is None:
+        return _run_on_each_device(config, results_dir, command, overwrite, resume)
     folder = run_dir(results_dir, config.name, config.seed)
-    with locked(results_dir, config.name, config.seed):
+    writes = place.rank == 0
+    with locked(results_dir, config.name, config.seed) if writes else contextlib.nullcontext():
         if not overwrite and (done := completed_run(folder, config)):
             return done
-        started, clock = datetime.now(UTC), time.perf_counter()
-        record = new_record(config, command)
-        record.provenance |= {
-            **provenance.code_state(),
-            "versions": provenance.versions(),
-            "seeds": config.resolved_seeds(),
-            "started": started.isoformat(timespec="seconds"),
-        }
+        clock = time.perf_counter()
+        record = _begun_record(config, command)
+        checkpoint = folder.parent / f".{folder.name}.checkpoint" / "epoch.safetensors"
         files: dict[str, Any] = {}
         try:
             with _quiet():
-                files = _train_and_test(config, record)
+                built = _build(config, record, place)
+                trained = _train(config, record, built, checkpoint, clock, resume)
+                files = _score(config, record, built, trained)
             record.status = "completed"
         except ConfigError:
             raise
         except Exception as error:  # whatever went wrong, the record says so
-            record.error = f"{type(error).__name__}: {_first_line(error)}"
+            record.error = _reason(error)
             logging.getLogger(__name__).debug("%s", traceback.format_exc())
-        record.timing["total_seconds"] = time.perf_counter() - clock
-        try:
+        record.timing["total_seconds"] = (record.timing.get("total_seconds") or 0.0) + time.perf_counter() - clock
+        if writes:
             _write(record, files, folder)
-        except OSError as error:
-            reason = error.strerror or error
-            raise OSError(f"{folder} cannot be written: {reason}; free space or use another --results-dir") from error
+            if record.status == "completed":
+                shutil.rmtree(checkpoint.parent, ignore_errors=True)
         return record
+
+
+def _run_on_each_device(
+    config: ExperimentConfig, results_dir: Path, command: str, overwrite: bool, resume: bool
+) -> Record:
+    """Run one experiment in a process per device of this machine; see `run_experiment`."""
+    folder = run_dir(results_dir, config.name, config.seed)
+    if not overwrite and (done := completed_run(folder, config)):
+        return done
+    path = folder / "record.json"
+    before = path.read_bytes() if path.exists() else None
+    try:
+        devices.start(config.train.devices, partial(_run_here, config, results_dir, command, overwrite, resume))
+    except devices.DeviceError as error:  # of whichever process failed first; the others then failed for want of it
+        if path.exists() and path.read_bytes() != before and (done := completed_run(folder, config)):
+            return done  # it failed at its exit, when all was written
+        record = _begun_record(config, command)
+        record.error = str(error)
+        record.provenance["encoder"] = backbones.describe(config.model)
+        with locked(results_dir, config.name, config.seed):
+            _write(record, {}, folder)
+        return record
+    return read_record(path)
+
+
+def _run_here(config: ExperimentConfig, results_dir: Path, command: str, overwrite: bool, resume: bool) -> None:
+    """In the process of one device: run, and end all processes if the run failed in this one."""
+    record = run_experiment(config, results_dir, command=command, overwrite=overwrite, resume=resume)
+    if record.error:
+        raise devices.DeviceError(record.error)
+
+
+def _begun_record(config: ExperimentConfig, command: str) -> Record:
+    """The record of a run that begins now: failed, until it is completed."""
+    record = new_record(config, command)
+    record.provenance |= {
+        **provenance.code_state(),
+        "versions": provenance.versions(),
+        "seeds": config.resolved_seeds(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return record
 
 
 def new_record(config: ExperimentConfig, command: str, error: str | None = None) -> Record:
@@ -129,7 +212,8 @@ def completed_run(folder: Path, config: ExperimentConfig) -> Record | None:
 
 def changed_fields(record: Record, config: ExperimentConfig) -> list[str]:
     """Fields in which a record's config differs from a config, folders aside."""
-    then, now = flatten(record.config), flatten(to_dict(config))
+    # A record older than a field was run with what is the field's default now.
+    then, now = flatten(to_dict(ExperimentConfig())) | flatten(record.config), flatten(to_dict(config))
     return [
         f"{key}: {then.get(key)!r} then, {now.get(key)!r} now"
         for key in sorted(then.keys() | now.keys())
@@ -137,11 +221,11 @@ def changed_fields(record: Record, config: ExperimentConfig) -> list[str]:
     ]
 
 
-def _train_and_test(config: ExperimentConfig, record: Record) -> dict[str, Any]:
-    """Run the experiment, filling the record; returns what goes into the run's other files."""
+def _build(config: ExperimentConfig, record: Record, place: devices.Place) -> Built:
+    """Read the reviews and build the model in its mode, filling the record."""
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
-    device = pick_device(config)
+    device = pick_device(config, place.local_rank)
     precision = pick_precision(config, device)
     record.provenance["hardware"] = provenance.hardware(device) | {"precision": precision}
 
@@ -150,71 +234,102 @@ def _train_and_test(config: ExperimentConfig, record: Record) -> dict[str, Any]:
     data = ReviewDataModule(config.data, backbones.build_tokenizer(config.model), order_seed=seeds["data_order"])
     data.setup()
     record.data = data.describe()
+    processes = config.train.devices * config.train.num_nodes
+    smallest = min(len(part) for part in data.parts.values())
+    check(smallest >= processes, "train.devices", config.train.devices, f"a part of the data has {smallest} reviews")
     memory = provenance.PeakMemory(device)  # from here on: what training takes, not what reading the reviews took
     model = backbones.build_model(config.model, head_seed=seeds["head_init"])
     record.provenance["encoder"] = backbones.describe(config.model)  # after loading: the hub's commit is known now
     apply_mode(model, config)
     record.parameters = count_parameters(model).to_dict()
-    _announce(config, record)
+    if place.rank == 0:
+        _announce(config, record)
     head = {name: value.clone() for name, value in model.state_dict().items() if name.startswith(HEAD)}
-    dtype = make_fast(model, device, precision)
+    if config.train.fast and config.train.strategy != "fsdp":  # FSDP shares out weights of one type only
+        make_fast(model, device, precision)
     record.provenance["hardware"]["attention"] = model.config._attn_implementation
+    return Built(data, model, head, device, precision, COMPUTE_DTYPE[precision], memory)
 
+
+def _train(
+    config: ExperimentConfig, record: Record, built: Built, checkpoint: Path, clock: float, resume: bool
+) -> Trained:
+    """Train the model to its best epoch, from its checkpoint if it is to be resumed, and note the time it took."""
     best, curves = BestEpoch(), Curves()
-    trainer = _trainer(config, device, precision, [best, curves])
-    L.seed_everything(seeds["dropout"], verbose=False)
+    identity = flatten(record.config) | {
+        "data.fingerprint": record.data["fingerprint"],
+        "encoder.sha256": record.provenance["encoder"]["sha256"],
+    }
+    del identity["data.cache_dir"]  # which may move
+    checkpoints = Checkpoints(checkpoint, identity, best, curves, built.memory, clock)
+    callbacks: list[Callback] = [EpochSeed(config.resolved_seeds()["dropout"]), best, curves]
+    if not config.train.cache_trunk:  # with it an epoch takes no time
+        callbacks.append(checkpoints)
+    trainer = _trainer(config, built.device, built.precision, callbacks)
+    built.data.trainer = trainer  # which knows this process's share of the batches
     started = time.perf_counter()
-    loaders: ReviewDataModule | FeatureDataModule = data
+    loaders: ReviewDataModule | FeatureDataModule = built.data
     if config.train.cache_trunk:
-        model.to(device)  # type: ignore[arg-type]
-        loaders = FeatureDataModule(data, model, dtype)
-        classifier = ReviewClassifier(HeadOnFeatures(model), config.train)
+        built.model.to(built.device)  # type: ignore[arg-type]
+        loaders = FeatureDataModule(built.data, built.model, built.dtype)
+        classifier = ReviewClassifier(HeadOnFeatures(built.model), config.train)
     else:
-        classifier = ReviewClassifier(model, config.train)
+        classifier = ReviewClassifier(built.model, config.train, lr_ratio=config.lora.lr_ratio)
+    if resume:
+        checkpoints.resume(trainer, classifier)
+    record.provenance["resumed_after_epochs"] = checkpoints.resumed_epochs
+    record.timing["total_seconds"] = checkpoints.seconds["total"]
     trainer.fit(classifier, train_dataloaders=loaders.train_dataloader(), val_dataloaders=loaders.val_dataloader())
-    fit_seconds = time.perf_counter() - started
+    record.timing["fit_seconds"] = checkpoints.seconds["fit"] + time.perf_counter() - started
     best.restore(classifier)
-    started = time.perf_counter()
-    train_scores = trainer.test(classifier, loaders.eval_dataloader("train"), verbose=False)[0]
-    score_train_seconds = time.perf_counter() - started
-    started = time.perf_counter()
-    test_scores = trainer.test(classifier, loaders.eval_dataloader("test"), verbose=False)[0]
-    test_seconds = time.perf_counter() - started
+    return Trained(trainer, classifier, loaders, best, curves, checkpoints)
 
-    cached = loaders.seconds if isinstance(loaders, FeatureDataModule) else {}
+
+def _score(config: ExperimentConfig, record: Record, built: Built, trained: Trained) -> dict[str, Any]:
+    """Score the trained model, filling the record; returns what goes into the run's other files."""
+    data, classifier, best, curves = built.data, trained.classifier, trained.best, trained.curves
+    scores: dict[str, dict[str, Any] | None] = {"val": {**best.scores, "n": data.scored("val")}, "test": None}
+    seconds: dict[str, float] = {}
+    for part in ("train", "test") if config.score_test else ("train",):
+        started = time.perf_counter()
+        found = trained.trainer.test(classifier, trained.loaders.eval_dataloader(part), verbose=False)[0]
+        scores[part] = {**found, "n": data.scored(part)}
+        seconds[part] = time.perf_counter() - started
+
+    cached = trained.loaders.seconds if isinstance(trained.loaders, FeatureDataModule) else {}
     train_seconds = curves.train_seconds + cached.get("train", 0.0)
-    rows, probabilities = (values.numpy() for values in classifier.predictions())
-    tested = data.parts["test"]
-    record.timing = {
+    record.timing |= {
         "train_seconds": train_seconds,
-        "fit_seconds": fit_seconds - cached.get("test", 0.0),
-        "test_seconds": test_seconds + cached.get("test", 0.0),
-        "score_train_seconds": score_train_seconds,
+        "fit_seconds": (record.timing["fit_seconds"] or 0.0) - cached.get("test", 0.0),
+        "test_seconds": seconds["test"] + cached.get("test", 0.0) if config.score_test else None,
+        "score_train_seconds": seconds["train"],
         "train_examples_per_second": config.train.epochs * len(data.parts["train"]) / train_seconds,
     }
-    record.memory = memory.read()
-    record.metrics = {
-        "best_epoch": best.epoch,
-        "train": {**train_scores, "n": data.scored("train")},
-        "val": {**best.scores, "n": data.scored("val")},
-        "test": {**test_scores, "n": data.scored("test")},
-        "train_mode": classifier.trained_in_train_mode,
-    }
-    return {
-        "curves": pd.DataFrame(curves.rows, columns=Curves.COLUMNS),
-        "predictions": pd.DataFrame(
+    record.memory = built.memory.read()
+    if record.memory["peak_bytes"]:
+        record.memory["peak_bytes"] = max(record.memory["peak_bytes"], trained.checkpoints.peak_bytes)
+    record.metrics = {"best_epoch": best.epoch, **scores, "train_mode": classifier.trained_in_train_mode}
+    files: dict[str, Any] = {"curves": pd.DataFrame(curves.rows, columns=Curves.COLUMNS)}
+    if config.score_test:
+        tested = data.parts["test"]
+        rows, probabilities = (values.numpy() for values in classifier.predictions())
+        files["predictions"] = pd.DataFrame(
             {"id": [tested.ids[row] for row in rows], "label": tested.labels[rows], "probability": probabilities}
-        ),
-        "adapter": {**head, **_trained(model)} if config.mode != "full" else None,
-    }
+        )
+    weights = {name: whole(value).cpu().contiguous() for name, value in trainable(built.model)}
+    if config.mode != "full" or config.train.keep_weights:
+        files["adapter"] = {**built.head, **weights}
+    return files
 
 
-def pick_device(config: ExperimentConfig) -> torch.device:
-    """The device an experiment trains on."""
-    choice = config.train.accelerator
+def pick_device(config: ExperimentConfig, local_rank: int = 0) -> torch.device:
+    """The device an experiment trains on; of several on a machine, the one of the process with that number."""
+    choice, wanted = config.train.accelerator, config.train.devices
     if choice in ("auto", "gpu") and torch.cuda.is_available():
-        return torch.device("cuda", 0)
-    if choice in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        there = torch.cuda.device_count()
+        check(wanted <= there, "train.devices", wanted, f"this machine has {there} GPUs")
+        return torch.device("cuda", local_rank)
+    if choice in ("auto", "gpu", "mps") and torch.backends.mps.is_available() and wanted == 1:
         return torch.device("mps")
     if choice in ("gpu", "mps"):
         raise ConfigError(f"train.accelerator: {choice!r} is not available on this machine; use auto or cpu")
@@ -231,26 +346,15 @@ def pick_precision(config: ExperimentConfig, device: torch.device) -> str:
     return choice
 
 
-def make_fast(model: DistilBertForSequenceClassification, device: torch.device, precision: str) -> torch.dtype | None:
-    """Arrange a model, already in its mode, for the precision it is trained in, in place; results change by rounding.
-
-    Returns:
-        The type autocast computes in; None for fp32.
-    """
-    dtype = COMPUTE_DTYPE[precision]
-    if dtype is not None:
-        hold_frozen_linears_in(model, dtype)
-    if device.type == "cpu" and dtype is torch.bfloat16:
-        use_matrix_products(model)
-    return dtype
-
-
 def _trainer(config: ExperimentConfig, device: torch.device, precision: str, callbacks: list[Callback]) -> L.Trainer:
     in_terminal = sys.stderr.isatty()
     return L.Trainer(
         max_epochs=config.train.epochs,
         accelerator={"cuda": "gpu"}.get(device.type, device.type),
         devices=config.train.devices,
+        num_nodes=config.train.num_nodes,
+        strategy=_strategy(config),
+        plugins=[devices.environment(config.train)],
         use_distributed_sampler=False,  # the data module shares batches out itself
         precision=precision,  # type: ignore[arg-type]
         callbacks=[*callbacks, RichProgressBar(leave=True) if in_terminal else PlainProgress()],
@@ -260,6 +364,18 @@ def _trainer(config: ExperimentConfig, device: torch.device, precision: str, cal
         enable_checkpointing=False,
         enable_model_summary=False,
     )
+
+
+def _strategy(config: ExperimentConfig) -> Strategy | str:
+    """How the devices work together."""
+    processes = config.train.devices * config.train.num_nodes
+    if processes == 1:
+        return "auto"
+    if config.train.strategy == "fsdp":
+        return ModelParallelStrategy(data_parallel_size=processes, tensor_parallel_size=1)
+    # No buffer of the model changes. Sent around at every step, validation too, they would have a device wait for
+    # another that has one batch less.
+    return DDPStrategy(broadcast_buffers=False)
 
 
 @contextlib.contextmanager
@@ -300,27 +416,22 @@ def writing_to(results_dir: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without Lightning's banner and its advice on data workers: the reviews are in memory."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+    loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning uses a deprecated name of torch's
+        warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # torchmetrics has seen to it
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")  # its new name is unknown to older torch
         # ReviewClassifier sets the mode itself and checks it.
         warnings.filterwarnings("ignore", message=".*eval mode at the start of training.*")
         try:
             yield
         finally:
-            logger.setLevel(level)
-
-
-def _trained(model: DistilBertForSequenceClassification) -> dict[str, Tensor]:
-    """What training changed, by name: the parameters that require gradients."""
-    return {
-        name: parameter.detach().cpu().contiguous()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 def _announce(config: ExperimentConfig, record: Record) -> None:
@@ -335,20 +446,42 @@ def _announce(config: ExperimentConfig, record: Record) -> None:
 
 
 def _write(record: Record, files: dict[str, Any], folder: Path) -> None:
-    """Write a run's folder whole, beside its place, and put it there; what stood there before goes only then."""
+    """Write a run's folder whole, beside its place, and put it there; what stood there before goes only then.
+
+    Raises:
+        OSError: it cannot be written; the message names it and the remedy.
+    """
+    try:
+        _write_files(record, files, folder)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"{folder} cannot be written: {reason}; free space or use another --results-dir") from error
+
+
+def _write_files(record: Record, files: dict[str, Any], folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         staged = Path(temporary) / folder.name
         staged.mkdir()
         if "curves" in files:
             files["curves"].to_csv(staged / "curves.csv", index=False)
+        if "predictions" in files:
             files["predictions"].to_parquet(staged / "predictions.parquet", index=False)
-        if files.get("adapter"):
+        if "adapter" in files:
             (staged / "adapter.safetensors").write_bytes(save(files["adapter"], metadata={"format": "pt"}))
         write_record(record, staged)
         if folder.exists():
             folder.replace(Path(temporary) / "replaced")
         staged.replace(folder)
+
+
+def _reason(error: Exception) -> str:
+    """Why a run failed, in one line."""
+    text = f"{type(error).__name__}: {_first_line(error)}"
+    # On a CPU torch raises a RuntimeError.
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in text:
+        text += "; lower data.batch_size or data.max_length, or set train.precision to bf16-mixed"
+    return text
 
 
 def _first_line(error: Exception) -> str:

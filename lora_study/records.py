@@ -87,6 +87,40 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder beside ``path`` that takes its place when the block ends well, and vanishes otherwise.
+
+    Args:
+        path: The folder to write; parents are made as needed.
+        overwrite: Replace a folder that is not empty, all of it. A run's folder and one with folders in it are never
+            replaced: they are more likely the wrong one than what this wrote before.
+
+    Raises:
+        FileExistsError: ``path`` is a file, or a folder that may not be replaced; raised before the block is entered.
+        OSError: the folder cannot be written; what was there is as it was.
+    """
+    path = path.resolve()
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path} is a file; name another folder")
+    there = list(path.iterdir()) if path.exists() else []
+    if there and not overwrite:
+        raise FileExistsError(f"{path} is not empty; name another folder, or pass --overwrite to replace it")
+    if any(entry.is_dir() or entry.name == "record.json" for entry in there):
+        raise FileExistsError(f"{path} holds a run or other folders and is not replaced; name another folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise FileExistsError(f"{path} lies below a file; name another folder") from error
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
+        staged = Path(temporary) / path.name  # made with the user's own permissions, unlike the temporary folder
+        staged.mkdir()
+        yield staged
+        if there:
+            path.replace(Path(temporary) / "replaced")
+        staged.replace(path)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with atomic(path) as temporary:
@@ -126,9 +160,10 @@ def read_record(path: Path) -> Record:
     return record
 
 
-def read_records(results_dir: Path) -> tuple[list[Record], list[str]]:
+def read_records(results_dir: str | Path) -> tuple[list[Record], list[str]]:
     """All records below a study's results folder, by experiment and seed, and a line per unreadable one."""
     records, problems = [], []
+    results_dir = Path(results_dir)
     for path in sorted(results_dir.glob("*/seed-*/record.json")):
         try:
             record = read_record(path)

@@ -3,52 +3,18 @@
 import dataclasses
 import json
 import shutil
-from pathlib import Path
 
 import filelock
 import numpy as np
 import pandas as pd
 import pytest
 from safetensors import safe_open
+from tiny_experiments import MODES
 
-from lora_study.config import ConfigError, ExperimentConfig
-from lora_study.config_files import experiment_from, overlay
+from lora_study.config import ConfigError
+from lora_study.config_files import experiment_from
 from lora_study.experiment import run_experiment
 from lora_study.records import read_record
-
-FAST = {"learning_rate": 0.01, "epochs": 3, "precision": "32-true", "accelerator": "cpu", "threads": 1}
-MODES = {
-    "lora": {"mode": "lora", "lora": {"r": 4, "alpha": 1, "targets": ["query", "value", "mlp"]}},
-    "lora_with_head": {"mode": "lora", "lora": {"r": 4, "alpha": 1, "train_head": True}},
-    "last_two_layers": {"mode": "last_two_layers"},
-    "cached": {"mode": "last_two_layers", "train": {"cache_trunk": True}},
-    "partial": {"mode": "partial", "partial": {"blocks": 1}},
-    "full": {"mode": "full", "train": {"learning_rate": 0.003}},
-    "bf16": {"mode": "lora", "lora": {"alpha": 1}, "train": {"precision": "bf16-mixed"}},
-}
-
-
-@pytest.fixture(scope="session")
-def tiny(tiny_backbone: Path, reviews_csv: Path, tmp_path_factory: pytest.TempPathFactory):
-    """Builds configs of experiments that take about a second."""
-    cache = tmp_path_factory.mktemp("cache")
-
-    def build(variant: str, /, **changes) -> ExperimentConfig:
-        base = {
-            "name": variant,
-            "model": {"backbone": str(tiny_backbone), "attention_dropout": 0.0},
-            "data": {
-                "source": str(reviews_csv),
-                "sizes": {"train": 240, "val": 60, "test": 100},
-                "max_length": 48,
-                "bucket_window": 4,
-                "cache_dir": str(cache),
-            },
-            "train": FAST,
-        }
-        return experiment_from(overlay(overlay(base, MODES[variant]), changes))
-
-    return build
 
 
 @pytest.fixture(scope="session")

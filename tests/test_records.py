@@ -7,7 +7,17 @@ import threading
 
 import pytest
 
-from lora_study.records import Record, RecordError, atomic, read_record, read_records, run_dir, write_record, write_text
+from lora_study.records import (
+    Record,
+    RecordError,
+    atomic,
+    atomic_folder,
+    read_record,
+    read_records,
+    run_dir,
+    write_record,
+    write_text,
+)
 
 
 def record(**changes) -> Record:
@@ -40,6 +50,33 @@ def test_a_written_file_is_as_readable_as_any_other(tmp_path):
     write_text(tmp_path / "ours", "x")
     (tmp_path / "plain").write_text("x")
     assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "folder"
+    with atomic_folder(path) as staged:
+        (staged / "file").write_text("old")
+        assert not path.exists()
+    with pytest.raises(RuntimeError), atomic_folder(path, overwrite=True) as staged:
+        (staged / "file").write_text("half")
+        raise RuntimeError
+    assert [(p.name, p.read_text()) for p in path.iterdir()] == [("file", "old")]
+    with atomic_folder(path, overwrite=True) as staged:
+        (staged / "other").write_text("new")
+    assert [(p.name, p.read_text()) for p in path.iterdir()] == [("other", "new")]
+    assert list(path.parent.iterdir()) == [path]
+    (path.parent / "plain").mkdir()
+    assert path.stat().st_mode == (path.parent / "plain").stat().st_mode
+
+
+def test_a_folder_that_may_be_the_wrong_one_is_not_replaced(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    write_record(record(), tmp_path / "run")
+    (tmp_path / "tree" / "below").mkdir(parents=True)
+    for name, overwrite in (("file", True), ("file/below", True), ("run", True), ("tree", True), ("run", False)):
+        with pytest.raises(FileExistsError, match="name another folder"), atomic_folder(tmp_path / name, overwrite):
+            pytest.fail("the block was entered")
+    assert len(list(tmp_path.rglob("*"))) == 5
 
 
 def test_readers_never_see_a_half_written_file(tmp_path):
