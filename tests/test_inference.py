@@ -1,0 +1,287 @@
+"""inference.py and data/stream.py: every review gets what the model says, in order; a faulty one gets one line."""
+
+import csv
+import io
+import itertools
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fabricate_run import MAX_LENGTH, finished_run
+
+from lora_study import inference as module
+from lora_study.cli import main
+from lora_study.inference import predict, prepare
+from lora_study.lora import lora_layers
+from lora_study.trained import load_run
+
+
+@pytest.fixture(scope="module")
+def run(tiny_backbone, reviews_csv, tmp_path_factory) -> Path:
+    return finished_run(tmp_path_factory.mktemp("results"), tiny_backbone, reviews_csv)
+
+
+@pytest.fixture(scope="module")
+def texts(reviews_csv) -> list[str]:
+    """Reviews of many lengths."""
+    reviews = pd.read_csv(reviews_csv)["text"].tolist()
+    return [" ".join(text.split()[: 3 + number % 38]) for number, text in enumerate(reviews[:50])]
+
+
+@pytest.fixture
+def classify(run, capsys):
+    """Runs the command; returns its exit status, the rows it printed and its words on stderr."""
+
+    def call(*arguments: str) -> tuple[int, list[dict[str, str]], str]:
+        status = main(["predict", "--run", str(run), *arguments])
+        printed = capsys.readouterr()
+        return status, list(csv.DictReader(io.StringIO(printed.out))), printed.err
+
+    return call
+
+
+def pipe(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    """Make a content the standard input."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+def numbers(predictions) -> np.ndarray:
+    return np.array([prediction.probability for prediction in predictions])
+
+
+def test_the_runs_test_reviews_get_the_runs_own_predictions(run, reviews_csv):
+    """Both of the model as trained and of the model prepared to be fast."""
+    said = pd.read_parquet(run / "predictions.parquet")
+    reviews = pd.read_csv(reviews_csv)["text"]
+    texts = [reviews[int(row) - 1] for row in said["id"]]  # ids are rows, counted from 1
+    trained = load_run(run)
+    for _ in ("as trained", "prepared"):
+        predictions = list(predict(trained, texts))
+        np.testing.assert_allclose(numbers(predictions), said["probability"], atol=1e-5)
+        assert [one.label == "positive" for one in predictions] == (said["probability"] > 0.5).tolist()
+        prepare(trained)
+    assert not list(lora_layers(trained.model))
+    assert said["probability"].gt(0.5).nunique() == 2
+
+
+def test_neither_batches_nor_chunks_nor_other_reviews_change_a_prediction(run, texts, monkeypatch):
+    trained = load_run(run)
+    expected = numbers(predict(trained, texts))
+    alone = numbers(next(predict(trained, [text])) for text in texts)
+    np.testing.assert_allclose(alone, expected, atol=1e-6)
+    monkeypatch.setattr(module, "CHUNK", 7)
+    np.testing.assert_allclose(numbers(predict(trained, iter(texts), batch_size=3)), expected, atol=1e-6)
+
+
+def test_a_stream_without_end_is_read_as_it_is_needed(run, texts, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 8)
+    read = 0
+
+    def endless():
+        nonlocal read
+        for text in itertools.cycle(texts):
+            read += 1
+            yield text
+
+    assert len(list(itertools.islice(predict(load_run(run), endless()), 20))) == 20
+    assert read == 24
+
+
+def test_a_model_that_has_predicted_is_as_it_was(run, texts):
+    trained = load_run(run)
+    before = {name: value.clone() for name, value in trained.model.state_dict().items()}
+    ids = torch.arange(5, 15).view(1, 10)
+    hidden = trained.model.distilbert(ids).last_hidden_state
+    list(predict(trained, texts))
+    assert all(torch.equal(value, before[name]) for name, value in trained.model.state_dict().items())
+    torch.testing.assert_close(trained.model.distilbert(ids).last_hidden_state, hidden, rtol=0, atol=0)
+
+
+def test_bf16_says_nearly_the_same(run, texts):
+    exact, rounded = load_run(run), load_run(run)
+    prepare(rounded, "bf16-true")
+    assert {parameter.dtype for parameter in rounded.model.parameters()} == {torch.bfloat16}
+    difference = abs(numbers(predict(exact, texts)) - numbers(predict(rounded, texts)))
+    assert 0 < difference.max() < 0.05
+
+
+def test_one_string_is_no_list_of_texts(run):
+    with pytest.raises(TypeError, match="pass a list"):
+        next(predict(load_run(run), "a wonderful film"))
+
+
+def test_texts_on_the_command_line(run, classify, texts):
+    status, rows, err = classify("null", texts[0], "[1, 2]")
+    assert (status, err) == (0, "")
+    assert [row["id"] for row in rows] == ["1", "2", "3"]
+    expected = list(predict(load_run(run), ["null", texts[0], "[1, 2]"]))
+    assert [row["label"] for row in rows] == [one.label for one in expected]
+    np.testing.assert_allclose([float(row["probability"]) for row in rows], numbers(expected), atol=1e-6)
+
+
+def test_long_texts_are_cut_and_counted(classify):
+    status, rows, err = classify("good film", "good " * 100_000)
+    assert (status, len(rows)) == (0, 2)
+    assert "2 reviews in " in err
+    assert f"1 cut to {MAX_LENGTH} tokens" in err
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".txt", "-"])
+def test_every_kind_of_file_gives_the_same(run, classify, texts, tmp_path, monkeypatch, suffix):
+    path = tmp_path / f"reviews{suffix}"
+    table = pd.DataFrame({"extra": 1, "text": texts, "id": [f"näm{row}" for row in range(len(texts))]})
+    ids = table["id"].tolist()
+    if suffix == ".csv":
+        table.to_csv(path, index=False)
+    elif suffix == ".jsonl":
+        table.to_json(path, orient="records", lines=True)
+    else:
+        ids = [str(2 * line) for line in range(1, len(texts) + 1)]
+        content = "".join(f"\n{text}\r\n" for text in texts).encode("utf-8-sig")
+        if suffix == "-":
+            pipe(monkeypatch, content)
+            path = Path("-")
+        else:
+            path.write_bytes(content)
+    status, rows, err = classify("--file", str(path))
+    assert status == 0
+    assert "50 reviews in" in err
+    assert [row["id"] for row in rows] == ids
+    expected = numbers(predict(load_run(run), texts))
+    np.testing.assert_allclose([float(row["probability"]) for row in rows], expected, atol=2e-6)
+
+
+def test_a_table_may_have_a_byte_order_mark_quotes_long_fields_and_no_ids(classify, tmp_path):
+    path = tmp_path / "reviews.csv"
+    content = '\ufefftext,stars\r\n"good, ""great""\r\nfilm",5\r\n\r\n"' + "bad " * 50_000 + '",1\r\n'
+    path.write_bytes(content.encode())
+    status, rows, _ = classify("--file", str(path))
+    assert status == 0
+    assert [row["id"] for row in rows] == ["1", "2"]
+
+
+@pytest.mark.parametrize("name", ["said.csv", "said.jsonl"])
+def test_output_goes_into_a_file_whole(classify, texts, tmp_path, name):
+    (tmp_path / "reviews.txt").write_text("\n".join(texts))
+    output = tmp_path / "deep" / name
+    _, printed, _ = classify("--file", str(tmp_path / "reviews.txt"))
+    status, rows, _ = classify("--file", str(tmp_path / "reviews.txt"), "--output", str(output))
+    assert (status, rows) == (0, [])
+    if name.endswith(".csv"):
+        assert list(csv.DictReader(io.StringIO(output.read_text()))) == printed
+    else:
+        found = [json.loads(line) for line in output.read_text().splitlines()]
+        assert [{key: str(value) for key, value in row.items()} for row in found] == printed
+        assert isinstance(found[0]["probability"], float)
+    assert [path.name for path in output.parent.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("r.csv", b"", ["no column text"]),
+        ("r.csv", b"review\ngood\n", ["no column text, only review"]),
+        ("r.csv", b"text\ngood\n\xe9t\xe9\n", ["not UTF-8", "line 3", "0xe9", "save it as UTF-8"]),
+        ("r.csv", "text\ngood\n".encode("utf-16"), ["not UTF-8", "line 1"]),
+        ("r.csv", "text\ngood\n".encode("utf-16-le"), ["line 1", "NUL"]),
+        ("r.csv", b"text,stars\ngood,5\nbad\n", ["row 2 (line 3) has 1 fields", "header has 2"]),
+        ("r.csv", b'text\ngood\n"never closed\n', ["row 2"]),
+        ("r.csv", b"text,stars\ngood,5\n,1\n", ["row 2", "no text"]),
+        ("r.csv", b"text,id\ngood,a\nbad,\n", ["row 2", "no id"]),
+        ("r.jsonl", b'{"text": "good"}\n{"text": \n', ["line 2", "not JSON"]),
+        ("r.jsonl", b'{"text": "good"}\n["bad"]\n', ["line 2", "not an object with text"]),
+        ("r.jsonl", b'{"text": "good"}\n{"review": "bad"}\n', ["line 2", "no column text"]),
+        ("r.jsonl", b'{"text": "good"}\n{"text": 5}\n', ["row 2", "not a string"]),
+        ("r.jsonl", b'{"text": "good", "id": "\\ud83d"}\n', ["row 1", "id", "surrogate"]),
+        ("r.jsonl", b'{"text": ' + b"9" * 5000 + b"}\n", ["line 1", "not JSON"]),
+        ("r.txt", b"good\n\x1f\x8b\x08\x00\n", ["not UTF-8", "line 2"]),
+        ("r.txt", b"good\n\x00\x01\x02\n", ["line 2", "NUL"]),
+        ("r.xlsx", b"", [".csv, .jsonl, .txt"]),
+    ],
+)
+def test_a_faulty_file_is_refused_in_one_line_and_writes_nothing(classify, tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    status, rows, err = classify("--file", str(tmp_path / name), "--output", str(tmp_path / "out" / "said.csv"))
+    assert (status, rows, err.count("\n")) == (2, [], 1)
+    assert all(word in err for word in [str(tmp_path / name), *words]), err
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["texts or a --file"]),
+        (["good", "--file", "r.csv"], ["texts or a --file"]),
+        (["good", " "], ["review 2", "no text"]),
+        (["--file", "nowhere.csv"], ["nowhere.csv", "No such file"]),
+        (["--file", "folder.csv"], ["folder.csv", "directory"]),
+        (["good", "--output", "said.xlsx"], ["--output", "said.xlsx", ".csv or .jsonl"]),
+        (["good", "--output", "folder.csv"], ["--output", "folder"]),
+        (["good", "--output", "r.csv/deep/said.csv"], ["--output", "r.csv", "no folder to write into"]),
+        (["--file", "r.csv", "--output", "./r.csv"], ["--output", "file of the reviews"]),
+        (["good", "--precision", "16-mixed"], ["precision", "bf16-true"]),
+        (["good", "--run", "nowhere"], ["nowhere"]),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(classify, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "r.csv").write_text("text\ngood\n")
+    status, rows, err = classify(*arguments)
+    assert (status, rows, err.count("\n")) == (2, [], 1)
+    assert all(word in err for word in words), err
+    assert (tmp_path / "r.csv").read_text() == "text\ngood\n"
+
+
+def test_what_was_printed_before_a_faulty_line_stays(classify, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 4)
+    pipe(monkeypatch, b"good film\n" * 9 + b"caf\xe9\n")
+    status, rows, err = classify("--file", "-")
+    assert status == 2
+    assert [row["id"] for row in rows] == [str(line) for line in range(1, 9)]
+    assert "standard input is not UTF-8" in err
+    assert "line 10" in err
+
+
+def test_no_review_gives_no_prediction(classify, monkeypatch):
+    pipe(monkeypatch, b"\n \n")
+    status, rows, err = classify("--file", "-")
+    assert (status, rows) == (0, [])
+    assert "0 reviews" in err
+
+
+def test_a_closed_pipe_ends_quietly(run, monkeypatch, capsys):
+    pipe(monkeypatch, b"good film\n" * 100)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert main(["predict", "--run", str(run), "--file", "-"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_lines_in_a_log_and_a_bar_in_a_terminal(classify, texts, tmp_path, monkeypatch):
+    (tmp_path / "reviews.txt").write_text("\n".join(texts))
+    arguments = ("--file", str(tmp_path / "reviews.txt"))
+    monkeypatch.setattr(module, "INTERVAL", 0)
+    _, in_log, err = classify(*arguments)
+    assert [line.split()[0] for line in err.splitlines()] == ["32", "50", "50"]
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    status, rows, _ = classify(*arguments)
+    assert (status, rows) == (0, in_log)
+    assert "50 reviews" in terminal.getvalue().replace("\x1b", " ")
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert classify(*arguments)[0] == 0
+    assert sys.stderr.getvalue().startswith("50 reviews in"), "no bar among the rows"
