@@ -3,15 +3,17 @@
 import dataclasses
 import json
 import logging
+import os
 import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lora_study.config import ConfigError, ExperimentConfig, check
-from lora_study.config_files import ConfigParser, experiment_from, experiment_parser, load_study
+from lora_study.config_files import ConfigParser, experiment_from, experiment_parser, load_study, load_sweep
 
 DESCRIPTION = "LoRA, last-two-layers and full fine-tuning of DistilBERT on IMDb reviews."
 
@@ -30,6 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not options.subcommand:
             parser.print_help()
             return 0
+        if "RANK" in os.environ and options.subcommand in ("reproduce", "sweep"):
+            raise ConfigError(
+                f"{options.subcommand} starts the processes of its runs itself; start it without torchrun"
+            )
         return COMMANDS[options.subcommand](options[options.subcommand], shlex.join(["lora-study", *arguments]))
     except ConfigError as error:
         if debug:
@@ -39,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("lora-study: interrupted; finished runs are kept", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read our output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that closing it at exit fails no more
+        return 0
     except OSError as error:  # a full disk, a folder that vanished: nothing a traceback would explain better
         if debug:
             raise
@@ -55,6 +64,7 @@ def build_parser() -> ConfigParser:
     run = experiment_parser()
     run.add_argument("--results-dir", type=Path, default=Path("results/single"), help="Folder for the run's results.")
     run.add_argument("--overwrite", action="store_true", help="Replace a completed run of the same name and seed.")
+    run.add_argument("--resume", action="store_true", help="Go on from the last epoch's end if it was interrupted.")
     commands.add_subcommand("run", run, help="Train and test one experiment.")
 
     reproduce = ConfigParser(exit_on_error=False)
@@ -63,7 +73,19 @@ def build_parser() -> ConfigParser:
     )
     reproduce.add_argument("--results-dir", type=Path, help="Folder for the results; default results/STUDY.")
     reproduce.add_argument("--seeds", type=int, help="Run seeds 1 to this number instead of the study's own.")
+    _add_launcher(reproduce)
     commands.add_subcommand("reproduce", reproduce, help="Run a study, skipping finished runs, and write its report.")
+
+    sweep = ConfigParser(exit_on_error=False)
+    sweep.add_argument(
+        "--config", type=Path, required=True, help="Sweep file, such as configs/sweeps/embedded_ranks.yaml."
+    )
+    sweep.add_argument("--results-dir", type=Path, help="Folder for the results; default results/SWEEP.")
+    sweep.add_argument("--max-trials", type=int, help="Try at most this many points.")
+    _add_launcher(sweep)
+    commands.add_subcommand(
+        "sweep", sweep, help="Try an experiment at many points, choose one by validation accuracy, and test it."
+    )
 
     inspect = experiment_parser()
     inspect.add_argument("--json", action="store_true", help="Print one JSON object.")
@@ -79,22 +101,74 @@ def build_parser() -> ConfigParser:
     claims.add_argument("--results-dir", type=Path, required=True, help="Folder of a study's results.")
     claims.add_argument("--json", action="store_true", help="Print a JSON list.")
     commands.add_subcommand("claims", claims, help="Judge every claim of the article by a study's records.")
+
+    export = ConfigParser(exit_on_error=False)
+    export.add_argument("--run", type=Path, required=True, help="Folder of a completed run of mode lora.")
+    export.add_argument("--output", type=Path, required=True, help="Folder to write.")
+    export.add_argument("--format", type=Literal["peft"], default="peft", help="Hugging Face PEFT.")
+    export.add_argument("--overwrite", action="store_true", help="Replace a folder that is not empty.")
+    commands.add_subcommand("export", export, help="Write a run's LoRA and head as an adapter, apart from the encoder.")
+
+    merge = ConfigParser(exit_on_error=False)
+    merge.add_argument("--run", type=Path, required=True, help="Folder of a completed run.")
+    merge.add_argument("--output", type=Path, required=True, help="Folder to write.")
+    merge.add_argument("--format", type=Literal["hf", "onnx"], default="hf", help="Weights as safetensors, or ONNX.")
+    merge.add_argument("--overwrite", action="store_true", help="Replace a folder that is not empty.")
+    commands.add_subcommand("merge", merge, help="Write a run's model as a plain Hugging Face folder, or as ONNX.")
+
+    predict = ConfigParser(exit_on_error=False)
+    predict.add_argument("--run", type=Path, required=True, help="Folder of a completed run.")
+    predict.add_argument("texts", type=str, nargs="*", help="Reviews to classify.")
+    predict.add_argument(
+        "--file",
+        help="Reviews: a .csv or .jsonl with a column text (and id), a .txt with one per line, or - for stdin.",
+    )
+    predict.add_argument("--output", type=Path, help="A .csv or .jsonl file; by default csv is printed.")
+    predict.add_argument(
+        "--precision",
+        type=Literal["32-true", "bf16-true", "auto"],
+        default="32-true",
+        help="bf16-true is faster where the machine has it; auto takes it there.",
+    )
+    commands.add_subcommand(
+        "predict", predict, help="Classify reviews: id, label and probability of the label positive, in their order."
+    )
+
+    push = ConfigParser(exit_on_error=False)
+    push.add_argument("--folder", type=Path, required=True, help="Folder that export or merge wrote.")
+    push.add_argument("--repo", required=True, help="Repository on the hub, USER/NAME; made if there is none.")
+    push.add_argument("--private", action="store_true", help="Refuse to send to a repository that others can see.")
+    push.add_argument("--yes", action="store_true", help="Send without asking.")
+    commands.add_subcommand("push", push, help="Put an exported or merged model on the Hugging Face hub.")
     return parser
+
+
+def _add_launcher(parser: ConfigParser) -> None:
+    parser.add_argument(
+        "--launcher", default="local", help="Where runs are run: local (this machine), ray or slurm (a cluster)."
+    )
+    parser.add_argument("--workers", type=int, help="How many runs go on at once; default 1, on a cluster what fits.")
 
 
 def run(options: Any, command: str) -> int:
     """Train and test one experiment."""
+    from lora_study.devices import find_place
     from lora_study.experiment import run_experiment
     from lora_study.study import outcome
 
     config = _experiment(options)
-    record = run_experiment(config, options.results_dir, command=command, overwrite=options.overwrite)
-    print(f"{outcome(record)}\n{options.results_dir / config.name / f'seed-{config.seed}'}")
+    place = find_place(config.train)
+    record = run_experiment(
+        config, options.results_dir, command=command, overwrite=options.overwrite, resume=options.resume
+    )
+    if place is None or place.rank == 0:  # one of several processes speaks for all
+        print(f"{outcome(record)}\n{options.results_dir / config.name / f'seed-{config.seed}'}")
     return 0 if record.status == "completed" else 1
 
 
 def reproduce(options: Any, command: str) -> int:
     """Run a study and write its report."""
+    from lora_study.launchers import make_launcher
     from lora_study.report import write_report
     from lora_study.study import run_study
 
@@ -103,10 +177,27 @@ def reproduce(options: Any, command: str) -> int:
         check(options.seeds >= 1, "--seeds", options.seeds, "use 1 or more")
         study = dataclasses.replace(study, seeds=tuple(range(1, options.seeds + 1)))
     results_dir = options.results_dir or Path("results") / study.name
-    records = run_study(study, experiments, results_dir, command=command)
+    launcher = make_launcher(options.launcher, options.workers)
+    records = run_study(study, experiments, results_dir, launcher, command=command)
     write_report(results_dir)
     failed = [record for record in records if record.status == "failed"]
     print(f"{len(records) - len(failed)} of {len(records)} runs completed; report: {results_dir / 'report.md'}")
+    return 1 if failed else 0
+
+
+def sweep(options: Any, command: str) -> int:
+    """Run a sweep and write its page."""
+    from lora_study.launchers import make_launcher
+    from lora_study.report.sweep_report import write_sweep_report
+    from lora_study.sweep import run_sweep
+
+    config, base = load_sweep(options.config)
+    results_dir = options.results_dir or Path("results") / config.name
+    launcher = make_launcher(options.launcher, options.workers)
+    records = run_sweep(config, base, results_dir, launcher, max_trials=options.max_trials, command=command)
+    write_sweep_report(results_dir)
+    failed = [record for record in records if record.status == "failed"]
+    print(f"{len(records) - len(failed)} of {len(records)} runs completed; report: {results_dir / 'sweep.md'}")
     return 1 if failed else 0
 
 
@@ -138,10 +229,13 @@ def inspect(options: Any, command: str) -> int:
 
 
 def report(options: Any, command: str) -> int:
-    """Write the report of a study again."""
+    """Write the report of a study, or the page of a sweep, again."""
+    from lora_study.points import SWEEP_FILE
     from lora_study.report import write_report
+    from lora_study.report.sweep_report import write_sweep_report
 
-    for path in write_report(options.results_dir):
+    write = write_sweep_report if (options.results_dir / SWEEP_FILE).exists() else write_report
+    for path in write(options.results_dir):
         print(path)
     return 0
 
@@ -160,7 +254,82 @@ def claims(options: Any, command: str) -> int:
     return 0
 
 
-COMMANDS = {"run": run, "reproduce": reproduce, "inspect": inspect, "report": report, "claims": claims}
+def export(options: Any, command: str) -> int:
+    """Write a run's adapter."""
+    from lora_study.export import export_run
+
+    print(export_run(options.run, options.output, options.overwrite))
+    return 0
+
+
+def merge(options: Any, command: str) -> int:
+    """Write a run's model with LoRA merged in."""
+    from lora_study.merge import write_merged
+    from lora_study.trained import load_run
+
+    for path in write_merged(load_run(options.run), options.output, options.format, options.overwrite):
+        print(path)
+    return 0
+
+
+def predict(options: Any, command: str) -> int:
+    """Classify reviews."""
+    from lora_study.data.stream import given_reviews, open_reviews
+    from lora_study.inference import check_output, prepare, write_predictions
+    from lora_study.trained import load_run
+
+    if bool(options.texts) == bool(options.file):
+        raise ConfigError("predict takes texts or a --file of them, one of the two")
+    if options.output:
+        check_output(options.output, options.file)
+    with open_reviews(options.file) if options.file else nullcontext(given_reviews(options.texts)) as reviews:
+        trained = load_run(options.run)
+        prepare(trained, options.precision)
+        totals = write_predictions(trained, reviews, options.output)
+    if options.file or totals.truncated:
+        length = trained.config.data.max_length
+        print(
+            f"{totals.reviews:,} reviews in {totals.seconds:.1f} s, {totals.truncated:,} cut to {length} tokens",
+            file=sys.stderr,
+        )
+    return 0
+
+
+def push(options: Any, command: str) -> int:
+    """Send a folder to a model hub, after showing what is sent and asking."""
+    from lora_study.push import prepare, send
+
+    upload = prepare(options.folder, options.repo, options.private)
+    print(upload.describe(), flush=True)
+    if not options.yes and not _confirmed("Send this?"):
+        print("nothing was sent", file=sys.stderr)
+        return 1
+    print(send(upload))
+    return 0
+
+
+COMMANDS = {
+    "run": run,
+    "reproduce": reproduce,
+    "sweep": sweep,
+    "inspect": inspect,
+    "report": report,
+    "claims": claims,
+    "export": export,
+    "merge": merge,
+    "predict": predict,
+    "push": push,
+}
+
+
+def _confirmed(question: str) -> bool:
+    """Ask on the terminal; anything but yes is no."""
+    if not sys.stdin.isatty():
+        raise ConfigError("--yes: there is no terminal to ask on, so nothing was sent; pass --yes to send this")
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
 
 
 def _experiment(options: Any) -> ExperimentConfig:

@@ -173,41 +173,6 @@ def test_a_miniature_study_writes_every_file_of_the_design_and_skips_what_is_don
     } == before
 
 
-def test_a_run_the_system_kills_leaves_a_record_and_the_study_goes_on(experiment, tmp_path, monkeypatch):
-    """The process vanishes (as for want of memory), so nothing in it could write the record."""
-    from lora_study.config_files import load_experiment
-    from lora_study.study import run_apart
-
-    monkeypatch.setattr("lora_study.study._work", vanish)
-    record = run_apart(load_experiment([experiment]), tmp_path / "out", "command")
-    assert record.status == "failed"
-    assert "signal 9" in record.error
-    assert read_record(tmp_path / "out" / "tiny" / "seed-1" / "record.json") == record
-
-
-def vanish(*_: object) -> None:
-    """What the child process does in the test above."""
-    import os
-    import signal
-
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_study_leaves_alone_what_another_process_is_running(experiment, tmp_path):
-    import filelock
-
-    from lora_study.config_files import load_experiment
-    from lora_study.study import run_apart
-
-    results = tmp_path / "out"
-    (results / ".locks").mkdir(parents=True)
-    with filelock.FileLock(results / ".locks" / "tiny-seed-1.lock"):
-        record = run_apart(load_experiment([experiment]), results, "command")
-    assert record.status == "failed"
-    assert "another process" in record.error
-    assert not (results / "tiny").exists()
-
-
 def test_a_study_into_a_folder_that_cannot_be_written_is_one_line(capsys, tmp_path):
     (tmp_path / "file").write_text("")
     study = CONFIGS / "studies" / "embedded.yaml"

@@ -182,7 +182,7 @@ def _statistics(study: Study) -> Iterator[Answer]:
         _all(separate, study.records),
         f"{len(separate)} of {len(study.records)} records name the seed of each random choice apart.",
     )
-    measured = [record for record in _completed(study) if record.metrics.get("test", {}).get("n")]
+    measured = [record for record in _completed(study) if (record.metrics.get("test") or {}).get("n")]
     yield Answer(
         "Do results come with error bars, and is it said what they are?",
         _all(measured, _completed(study)),

@@ -1,0 +1,46 @@
+"""What a worker does with one run, and the record of a run whose worker was lost."""
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from lora_study.backbones import describe
+from lora_study.config import ConfigError, ExperimentConfig, check
+from lora_study.experiment import BusyError, new_record, run_experiment
+from lora_study.records import Record, run_dir, write_record
+
+
+def work(config: ExperimentConfig, results_dir: Path, command: str) -> Record | None:
+    """Run one experiment, from its checkpoint if it was interrupted; a user's mistake ends in a failed record.
+
+    Returns:
+        The record; None if another process holds the run, whose record is then the other's to write.
+    """
+    try:
+        return run_experiment(config, results_dir, command=command, resume=True)
+    except BusyError:
+        return None
+    except ConfigError as error:
+        return write_failed(config, results_dir, command, str(error))
+
+
+def write_failed(config: ExperimentConfig, results_dir: Path, command: str, error: str) -> Record:
+    """Write the record of a run that could not start or vanished."""
+    record = new_record(config, command, error)
+    # The backbone may be what is wrong.
+    with contextlib.suppress(ConfigError):
+        record.provenance["encoder"] = describe(config.model)
+    write_record(record, run_dir(results_dir, config.name, config.seed))
+    return record
+
+
+def label(config: ExperimentConfig) -> str:
+    """A run as progress lines name it."""
+    return f"{config.name} seed {config.seed}"
+
+
+def check_one_device(runs: Sequence[ExperimentConfig]) -> None:
+    """Refuse runs on several devices where each worker has one."""
+    for run in runs:
+        remedy = "runs side by side have one device each; use 1, or --launcher local --workers 1"
+        check(run.train.devices == 1, f"{run.name}: train.devices", run.train.devices, remedy)

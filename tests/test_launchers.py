@@ -1,0 +1,244 @@
+"""launchers/ and study.py: every run once, whoever runs it, and the same records from all of them."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import threading
+from contextlib import closing
+from importlib.util import find_spec
+from pathlib import Path
+
+import filelock
+import pandas as pd
+import pytest
+import vanishing
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lora_study.config import ConfigError, StudyConfig
+from lora_study.config_files import experiment_from
+from lora_study.experiment import run_experiment
+from lora_study.launchers import make_launcher
+from lora_study.launchers.dispatch import dispatch
+from lora_study.launchers.local import LocalLauncher
+from lora_study.launchers.worker import work
+from lora_study.records import read_record, run_dir
+from lora_study.study import run_all, run_study
+
+
+@pytest.fixture
+def runs(tiny_backbone: Path, reviews_csv: Path, tmp_path: Path):
+    """Four runs of about a second: two experiments with two seeds."""
+    base = {
+        "model": {"backbone": str(tiny_backbone)},
+        "data": {
+            "source": str(reviews_csv),
+            "sizes": {"train": 48, "val": 20, "test": 30},
+            "max_length": 16,
+            "cache_dir": str(tmp_path / "cache"),
+        },
+        "train": {"epochs": 1, "precision": "32-true", "accelerator": "cpu", "threads": 1, "learning_rate": 0.01},
+    }
+    modes = [{"name": "lora", "lora": {"r": 2, "alpha": 1}}, {"name": "full", "mode": "full"}]
+    return [experiment_from(base | mode | {"seed": seed}) for seed in (1, 2) for mode in modes]
+
+
+class InThisProcess:
+    """A launcher without processes, for what does not depend on them."""
+
+    def __init__(self, afterwards=lambda: None):
+        self.started = []
+        self.afterwards = afterwards
+
+    def run(self, runs, results_dir, command):
+        for run in runs:
+            self.started.append(run)
+            yield run, work(run, results_dir, command)
+        self.afterwards()
+
+
+def result(results_dir: Path, run):
+    """What a run found: metrics, parameters and predictions, to the last bit."""
+    folder = run_dir(results_dir, run.name, run.seed)
+    record = read_record(folder / "record.json")
+    assert record.status == "completed", record.error
+    predictions = pd.read_parquet(folder / "predictions.parquet")
+    weights = (folder / "adapter.safetensors").read_bytes() if run.mode == "lora" else b""
+    return record.metrics, record.parameters, record.config, record.data, predictions.to_dict(), weights
+
+
+@given(st.lists(st.integers(1, 9), max_size=30), st.integers(1, 5))
+def test_dispatch_runs_everything_once_in_order_and_never_more_than_there_are_workers(seconds, workers):
+    clock, going, busy, started = [0], {}, {}, []
+
+    def start(run, worker):
+        assert worker not in busy.values(), "a worker has one run at a time"
+        assert 0 <= worker < workers
+        started.append(run)
+        going[run], busy[run] = clock[0] + seconds[run], worker
+        return run
+
+    def wait(handles):
+        assert set(handles) == set(going)
+        clock[0] = min(going.values())
+        ended = [run for run, end in going.items() if end == clock[0]]
+        for run in ended:
+            del going[run], busy[run]
+        return ended
+
+    ended = [run for run, _ in dispatch(range(len(seconds)), workers, start, wait)]
+    assert started == list(range(len(seconds)))
+    assert sorted(ended) == started
+    assert clock[0] <= sum(seconds) / workers + max(seconds, default=0)  # Graham's bound
+
+
+def test_local_workers_give_what_this_process_gives_name_their_run_and_leave_alone_what_is_held(runs, tmp_path, capfd):
+    results = tmp_path / "two"
+    (results / ".locks").mkdir(parents=True)
+    free, held = runs[0], runs[1]
+    with (
+        filelock.FileLock(results / ".locks" / "full-seed-1.lock"),
+        closing(LocalLauncher(2).run([free, held], results, "command")) as ended,
+    ):
+        found = dict(ended)
+    assert found[held] is None
+    assert not run_dir(results, "full", 1).exists()
+    printed = capfd.readouterr().err.splitlines()
+    assert printed and all(line.startswith("lora seed 1: ") for line in printed)
+    run_experiment(free, tmp_path / "here")
+    assert found[free] == read_record(run_dir(results, "lora", 1) / "record.json")
+    assert result(results, free) == result(tmp_path / "here", free)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["local-1", "local-4", "slurm", "ray"])
+def test_every_launcher_gives_the_same_records(runs, tmp_path, way):
+    if way == "ray" and find_spec("ray") is None:
+        pytest.skip("ray is not installed")
+    if way == "slurm":
+        pytest.importorskip("submitit")
+        from lora_study.launchers.slurm import SlurmLauncher
+
+        launcher = SlurmLauncher(cluster="local")
+    else:
+        name, _, workers = way.partition("-")
+        launcher = make_launcher(name, int(workers or 2))
+    records = run_all(runs, tmp_path / way, launcher, "command")
+    assert [(record.name, record.seed) for record in records] == [(run.name, run.seed) for run in runs]
+    for run in runs:
+        run_experiment(run, tmp_path / "here")
+        assert result(tmp_path / way, run) == result(tmp_path / "here", run)
+
+
+def test_a_worker_that_is_killed_leaves_a_failed_record_and_each_worker_has_a_gpu(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr("lora_study.launchers.local._child", vanishing.vanish)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    records = run_all(runs[:2], tmp_path / "out", LocalLauncher(2), "command")
+    for run, record in zip(runs[:2], records, strict=True):
+        assert record.status == "failed"
+        assert "signal 9" in record.error
+        assert read_record(run_dir(tmp_path / "out", run.name, 1) / "record.json") == record
+    assert {(tmp_path / "cache" / name).read_text() for name in ("lora", "full")} == {"5", "7"}
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "5,7"
+
+
+def test_a_run_that_another_process_holds_is_waited_for_and_not_trained_again(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("lora_study.study.POLL", 0.05)
+    results = tmp_path / "out"
+    held, other = runs[0], runs[1]
+    run_experiment(held, tmp_path / "elsewhere")
+    (results / ".locks").mkdir(parents=True)
+    lock = filelock.FileLock(results / ".locks" / "lora-seed-1.lock", thread_local=False)
+    lock.acquire()
+
+    def finish():
+        (results / "lora").mkdir()
+        run_dir(tmp_path / "elsewhere", "lora", 1).rename(run_dir(results, "lora", 1))
+        lock.release()
+
+    launcher = InThisProcess(afterwards=threading.Timer(0.3, finish).start)
+    records = run_all([held, other], results, launcher, "command")
+    assert [record.status for record in records] == ["completed", "completed"]
+    assert launcher.started == [other]
+    assert "waiting for another process, which is running lora seed 1" in capsys.readouterr().err
+
+
+def test_a_study_runs_each_experiment_with_each_seed_and_a_mistake_does_not_stop_the_others(runs, tmp_path):
+    wrong = dataclasses.replace(runs[0], name="wrong", lora=dataclasses.replace(runs[0].lora, targets=("nowhere",)))
+    study = StudyConfig(name="mini", title="A miniature", experiments=("not", "read"), seeds=(1, 2))
+    launcher = InThisProcess()
+    records = run_study(study, [wrong, runs[0]], tmp_path / "out", launcher)
+    assert [(record.name, record.seed, record.status) for record in records] == [
+        ("wrong", 1, "failed"),
+        ("lora", 1, "completed"),
+        ("wrong", 2, "failed"),
+        ("lora", 2, "completed"),
+    ]
+    assert "'nowhere'" in records[0].error
+    run_study(study, [wrong, runs[0]], tmp_path / "out", launcher)
+    assert [run.name for run in launcher.started] == ["wrong", "lora"] * 2 + ["wrong"] * 2, "only failed runs run again"
+
+
+@pytest.mark.parametrize("name", ["ray", "slurm"])
+def test_a_launcher_whose_package_is_missing_says_what_to_install(monkeypatch, name):
+    monkeypatch.setitem(sys.modules, {"ray": "ray", "slurm": "submitit"}[name], None)
+    for module in ("ray_cluster", "slurm"):
+        monkeypatch.delitem(sys.modules, f"lora_study.launchers.{module}", raising=False)
+    with pytest.raises(ConfigError, match=rf"pip install 'lora-study\[{name}\]'"):
+        make_launcher(name, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "workers", "words"),
+    [("kubernetes", None, "--launcher: 'kubernetes' .* local, ray, slurm"), ("local", 0, "--workers: 0 .* 1 or more")],
+)
+def test_a_launcher_that_is_not_one_is_refused(name, workers, words):
+    with pytest.raises(ConfigError, match=words):
+        make_launcher(name, workers)
+
+
+def test_runs_on_several_devices_do_not_run_side_by_side(runs, tmp_path):
+    run = dataclasses.replace(runs[0], train=dataclasses.replace(runs[0].train, devices=2))
+    with pytest.raises(ConfigError, match=r"train\.devices: 2 .* --workers 1"):
+        run_all([run], tmp_path / "out", LocalLauncher(2), "command")
+
+
+def test_slurm_without_sbatch_is_one_line(runs, tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"--launcher slurm: .* sbatch") as error:
+        run_all(runs[:1], tmp_path / "out", make_launcher("slurm", None), "command")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_a_request_to_stop_ends_all_workers(runs, tmp_path):
+    for run in runs[:2]:
+        content = {
+            "name": run.name,
+            "mode": run.mode,
+            "model": {"backbone": run.model.backbone},
+            "data": {"source": run.data.source, "sizes": {"train": 48, "val": 20, "test": 30}, "max_length": 16},
+            "train": {"epochs": 100_000, "precision": "32-true", "accelerator": "cpu", "threads": 1},
+        }
+        content["data"]["cache_dir"] = str(tmp_path / "cache")
+        (tmp_path / f"{run.name}.yaml").write_text(yaml.safe_dump(content))
+    study = {"name": "mini", "title": "A miniature", "experiments": ["lora.yaml", "full.yaml"]}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    arguments = ["--study", str(tmp_path / "study.yaml"), "--results-dir", str(tmp_path / "out"), "--workers", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lora_study", "reproduce", *arguments], stderr=subprocess.PIPE, text=True
+    )
+    training = 0
+    for line in process.stderr:
+        training += "parameters trainable" in line
+        if training == 2:
+            break
+    process.terminate()
+    process.communicate(timeout=30)  # ends only when all have let go of stderr
+    assert process.returncode == 130
+    for name in ("lora", "full"):
+        assert not run_dir(tmp_path / "out", name, 1).exists()
