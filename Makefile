@@ -1,12 +1,13 @@
 # Targets for people; `make help` lists them. Everything happens inside this folder.
 PYTHON ?= python3
 PROFILE ?= embedded
+SWEEP ?= embedded_ranks
 ARGS ?= -m "not slow"
 BIN := .venv/bin
 RESULTS := results/$(PROFILE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce report claims publish test lint benchmark clean
+.PHONY: help setup reproduce sweep report claims publish test lint benchmark soak audit clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -26,6 +27,9 @@ setup: .venv/.installed ## make .venv with the pinned packages
 reproduce: setup ## train every mode of the study and write its report
 	$(BIN)/lora-study reproduce --study configs/studies/$(PROFILE).yaml --results-dir $(RESULTS) $(if $(SEEDS),--seeds $(SEEDS))
 
+sweep: setup ## try the settings of configs/sweeps/$(SWEEP).yaml, choose on validation, test once
+	$(BIN)/lora-study sweep --config configs/sweeps/$(SWEEP).yaml $(if $(WORKERS),--workers $(WORKERS))
+
 report: setup ## write the study's tables and figures again, from its records
 	$(BIN)/lora-study report --results-dir $(RESULTS)
 
@@ -43,8 +47,9 @@ lint: setup ## check style, format and types
 claims: setup ## judge every claim by the study's records
 	$(BIN)/lora-study claims --results-dir $(RESULTS)
 
-benchmark: setup ## measure training speed beside PEFT + Trainer
-	$(BIN)/python scripts/benchmark.py
+benchmark: setup ## measure training and inference speed beside other tools
+	$(BIN)/python scripts/benchmark.py --profile
+	$(BIN)/python scripts/benchmark_inference.py
 
 clean: ## remove caches and unpublished results (keeps .venv and results/published)
 	rm -rf .cache .pytest_cache .mypy_cache .ruff_cache $(filter-out results/published,$(wildcard results/*))

@@ -1,213 +1,229 @@
-"""Training speed beside Hugging Face's PEFT + Trainer, measured in turn in one process.
+"""Speed beside the tools people use, measured in turn: ours, Hugging Face PEFT + Trainer, and a plain Lightning script.
 
-python scripts/benchmark.py [--repeats 3] [--steps 30] [--max-length 256]
+python scripts/benchmark.py [--device cpu] [--repeats 3] [--steps 20] [--max-length 256] [--profile] [--study]
 
-Both sides train the same encoder on the same reviews with the same batch size, length cap and precision. They
-take turns, and what is printed is the median of the ratios of neighbouring measurements, which a machine whose
-speed drifts does not distort. Tokenisation and setup are not timed; in row last_two_layers computing the features is.
+All sides have the same encoder, reviews, batch size, length cap, precision and dropout, and compute the same function.
+They differ in how: the Lightning script pads every review to the cap, as the article does; PEFT + Trainer pads a
+batch to its longest review. Every measurement is a process of its own, so that its peak memory is its own and no side
+profits from another's settings. The sides take turns, and what is printed is the median of the ratios of neighbouring
+measurements, which a machine whose speed drifts does not distort. Tokenisation, loading and warm-up are not timed; in
+row "last two layers" computing the features is.
+
+The share of the limit is counted operations (torch.utils.flop_counter) per second over the rate of the same machine's
+matrix products, measured right after the steps.
 """
 
 import argparse
+import dataclasses
 import json
-import logging
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
-import warnings
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import Callback
-from peers import peft_trainer_examples_per_second
+from sides import SIDES, Measured, Task, profile
 
 from lora_study import provenance
-from lora_study.backbones import build_model, build_tokenizer, describe
-from lora_study.config import ExperimentConfig
+from lora_study.backbones import describe
 from lora_study.config_files import load_experiment
-from lora_study.data.datamodule import ReviewDataModule
-from lora_study.data.sources import load_reviews
-from lora_study.data.splits import split_reviews
-from lora_study.experiment import make_fast, pick_device, pick_precision
-from lora_study.features import FeatureDataModule, HeadOnFeatures
+from lora_study.experiment import pick_device, pick_precision
 from lora_study.formats import markdown_table
-from lora_study.modes import apply_mode
-from lora_study.module import ReviewClassifier
 from lora_study.records import write_text
 
-CONFIGS = Path(__file__).parent.parent / "configs" / "embedded"
-WARMUP = 5  # steps
-EPOCHS = 3
-FEATURE_REVIEWS = 600  # in row last_two_layers
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "configs" / "embedded"
+FEATURE_REVIEWS = 600  # in row "last two layers"
+EVALUATED = 240  # reviews per measurement of an evaluation
 
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison: an experiment of ours and the dropout of both sides' attention probabilities."""
+    """One comparison.
 
+    Attributes:
+        name: What is measured.
+        experiment: Config it is measured on.
+        attention_dropout: Dropout of the attention probabilities, of all sides.
+        reach: The ratio to the best peer to reach; None where none is set.
+        job: "train", "epochs" (three, the features' cost in) or "evaluate".
+    """
+
+    name: str
     experiment: str
-    ours: float
-    theirs: float
-    reach: float  # the ratio to reach
-
-    @property
-    def setting(self) -> str:
-        """What is compared, in words."""
-        return "same dropout, none on attention" if self.theirs == self.ours else "against the peer's default dropout"
+    attention_dropout: float
+    reach: float | None
+    job: str = "train"
 
 
 ROWS = (
-    Row("lora_default", 0.0, 0.0, 1.3),
-    Row("full", 0.0, 0.0, 1.3),
-    Row("lora_default", 0.0, 0.1, 2.0),
-    Row("full", 0.0, 0.1, 2.0),
-    Row("last_two_layers", 0.0, 0.0, 4.0),
+    Row("LoRA q,v", "lora_default", 0.0, 1.6),
+    Row("LoRA q,v,mlp", "lora_best", 0.0, None),
+    Row("full", "full", 0.0, 1.6),
+    Row("LoRA q,v, attention dropout 0.1", "lora_default", 0.1, 3.0),
+    Row("full, attention dropout 0.1", "full", 0.1, 2.5),
+    Row(
+        "last two layers, three epochs; ours computes the trunk once, without dropout",
+        "last_two_layers",
+        0.0,
+        5.0,
+        "epochs",
+    ),
+    Row("evaluation, LoRA q,v", "lora_default", 0.0, None, "evaluate"),
 )
 
 
-class Stopwatch(Callback):
-    """Times the steps after the warm-up.
-
-    Attributes:
-        seconds: From the end of the last warm-up step to the end of training.
-    """
-
-    def __init__(self) -> None:
-        self.seconds = self._start = 0.0
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Start after the warm-up; note the time at every step after it."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        if trainer.global_step == WARMUP:
-            self._start = time.perf_counter()
-        self.seconds = time.perf_counter() - self._start
-
-
-def ours(config: ExperimentConfig, steps: int) -> float:
-    """Reviews per second of our training, over `steps` steps after the warm-up; for row last_two_layers see below."""
-    device = pick_device(config)
-    precision = pick_precision(config, device)
-    L.seed_everything(config.seed, verbose=False)
-    data = ReviewDataModule(config.data, build_tokenizer(config.model), order_seed=config.seed)
-    data.setup()
-    model = build_model(config.model, head_seed=config.seed)
-    apply_mode(model, config)
-    dtype = make_fast(model, device, precision)
-    stopwatch = Stopwatch()
-    options: dict[str, Any] = {
-        "accelerator": {"cuda": "gpu"}.get(device.type, device.type),
-        "devices": 1,
-        "precision": precision,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_model_summary": False,
-        "enable_progress_bar": False,
-        "callbacks": [stopwatch],
+def task(row: Row, options: argparse.Namespace) -> Task:
+    """What each side of a row is given."""
+    train = {"train": 12 * (Task.WARMUP + options.steps), "epochs": FEATURE_REVIEWS, "evaluate": 24}[row.job]
+    overrides = {
+        "model": {"attention_dropout": row.attention_dropout},
+        "data": {
+            "max_length": options.max_length,
+            "eval_batch_size": 32,
+            "sizes": {"train": train, "val": 2, "test": EVALUATED if row.job == "evaluate" else 2},
+        },
+        "train": {"accelerator": {"cuda": "gpu"}.get(options.device, options.device)},
     }
-    if config.train.cache_trunk:  # three epochs, with the features' cost in
-        model.to(device)  # type: ignore[arg-type]
-        start = time.perf_counter()
-        features = FeatureDataModule(data, model, dtype)
-        unused = features.seconds["val"] + features.seconds["test"]
-        L.Trainer(max_epochs=EPOCHS, **options).fit(
-            ReviewClassifier(HeadOnFeatures(model), config.train), features.train_dataloader()
-        )
-        return EPOCHS * len(data.parts["train"]) / (time.perf_counter() - start - unused)
-    L.Trainer(max_epochs=-1, max_steps=WARMUP + steps, **options).fit(
-        ReviewClassifier(model, config.train), data.train_dataloader()
-    )
-    return steps * config.data.batch_size / stopwatch.seconds
+    return Task(row.job, load_experiment([CONFIGS / f"{row.experiment}.yaml"], overrides), options.steps)
 
 
-def theirs(config: ExperimentConfig, steps: int) -> float:
-    """Reviews per second of PEFT + Trainer on the same reviews."""
-    train = split_reviews(load_reviews(config.data), config.data)["train"]
-    return peft_trainer_examples_per_second(
-        config.model,
-        config.mode,
-        train["text"].tolist(),
-        train["label"].tolist(),
-        max_length=config.data.max_length,
-        steps=steps,
-        warmup=WARMUP,
-        precision=pick_precision(config, pick_device(config)),
-        batch_size=config.data.batch_size,
-    )
-
-
-def measure(row: Row, repeats: int, steps: int, max_length: int) -> dict[str, Any]:
-    """Both sides of a row in turn, `repeats` times."""
-    # A whole number of batches, so that every timed step trains as many reviews on both sides.
-    reviews = FEATURE_REVIEWS if row.experiment == "last_two_layers" else 12 * (WARMUP + steps)
-
-    def config(attention_dropout: float) -> ExperimentConfig:
-        overrides = {
-            "model": {"attention_dropout": attention_dropout},
-            "data": {"max_length": max_length, "eval_batch_size": 16, "sizes": {"train": reviews, "val": 2, "test": 2}},
-        }
-        return load_experiment([CONFIGS / f"{row.experiment}.yaml"], overrides)
-
-    sides: dict[str, Callable[[], float]] = {
-        "ours": lambda: ours(config(row.ours), steps),
-        "peft_trainer": lambda: theirs(config(row.theirs), steps),
-    }
-    speeds: dict[str, list[float]] = {side: [] for side in sides}
-    for repeat in range(repeats):
-        for side, run in sides.items():
-            speeds[side].append(run())
+def measure(row: Row, options: argparse.Namespace) -> dict[str, Any]:
+    """All sides of a row in turn, `repeats` times."""
+    measured: dict[str, list[Measured]] = {side: [] for side in SIDES}
+    for repeat in range(options.repeats):
+        for side in SIDES:
+            found = apart(SIDES[side], row, options)
+            measured[side].append(found)
             print(
-                f"{row.experiment} ({row.setting}) {repeat + 1}/{repeats} {side}: {speeds[side][-1]:.1f} reviews/s",
+                f"{row.name} {repeat + 1}/{options.repeats} {side}: {found.reviews / found.seconds:.1f} reviews/s",
                 file=sys.stderr,
+                flush=True,
             )
-    ratios = [mine / peer for mine, peer in zip(speeds["ours"], speeds["peft_trainer"], strict=True)]
     return {
+        "row": row.name,
         "experiment": row.experiment,
-        "setting": row.setting,
-        **{f"{side}_per_second": statistics.median(values) for side, values in speeds.items()},
-        "ratio": statistics.median(ratios),
-        "ratio_min": min(ratios),
-        "ratio_max": max(ratios),
+        "attention_dropout": row.attention_dropout,
         "reach": row.reach,
+        "sides": {side: summary(runs) for side, runs in measured.items()},
+        "ratios": {
+            peer: spread([mine.speed / other.speed for mine, other in zip(measured["ours"], runs, strict=True)])
+            for peer, runs in measured.items()
+            if peer != "ours"
+        },
     }
+
+
+def apart(side: Callable[[Task], Any], row: Row, options: argparse.Namespace) -> Any:
+    """A side's answer, from a process of its own: with its own peak memory, threads and settings of the C library."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(side, task(row, options)).result()
+
+
+def summary(runs: list[Measured]) -> dict[str, Any]:
+    """Medians over the repeats of one side."""
+    peaks = [run.peak_bytes for run in runs if run.peak_bytes is not None]
+    counted = [(run.operations / run.seconds, run.matrix_rate) for run in runs if run.operations and run.matrix_rate]
+    return {
+        "reviews_per_second": statistics.median(run.speed for run in runs),
+        "tokens_per_second": statistics.median(run.tokens / run.seconds for run in runs),
+        "peak_bytes": statistics.median(peaks) if peaks else None,
+        "share_of_limit": statistics.median(done / most for done, most in counted) if counted else None,
+        "matrix_rate": statistics.median(most for _, most in counted) if counted else None,
+        "measurements": [dataclasses.asdict(run) for run in runs],
+    }
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, lowest and highest."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def run_study() -> dict[str, Any]:
+    """The embedded study from nothing, as `make reproduce` runs it: its seconds and the largest peak of its runs."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        study = ["--study", str(ROOT / "configs/studies/embedded.yaml"), "--results-dir", folder]
+        subprocess.run([sys.executable, "-m", "lora_study", "reproduce", *study], check=True, cwd=folder)
+        seconds = time.perf_counter() - start
+        records = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*/seed-*/record.json"))]
+    return {
+        "seconds": seconds,
+        "peak_bytes": max(record["memory"]["peak_bytes"] for record in records),
+        "test_accuracy": {record["name"]: record["metrics"]["test"]["accuracy"] for record in records},
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """The rows as people read them."""
+    lines = []
+    for row in rows:
+        ours = row["sides"]["ours"]
+        line = {"row": row["row"], "reviews/s": ours["reviews_per_second"], "tokens/s": ours["tokens_per_second"]}
+        line |= {"share of limit": ours["share_of_limit"], "peak GiB": (ours["peak_bytes"] or 0) / 2**30}
+        for peer, ratio in row["ratios"].items():
+            line[f"{peer} reviews/s"] = row["sides"][peer]["reviews_per_second"]
+            line[f"over {peer}"] = f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
+        lines.append(line)
+    return pd.DataFrame(lines).round(2)
 
 
 def main() -> int:
     """Measure every row, print the table and write it to results/benchmarks/."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=30, help="timed optimizer steps per measurement")
+    parser.add_argument("--steps", type=int, default=20, help="timed optimizer steps per measurement")
     parser.add_argument("--max-length", type=int, default=256, help="tokens per review")
-    parser.add_argument("--output", type=Path, default=Path("results/benchmarks/training.json"))
+    parser.add_argument("--rows", nargs="+", choices=[row.name for row in ROWS], help="only these")
+    parser.add_argument("--study", action="store_true", help="also run the embedded study from nothing (minutes)")
+    parser.add_argument("--profile", action="store_true", help="also where our training's time goes (torch.profiler)")
+    parser.add_argument("--output", type=Path, help="default results/benchmarks/training-DEVICE.json")
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    config = load_experiment([CONFIGS / "lora_default.yaml"])
-    if config.train.threads:
-        torch.set_num_threads(config.train.threads)
-    rows = [measure(row, options.repeats, options.steps, options.max_length) for row in ROWS]
-    device = pick_device(config)
-    result = {
-        "rows": rows,
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: there is no GPU here; use cpu")
+    chosen = [row for row in ROWS if not options.rows or row.name in options.rows]
+    example = task(chosen[0], options).config
+    device = pick_device(example)
+    result: dict[str, Any] = {
         "repeats": options.repeats,
         "steps": options.steps,
-        "batch_size": config.data.batch_size,
+        "batch_size": example.data.batch_size,
         "max_length": options.max_length,
-        "precision": pick_precision(config, device),
-        "encoder": describe(config.model),
+        "precision": pick_precision(example, device),
+        "encoder": describe(example.model),
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": provenance.hardware(device),
+        "hardware": provenance.hardware(device) | {"threads": example.train.threads},
         "versions": provenance.versions(),
         **provenance.code_state(),
+        "rows": [],
     }
-    write_text(options.output, json.dumps(result, indent=2) + "\n")
-    print(markdown_table(pd.DataFrame(rows)))
-    print(f"\nreviews per second, medians of {options.repeats}; {result['encoder']['name']}; {options.output}")
+    output = options.output or Path(f"results/benchmarks/training-{options.device}.json")
+    for row in chosen:
+        result["rows"].append(measure(row, options))
+        write_text(output, json.dumps(result, indent=2) + "\n")  # after every row: a cut-off loses one row at most
+    if options.profile:
+        trained = [row for row in chosen if row.job == "train"]
+        result["profile"] = {row.name: apart(profile, row, options) for row in trained}
+        write_text(output, json.dumps(result, indent=2) + "\n")
+        print(
+            markdown_table(pd.DataFrame(result["profile"]).rename_axis("share of time in").round(3).reset_index()), "\n"
+        )
+    if options.study:
+        result["study"] = run_study()
+        write_text(output, json.dumps(result, indent=2) + "\n")
+        print(f"embedded study: {result['study']['seconds']:.0f} s, {result['study']['peak_bytes'] / 2**30:.2f} GiB\n")
+    print(markdown_table(table(result["rows"])))
+    print(f"\nmedians of {options.repeats} ({result['precision']}, {result['encoder']['name']}); {output}")
     return 0
 
 
