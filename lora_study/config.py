@@ -176,6 +176,8 @@ class DataConfig:
             batch needs little padding; 1 shuffles freely.
         padding: 'batch' pads a batch to its longest review; 'max_length' pads every review to max_length, as in
             the article. Padding is masked, so it costs time and changes results by rounding only.
+        pad_to_multiple_of: With padding 'batch', lengths are rounded up to a multiple of this, so that few different
+            ones occur.
         drop_last: Leave the last, incomplete batch of an evaluation unscored, as the article does.
         deduplicate: Remove all but one of each group of (whitespace-folded) identical reviews before splitting.
         cache_dir: Folder for tokenised reviews; safe to share between runs and to delete.
@@ -191,6 +193,7 @@ class DataConfig:
     eval_batch_size: int = 64
     bucket_window: int = 1
     padding: Literal["batch", "max_length"] = "batch"
+    pad_to_multiple_of: int = 8
     drop_last: bool = False
     deduplicate: bool = False
     cache_dir: str = ".cache/lora-study"
@@ -199,7 +202,7 @@ class DataConfig:
         check(bool(self.source.strip()), "data.source", self.source, "use hub, embedded or a path")
         check(0 <= self.split_seed < 2**32, "data.split_seed", self.split_seed, "use 0 to 4294967295")
         check(3 <= self.max_length <= 512, "data.max_length", self.max_length, "DistilBERT takes 3 to 512 tokens")
-        for name in ("batch_size", "eval_batch_size", "bucket_window"):
+        for name in ("batch_size", "eval_batch_size", "bucket_window", "pad_to_multiple_of"):
             value = getattr(self, name)
             check(value >= 1, f"data.{name}", value, "use 1 or more")
 
@@ -226,6 +229,8 @@ class TrainConfig:
             where nothing below the head is trained.
         dropout_active: Whether dropout acts while training. False trains in eval mode, as happens unnoticed when
             Lightning >= 2.2 is given a freshly loaded model.
+        compile: Compile the model with torch.compile: minutes at the start, for steps that cost less to launch on a GPU
+            (as CUDA graphs). Every length is compiled for itself; set data.pad_to_multiple_of to 64 or so.
         fast: Arrange the model for speed; see lora_study/speed.py. False computes with torch's and transformers' own
             layers. Results differ by rounding, and on a CPU by other dropout masks of the same distribution.
         keep_weights: Mode full only: keep all weights in the run's folder, as large as the model. The other modes
@@ -244,6 +249,7 @@ class TrainConfig:
     threads: int | None = None
     cache_trunk: bool = False
     dropout_active: bool = True
+    compile: bool = False
     fast: bool = True
     keep_weights: bool = False
 
@@ -486,6 +492,7 @@ def deviations(config: ExperimentConfig) -> list[dict[str, Any]]:
         *("name", "mode", "seed", "lora.r", "lora.alpha", "lora.targets", "model.revision", "data.revision"),
         *("data.cache_dir", "data.eval_batch_size", "data.split_seed", "train.accelerator", "train.devices"),
         *("train.num_nodes", "train.strategy", "train.threads", "train.keep_weights", "train.fast"),
+        *("train.compile", "data.pad_to_multiple_of"),
         *("partial.blocks", "partial.pre_classifier", "score_test"),
     }
     article, here = flatten(to_dict(ExperimentConfig())) | NOT_FOLLOWED, flatten(to_dict(config))

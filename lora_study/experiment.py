@@ -35,7 +35,7 @@ from lora_study.features import FeatureDataModule, HeadOnFeatures
 from lora_study.modes import HEAD, apply_mode, count_parameters
 from lora_study.module import ReviewClassifier
 from lora_study.records import Record, read_record, run_dir, write_record
-from lora_study.speed import COMPUTE_DTYPE, make_fast
+from lora_study.speed import COMPUTE_DTYPE, compile_model, make_fast
 
 
 class BusyError(ConfigError):
@@ -247,6 +247,8 @@ def _build(config: ExperimentConfig, record: Record, place: devices.Place) -> Bu
     head = {name: value.clone() for name, value in model.state_dict().items() if name.startswith(HEAD)}
     if config.train.fast and config.train.strategy != "fsdp":  # FSDP shares out weights of one type only
         make_fast(model, device, precision)
+    if config.train.compile:
+        compile_model(model, device)
     record.provenance["hardware"]["attention"] = model.config._attn_implementation
     return Built(data, model, head, device, precision, COMPUTE_DTYPE[precision], memory)
 

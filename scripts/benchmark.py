@@ -4,7 +4,7 @@ python scripts/benchmark.py [--device cpu] [--repeats 3] [--steps 20] [--max-len
 
 All sides have the same encoder, reviews, batch size, length cap, precision and dropout, and compute the same function.
 They differ in how: the Lightning script pads every review to the cap, as the article does; PEFT + Trainer pads a
-batch to its longest review. Every measurement is a process of its own, so that its peak memory is its own and no side
+batch to its longest review. Each side of a row has a process of its own, so that its peak memory is its own and no side
 profits from another's settings. The sides take turns, and what is printed is the median of the ratios of neighbouring
 measurements, which a machine whose speed drifts does not distort. Tokenisation, loading and warm-up are not timed; in
 row "last two layers" computing the features is.
@@ -21,8 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from multiprocessing import get_context
@@ -100,15 +100,14 @@ def task(row: Row, options: argparse.Namespace) -> Task:
 def measure(row: Row, options: argparse.Namespace) -> dict[str, Any]:
     """All sides of a row in turn, `repeats` times."""
     measured: dict[str, list[Measured]] = {side: [] for side in SIDES}
-    for repeat in range(options.repeats):
-        for side in SIDES:
-            found = apart(SIDES[side], row, options)
-            measured[side].append(found)
-            print(
-                f"{row.name} {repeat + 1}/{options.repeats} {side}: {found.reviews / found.seconds:.1f} reviews/s",
-                file=sys.stderr,
-                flush=True,
-            )
+    with ExitStack() as stack:
+        processes = {side: stack.enter_context(process()) for side in SIDES}
+        for repeat in range(options.repeats):
+            for side, pool in processes.items():
+                found = pool.submit(SIDES[side], task(row, options)).result()
+                measured[side].append(found)
+                line = f"{row.name} {repeat + 1}/{options.repeats} {side}: {found.speed:.1f} reviews/s"
+                print(line, file=sys.stderr, flush=True)
     return {
         "row": row.name,
         "experiment": row.experiment,
@@ -123,20 +122,18 @@ def measure(row: Row, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def apart(side: Callable[[Task], Any], row: Row, options: argparse.Namespace) -> Any:
-    """A side's answer, from a process of its own: with its own peak memory, threads and settings of the C library."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(side, task(row, options)).result()
+def process() -> ProcessPoolExecutor:
+    """A process with its own memory, threads and settings of the C library."""
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
 
 
 def summary(runs: list[Measured]) -> dict[str, Any]:
     """Medians over the repeats of one side."""
-    peaks = [run.peak_bytes for run in runs if run.peak_bytes is not None]
     counted = [(run.operations / run.seconds, run.matrix_rate) for run in runs if run.operations and run.matrix_rate]
     return {
         "reviews_per_second": statistics.median(run.speed for run in runs),
         "tokens_per_second": statistics.median(run.tokens / run.seconds for run in runs),
-        "peak_bytes": statistics.median(peaks) if peaks else None,
+        "peak_bytes": runs[0].peak_bytes,  # later runs of the process find memory that was kept
         "share_of_limit": statistics.median(done / most for done, most in counted) if counted else None,
         "matrix_rate": statistics.median(most for _, most in counted) if counted else None,
         "measurements": [dataclasses.asdict(run) for run in runs],
@@ -213,7 +210,8 @@ def main() -> int:
         write_text(output, json.dumps(result, indent=2) + "\n")  # after every row: a cut-off loses one row at most
     if options.profile:
         trained = [row for row in chosen if row.job == "train"]
-        result["profile"] = {row.name: apart(profile, row, options) for row in trained}
+        with process() as pool:
+            result["profile"] = {row.name: pool.submit(profile, task(row, options)).result() for row in trained}
         write_text(output, json.dumps(result, indent=2) + "\n")
         print(
             markdown_table(pd.DataFrame(result["profile"]).rename_axis("share of time in").round(3).reset_index()), "\n"

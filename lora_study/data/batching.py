@@ -93,18 +93,21 @@ def evaluation_batches(
     return cut(longest_first(lengths, rows)[rank::world_size], batch_size)
 
 
-def collate(tokens: TokenisedReviews, rows: Sequence[int], pad_id: int, pad_to: int | None = None) -> dict[str, Tensor]:
+def collate(
+    tokens: TokenisedReviews, rows: Sequence[int], pad_id: int, pad_to: int | None = None, multiple: int = 8
+) -> dict[str, Tensor]:
     """The tensors of one batch, padded on the right to pad_to tokens, or little beyond its longest review.
 
-    Lengths are rounded up to a multiple of 8, though not beyond the longest review of all: matrix products are prepared
-    anew for every length, and few lengths come back sooner.
+    Lengths are rounded up to a multiple, though not beyond the longest review of all: matrix products are prepared anew
+    for every length, and few lengths come back sooner. On two CPU cores 8 gained 1.1x in the first steps; 16 and 32,
+    whose padding costs more, gained no more.
 
     Returns:
         input_ids and attention_mask, (batch, seq); labels and index (the row in the part), (batch,); all int64.
     """
     index = np.asarray(rows, dtype=np.int64)
     starts, lengths = tokens.offsets[index], tokens.lengths[index]
-    places = np.arange(pad_to or min(-(-lengths.max() // 8) * 8, tokens.lengths.max()))
+    places = np.arange(pad_to or min(-(-lengths.max() // multiple) * multiple, tokens.lengths.max()))
     mask = places < lengths[:, None]  # (batch, seq)
     # Places beyond a review's end hold the next review's tokens (or, clipped, the last token), until masked.
     found = tokens.tokens.take(starts[:, None] + places, mode="clip")

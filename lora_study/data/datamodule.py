@@ -134,7 +134,8 @@ class ReviewDataModule(L.LightningDataModule):
         tokens = self.parts[part]
         rows: Any = range(len(tokens))
         pad_to = self.config.max_length if self.config.padding == "max_length" else None
-        join = partial(collate, tokens, pad_id=self.tokenizer.pad_token_id, pad_to=pad_to)
+        multiple = self.config.pad_to_multiple_of
+        join = partial(collate, tokens, pad_id=self.tokenizer.pad_token_id, pad_to=pad_to, multiple=multiple)
         return DataLoader(rows, batch_sampler=batches, collate_fn=join)
 
 
