@@ -1,6 +1,7 @@
 """Copy a finished study to results/published/ for committing, write its report there and its table into the README.
 
 python scripts/publish.py results/embedded
+python scripts/publish.py results/benchmarks    the benchmarks instead, before the study whose report is to show them
 """
 
 import shutil
@@ -11,10 +12,10 @@ from pathlib import Path
 from lora_study.config import ConfigError
 from lora_study.records import read_records, run_dir, write_text
 from lora_study.report import readme_results, write_report
+from lora_study.report.benchmarks import TITLES, readme_speed
 
 IN_README = "embedded"  # the study whose results the README shows
-BEGIN = "<!-- results: written by make publish from results/published; do not edit -->"
-END = "<!-- end of results -->"
+BENCHMARKS = "benchmarks"  # the folder beside the studies that holds no study
 RUN_FILES = ("record.json", "predictions.parquet", "curves.csv", "adapter.safetensors")
 
 
@@ -39,35 +40,56 @@ def publish(results_dir: Path, published: Path) -> Path:
             for file in RUN_FILES:
                 if (source / file).exists():
                     shutil.copyfile(source / file, copy / file)
-        write_report(staged, address=f"results/published/{target.name}")
+        write_report(staged, address=f"results/published/{target.name}", benchmarks_dir=published / BENCHMARKS)
         if target.exists():
             shutil.rmtree(target)
         staged.replace(target)
     return target
 
 
-def update_readme(readme: Path, results: str) -> None:
-    """Replace what stands between the README's markers.
+def publish_benchmarks(folder: Path, published: Path) -> Path:
+    """Copy the benchmarks of a folder; one that was published before and is not in the folder stays.
+
+    Raises:
+        ConfigError: there is no benchmark, or one cannot be used.
+    """
+    readme_speed(folder)  # nothing is copied unless all of it can be shown
+    target = published / BENCHMARKS
+    for name in TITLES:
+        if (source := folder / f"{name}.json").exists():
+            write_text(target / source.name, source.read_text(encoding="utf-8"))
+    return target
+
+
+def update_readme(readme: Path, section: str, text: str) -> None:
+    """Replace what stands between the README's markers of a section, 'results' or 'speed'.
 
     Raises:
         ConfigError: the markers are not there.
     """
-    before, begin, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
+    first = f"<!-- {section}: written by make publish from results/published; do not edit -->"
+    last = f"<!-- end of {section} -->"
+    before, begin, rest = readme.read_text(encoding="utf-8").partition(first)
+    _, end, after = rest.partition(last)
     if not (begin and end):
-        raise ConfigError(f"{readme} has no lines {BEGIN!r} and {END!r} to put the results between")
-    write_text(readme, f"{before}{begin}\n\n{results.strip()}\n\n{end}{after}")
+        raise ConfigError(f"{readme} has no lines {first!r} and {last!r} to put the {section} between")
+    write_text(readme, f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}")
 
 
 def main() -> int:
-    """Publish the study named on the command line."""
+    """Publish the study, or the benchmarks, named on the command line."""
     if len(sys.argv) != 2:
-        print("usage: python scripts/publish.py results/STUDY", file=sys.stderr)
+        print(f"usage: python scripts/publish.py results/STUDY (or results/{BENCHMARKS})", file=sys.stderr)
         return 2
+    source, published, readme = Path(sys.argv[1]), Path("results/published"), Path("README.md")
     try:
-        target = publish(Path(sys.argv[1]), Path("results/published"))
-        if target.name == IN_README:
-            update_readme(Path("README.md"), readme_results(target))
+        if source.resolve().name == BENCHMARKS:
+            target = publish_benchmarks(source, published)
+            update_readme(readme, "speed", readme_speed(target))
+        else:
+            target = publish(source, published)
+            if target.name == IN_README:
+                update_readme(readme, "results", readme_results(target))
         print(target)
     except ConfigError as error:
         print(f"publish: error: {error}", file=sys.stderr)

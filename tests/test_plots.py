@@ -18,6 +18,10 @@ from lora_study.tables import summary_table
 
 REPORTED = load_reported()
 ENCODER = "stand-in encoder: all-MiniLM-L6-v2"
+RATIOS = pd.DataFrame(
+    [("LoRA", "PEFT", 2.0, 1.5, 2.25), ("LoRA", "script", 1.75, 1.75, 1.75), ("full, $x_{$", "PEFT", 0.5, 0.25, 1.0)],
+    columns=["row", "over", "ratio", "low", "high"],
+)
 NAMES = ("last_two_layers", "lora_default", "lora_best", "full")
 
 
@@ -53,6 +57,7 @@ def all_plots(summary, histories):
         "val": partial(plots.learning_curves, histories, "val_accuracy", ENCODER),
         "layers": partial(plots.layerwise, summary, REPORTED.layerwise, ENCODER),
         "time": partial(plots.bars, summary, "train_seconds", "seconds", "Training time", ENCODER),
+        "ratios": partial(plots.ratios, RATIOS, "Speed", ENCODER),
     }
 
 
@@ -156,6 +161,19 @@ def test_bars_show_values_and_what_was_not_measured(ax):
     plots.bars(summary_table(runs, REPORTED.rows), "peak_memory_mib", "MiB", "Peak memory", ENCODER, ax)
     assert [bar.get_width() for bar in ax.patches] == [0, 900]
     assert [text.get_text() for text in ax.texts] == ["not measured", "900"]
+
+
+def test_ratios_are_bars_with_their_range_and_a_line_at_one(ax):
+    plots.ratios(RATIOS, "Speed", ENCODER, ax)
+    bars = {(bar.get_width(), round(bar.get_y() + bar.get_height() / 2, 2)) for bar in ax.patches}
+    assert bars == {(2.0, -0.2), (1.75, 0.2), (0.5, 1.0)}  # those of a row stand together around its name
+    whiskers = {tuple(path.vertices[:, 0]) for lines in ax.collections for path in lines.get_paths()}
+    assert whiskers == {(1.5, 2.25), (1.75, 1.75), (0.25, 1.0)}
+    assert [
+        list(line.get_xdata()) for line in ax.lines if len(line.get_xdata()) == 2 and line.get_linestyle() == "--"
+    ] == [[1, 1]]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["LoRA", "full, $x_{$"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["over PEFT", "over script"]
 
 
 @pytest.mark.parametrize("runs", [[], [failed("full")]])

@@ -29,7 +29,12 @@ LINK = re.compile(r"\]\((figures|tables)/([^/()]+)\.(?:png|csv)\)")
 ENDINGS = {"figures": ("png", "svg"), "tables": ("csv", "md", "tex")}
 
 
-def write_report(results_dir: Path, published_dir: Path | None = None, address: str | None = None) -> list[Path]:
+def write_report(
+    results_dir: Path,
+    published_dir: Path | None = None,
+    address: str | None = None,
+    benchmarks_dir: Path | None = None,
+) -> list[Path]:
     """Write the report of a study into its results folder.
 
     summary.csv, parameters.csv, report.md, report.html, checklist.md; every figure as PNG and SVG in figures/; every
@@ -40,6 +45,7 @@ def write_report(results_dir: Path, published_dir: Path | None = None, address: 
         results_dir: Folder of the study, with ``EXPERIMENT/seed-N/record.json`` below it.
         published_dir: Folder of the published copy of the study; by default ``published/NAME`` beside the folder.
         address: Where the reader finds the folder, for the commands; by default ``results/NAME``.
+        benchmarks_dir: Folder of benchmarks; by default ``benchmarks`` beside the study's folder.
 
     Returns:
         The files written.
@@ -47,7 +53,7 @@ def write_report(results_dir: Path, published_dir: Path | None = None, address: 
     Raises:
         ConfigError: there is no record, or the folder cannot be written.
     """
-    study = read_study(results_dir, published_dir, address)
+    study = read_study(results_dir, published_dir, address, benchmarks_dir)
     for line in study.warnings:
         logger.warning(line)
     contents = report_files(study)

@@ -94,6 +94,8 @@ def draw_up(study: Study, summary: pd.DataFrame, variants: list[Variant]) -> dic
         "runs": titled("Runs", _runs(study), links="record"),
         "commands": titled("A command for each row", _commands(study), code="command"),
     }
+    for benchmark in study.benchmarks:
+        tables[benchmark.exhibit] = Table(f"{benchmark.title}, {benchmark.encoder}", benchmark.table)
     return {name: table for name, table in tables.items() if not table.frame.empty}
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 
 from lora_study.predictions import confusion, reliability
 from lora_study.report import plots
+from lora_study.report.benchmarks import ratio_text
 from lora_study.report.inputs import Study
 from lora_study.tables import encoder_label, rows_of
 
@@ -30,6 +31,7 @@ def draw_figures(study: Study, summary: pd.DataFrame) -> dict[str, Picture]:
         **_learning_curves(study),
         **_costs(study, summary),
         **_errors(study),
+        **_speeds(study),
     }
 
 
@@ -124,6 +126,21 @@ def _errors(study: Study) -> dict[str, Picture]:
             f"Errors and calibration of {name}, {encoder}: of {counts[0].sum():,.0f} negative reviews "
             f"{counts[0, 0]:,.0f} are called negative, of {counts[1].sum():,.0f} positive ones {counts[1, 1]:,.0f} "
             f"positive; expected calibration error {100 * calibration.error:.1f} points",
+        )
+    return pictures
+
+
+def _speeds(study: Study) -> dict[str, Picture]:
+    pictures = {}
+    for benchmark in study.benchmarks:
+        title = f"{benchmark.title} beside others, with range"
+        plot = partial(plots.ratios, benchmark.ratios, title, benchmark.encoder)
+        values = "; ".join(
+            f"{row.row}, {ratio_text(row.ratio, row.low, row.high)} times that of {row.over}"
+            for row in rows_of(benchmark.ratios)
+        )
+        pictures[benchmark.exhibit] = Picture(
+            plots.draw(plot, height=1.7 + 0.3 * len(benchmark.ratios)), f"{title}, {benchmark.encoder}: {values}"
         )
     return pictures
 

@@ -17,6 +17,7 @@ from lora_study.claims import ClaimResult, evaluate, load_claims
 from lora_study.config import ConfigError
 from lora_study.predictions import read_predictions
 from lora_study.records import Record, read_records, run_dir
+from lora_study.report.benchmarks import Benchmark, read_benchmarks
 from lora_study.reported import Reported, load_reported
 from lora_study.tables import comparable, in_order
 
@@ -36,6 +37,7 @@ class Study:
         curves: For each experiment, in the tables' order, the rows of its runs' ``curves.csv`` and their seed.
         predictions: For each experiment the predictions of its completed runs by seed, where they can be read.
         verdicts: One result per claim.
+        benchmarks: Speed beside other tools, where it was measured.
         warnings: One line per record or file that was left out.
     """
 
@@ -47,10 +49,16 @@ class Study:
     curves: dict[str, pd.DataFrame]
     predictions: dict[str, dict[int, pd.DataFrame]]
     verdicts: list[ClaimResult]
+    benchmarks: list[Benchmark]
     warnings: list[str]
 
 
-def read_study(results_dir: Path, published_dir: Path | None = None, address: str | None = None) -> Study:
+def read_study(
+    results_dir: Path,
+    published_dir: Path | None = None,
+    address: str | None = None,
+    benchmarks_dir: Path | None = None,
+) -> Study:
     """Read and check what a report is made from.
 
     Args:
@@ -58,6 +66,7 @@ def read_study(results_dir: Path, published_dir: Path | None = None, address: st
         published_dir: Folder of the published copy of the study; by default ``published/NAME`` beside the folder.
         address: Where the reader finds the folder, for the commands; by default ``results/NAME``, or
             ``results/published/NAME`` for a published copy.
+        benchmarks_dir: Folder of benchmarks; by default ``benchmarks`` beside the study's folder.
 
     Raises:
         ConfigError: there is no record that can be read.
@@ -85,6 +94,9 @@ def read_study(results_dir: Path, published_dir: Path | None = None, address: st
         warnings.simplefilter("always", UserWarning)
         verdicts = evaluate(load_claims(), records, root)
     problems += [line for warning in caught if (line := str(warning.message)) not in problems]
+    beside = (benchmarks_dir or root.parent / "benchmarks").resolve()
+    benchmarks, unreadable_benchmarks = read_benchmarks(beside)
+    problems += [line.replace(f"{beside}{os.sep}", "../benchmarks/") for line in unreadable_benchmarks]
     # Paths within the study, so that the report does not depend on where the folders are.
     problems = [line.replace(f"{root}{os.sep}", "").replace(f"{copy}{os.sep}", "") for line in problems]
     return Study(
@@ -96,6 +108,7 @@ def read_study(results_dir: Path, published_dir: Path | None = None, address: st
         curves=curves,
         predictions=predictions,
         verdicts=verdicts,
+        benchmarks=benchmarks,
         warnings=list(dict.fromkeys(problems)),
     )
 
@@ -124,6 +137,8 @@ def _read_runs(
                 curves[name] = pd.concat([curves[name], rows])
             except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
                 problems.append(f"{folder / 'curves.csv'} is left out of the learning curves: {_why(error)}")
+            if not record.metrics.get("test"):  # a point of a sweep, which says nothing about the test reviews
+                continue
             try:
                 rows = read_predictions(folder, record)
                 predictions.setdefault(name, {})[record.seed] = rows

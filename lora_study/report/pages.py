@@ -39,6 +39,16 @@ def report_page(study: Study, tables: Mapping[str, Table], pictures: Mapping[str
             if name.startswith(stems):
                 yield f"![{escape(picture.alt)}](figures/{quote(name)}.png)"
 
+    def speed() -> Iterator[str]:
+        if study.benchmarks:
+            yield "## Speed beside other tools"
+        for benchmark in study.benchmarks:
+            record = f"[the record](../benchmarks/{benchmark.name}.json)"
+            yield f"**{escape(benchmark.title)}.** {escape(benchmark.about)}"
+            yield f"{escape(benchmark.source)} All measurements are in {record}."
+            yield from table(benchmark.exhibit)
+            yield from figures(benchmark.exhibit)
+
     blocks = [
         f"# {escape(title_of(study))}",
         *_opening(study),
@@ -80,6 +90,7 @@ def report_page(study: Study, tables: Mapping[str, Table], pictures: Mapping[str
         *figures("training_time", "peak_memory"),
         *table("compute"),
         *_compute(tables["compute"].frame),
+        *speed(),
         "## Data",
         *table("data", "The records say nothing about the data."),
         "## Hardware and versions",

@@ -6,6 +6,7 @@ matplotlibrc, so there is nothing to close, nothing global changes, and the same
 
 import io
 import math
+import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -46,6 +47,7 @@ STYLE = {
     "legend.frameon": False,
     "legend.fontsize": 9,
     "svg.hashsalt": "lora-study",
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
 }
 
 
@@ -257,6 +259,39 @@ def bars(summary: pd.DataFrame, column: str, label: str, title: str, encoder: st
     ax.grid(axis="y", visible=False)
     ax.set(xlabel=label)
     ax.set_title(_title(title, encoder))
+    return ax
+
+
+def ratios(found: pd.DataFrame, title: str, encoder: str, ax: Axes) -> Axes:
+    """How many times as fast as others: a bar per comparison, whiskers from the lowest to the highest, a line at 1.
+
+    Args:
+        found: Columns row (what was done), over (the other one), ratio, low, high; those of a row stand together.
+        title: What is shown.
+        encoder: Which encoder was run, for the title.
+        ax: Where to draw.
+    """
+    names, others = list(dict.fromkeys(found["row"])), list(dict.fromkeys(found["over"]))
+    bars = found.groupby("row")["ratio"]
+    thickness = 0.8 / bars.size().max()
+    middle = found["row"].map({name: y for y, name in enumerate(names)})
+    places = middle + thickness * (bars.cumcount() - (bars.transform("size") - 1) / 2)
+    for other, colour in zip(others, COLOURS, strict=False):
+        rows = found[found["over"] == other]
+        y, ends = places[rows.index], [rows["ratio"] - rows["low"], rows["high"] - rows["ratio"]]
+        ax.barh(y, rows["ratio"], 0.9 * thickness, color=colour, label=f"over {other}")
+        ax.errorbar(rows["ratio"], y, xerr=ends, fmt="none", ecolor=INK, elinewidth=1, capsize=2.5)
+    for row, y in zip(rows_of(found), places, strict=True):
+        note = ax.annotate(f"{row.ratio:.2f}", (row.high, y), (5, 0), textcoords="offset points", va="center")
+        note.set_bbox({"facecolor": PAPER, "linewidth": 0, "pad": 1.0})  # the line does not cross a number
+    ax.axvline(1, color=GREY, linestyle="--", linewidth=1)
+    ax.set_yticks(range(len(names)), [textwrap.fill(name, 22) for name in names])
+    ax.set_ylim(len(names) - 0.4, -0.6)  # the first row on top
+    ax.set_xlim(0, 1.12 * max(1, found["high"].max()))
+    ax.grid(axis="y", visible=False)
+    ax.set(xlabel="times as many reviews per second (dashed: as many)")
+    ax.set_title(_title(title, encoder))
+    ax.legend(**BELOW, ncols=2)
     return ax
 
 

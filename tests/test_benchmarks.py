@@ -1,0 +1,217 @@
+"""Speed beside other tools: what the benchmarks' files say, in tables and words, in a report and in a README."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+from fabricate import record, write_run
+from fabricate_benchmarks import PROVENANCE, inference, row, training, write_benchmarks
+
+from lora_study.config import ConfigError
+from lora_study.report import write_report
+from lora_study.report.benchmarks import TITLES, read_benchmarks, readme_speed
+
+SECTION = "## Speed beside other tools"
+
+
+def only(folder):
+    """The one benchmark of a folder without problems."""
+    (found,), problems = read_benchmarks(folder)
+    assert problems == []
+    return found
+
+
+def test_training_table_has_every_side_and_ours_over_each(tmp_path):
+    table = only(write_benchmarks(tmp_path, training_cpu=training())).table
+    first = table.iloc[0]
+    assert list(table["row"]) == ["LoRA q,v", "full, attention dropout 0.1"]
+    assert first["ours, reviews/s"] == 25 and first["ours, tokens/s"] == 5000
+    assert first["share of limit (%)"] == 50 and first["ours, peak GiB"] == 1.25
+    assert first["PEFT + Trainer, reviews/s"] == 10 and first["PEFT + Trainer, peak GiB"] == 1.5
+    assert first["ours over PEFT + Trainer"] == "2.50\u00a0(2.25\u00a0to\u00a03.00)"
+    assert first["ours over Lightning script"] == "1.25\u00a0(1.00\u00a0to\u00a01.75)"
+
+
+def test_what_was_not_measured_is_missing(tmp_path):
+    table = only(write_benchmarks(tmp_path, training_cpu=training())).table
+    assert table.loc[1, ["share of limit (%)", "ours, peak GiB", "PEFT + Trainer, peak GiB"]].isna().all()
+    assert pd.api.types.is_float_dtype(table["ours, peak GiB"])
+
+
+def test_a_row_may_lack_a_peer(tmp_path):
+    alone = row("full", "full", 3.0)
+    del alone["sides"]["lightning_script"], alone["ratios"]["lightning_script"]
+    found = only(write_benchmarks(tmp_path, training_cpu=training(rows=[row("LoRA", "lora_default", 2.0), alone])))
+    assert pd.isna(found.table.loc[1, "ours over Lightning script"])
+    assert list(found.ratios["over"]) == ["PEFT + Trainer", "Lightning script", "PEFT + Trainer"]
+
+
+def test_inference_table_names_both_sides(tmp_path):
+    found = only(write_benchmarks(tmp_path, inference=inference()))
+    assert found.table.iloc[1].tolist() == [
+        *("LoRA unmerged, 32-true", "ours, LoRA not merged", 9.0, "ours without LoRA", 10.0),
+        "0.90\u00a0(0.80\u00a0to\u00a01.00)",
+    ]
+    assert found.ratios.iloc[0].to_dict() == {
+        "row": "mixed length, 32-true",
+        "over": "transformers' pipeline",
+        "ratio": 2.0,
+        "low": 1.9,
+        "high": 2.1,
+    }
+
+
+def test_words_say_what_how_often_on_what_and_with_which_code(tmp_path):
+    found = only(write_benchmarks(tmp_path, training_cpu=training()))
+    for said in (
+        "batch size (12)",
+        "256 tokens",
+        "bf16-mixed",
+        "measured 3 times",
+        "20 optimizer steps",
+        "equal settings",
+    ):
+        assert said in found.about
+    assert found.source == (
+        "Medians of 3 measurements on a CPU, 2 threads, 2026-01-02, with torch 2.13.0 and transformers 5.23.0, "
+        "at commit 0123456789ab."
+    )
+    assert found.encoder == "stand-in encoder: all-MiniLM-L6-v2"
+    assert "embedded study" not in found.about
+
+
+def test_words_own_up_to_what_weakens_a_measurement(tmp_path):
+    hardware = {**PROVENANCE["hardware"], "accelerator": "a GPU"}
+    content = training(repeats=1, dirty=True, hardware=hardware)
+    found = only(write_benchmarks(tmp_path, training_cuda=content))
+    assert "measured once" in found.about
+    assert "once on a GPU (a CPU, 2 threads)" in found.source and "abcdef" not in found.source
+    assert found.source.endswith("at commit 0123456789ab with uncommitted changes.")
+    unknown = only(write_benchmarks(tmp_path, training_cuda=training(commit=None, dirty=None)))
+    assert unknown.source.endswith("at an unknown commit.")
+
+
+def test_the_study_from_nothing_is_told_where_it_was_timed(tmp_path):
+    study = {"seconds": 321.4, "peak_bytes": 3 * 2**29, "test_accuracy": {}}
+    about = only(write_benchmarks(tmp_path, training_cpu=training(study=study))).about
+    assert "took 321 seconds; its largest run needed 1.50 GiB" in about
+
+
+def ratios(median, low, high):
+    return {"peft_trainer": {"median": median, "min": low, "max": high}}
+
+
+def changed(**changes):
+    return training(rows=[{**row("LoRA q,v", "lora_default", 2.0), **changes}])
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("{", "Expecting property name"),
+        ("[]", "rows is None"),
+        ('{"rows": []}', "no rows"),
+        (json.dumps(training(rows=[3])), "row is None"),
+        (json.dumps({**training(), "rows": inference()["rows"]}), "sides is None"),
+        (json.dumps(training(repeats="three")), "repeats is 'three'"),
+        (json.dumps(training(steps=True)), "steps is True"),
+        (json.dumps(training(encoder=None)), "encoder is None"),
+        (json.dumps(training(commit=7)), "commit is 7.0"),
+        (json.dumps(training(max_length=0)), "max_length is 0.0"),
+        (json.dumps(training(batch_size=10**400)), "batch_size is inf"),
+        (json.dumps(training(study={"seconds": 1})), "peak_bytes is None"),
+        (json.dumps(changed(ratios={})), "compares nothing"),
+        (json.dumps(changed(ratios={"nobody": ratios(2, 1, 3)["peft_trainer"]})), "nobody is None"),
+        (json.dumps(changed(ratios=ratios(float("nan"), 1, 3))), "median is nan"),
+        (json.dumps(changed(ratios=ratios(2, 2.5, 3))), "not between min and max"),
+    ],
+)
+def test_a_malformed_file_is_one_line_that_names_it_and_the_value(tmp_path, text, why):
+    (tmp_path / "training-cpu.json").write_text(text)
+    write_benchmarks(tmp_path, inference=inference())
+    benchmarks, (line,) = read_benchmarks(tmp_path)
+    assert line.startswith(f"{tmp_path / 'training-cpu.json'} is left out: ") and why in line and "\n" not in line
+    assert [found.name for found in benchmarks] == ["inference"]
+
+
+def test_an_unknown_side_is_named(tmp_path):
+    content = inference()
+    content["rows"][0]["second"] = "someone"
+    _, (line,) = read_benchmarks(write_benchmarks(tmp_path, inference=content))
+    assert "side 'someone' is none of ours, peft_trainer" in line
+
+
+def test_other_files_and_an_absent_folder_are_no_benchmarks(tmp_path):
+    assert read_benchmarks(tmp_path / "nowhere") == ([], [])
+    assert read_benchmarks(write_benchmarks(tmp_path, training={"rows": []})) == ([], [])
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A study of one run, with benchmarks beside it."""
+    folder = tmp_path / "results" / "mine"
+    write_run(folder, record())
+    write_benchmarks(folder.parent / "benchmarks", training_cpu=training(), inference=inference())
+    return folder
+
+
+def test_a_report_shows_the_benchmarks_beside_its_folder(results):
+    write_report(results)
+    page = (results / "report.md").read_text().partition(SECTION)[2].partition("\n## ")[0]
+    for name in ("training_cpu", "inference"):
+        link = f"../benchmarks/{name.replace('_', '-')}.json"
+        assert f"]({link})" in page and (results / link).exists()
+        for path in (f"figures/speed_{name}.png", f"tables/speed_{name}.csv", f"tables/speed_{name}.tex"):
+            assert (results / path).exists()
+        assert f"(figures/speed_{name}.png)" in page and f"(tables/speed_{name}.csv)" in page
+    assert "LoRA q,v, 2.50\u00a0(2.25\u00a0to\u00a03.00) times that of PEFT + Trainer" in page
+    assert TITLES["training-cpu"] in page and "stand-in encoder: all-MiniLM-L6-v2" in page
+    assert "Speed beside other tools" in (results / "report.html").read_text()
+
+
+def test_without_benchmarks_there_is_no_section_and_nothing_is_left_of_an_earlier_one(results):
+    write_report(results)
+    shutil.rmtree(results.parent / "benchmarks")
+    write_report(results)
+    assert SECTION not in (results / "report.md").read_text()
+    assert not list(results.glob("*/speed_*"))
+
+
+def test_a_malformed_benchmark_is_a_warning_of_the_report(results):
+    (results.parent / "benchmarks" / "inference.json").write_text("no JSON")
+    write_report(results)
+    page = (results / "report.md").read_text()
+    assert "- ../benchmarks/inference.json is left out: " in page.partition("## Warnings")[2].partition("\n## ")[0]
+    assert (results / "figures" / "speed_training_cpu.png").exists()
+    assert not (results / "figures" / "speed_inference.png").exists()
+
+
+def test_text_of_a_benchmark_cannot_become_markup_or_mathematics(results):
+    evil = "<script>x</script> | [a](http://b) $\\frac{1}$"
+    write_benchmarks(
+        results.parent / "benchmarks",
+        training_cpu=training(
+            precision=evil, encoder={"name": evil}, measured="<b>", rows=[row(evil, "lora_default", 2.0)]
+        ),
+    )
+    write_report(results)
+    page = (results / "report.html").read_text()
+    assert page.count("<script") == 1 and "<b>" not in page and 'href="http' not in page
+
+
+def test_readme_shows_speeds_and_ratios_alone(tmp_path):
+    folder = write_benchmarks(tmp_path, training_cpu=training(), inference=inference())
+    text = readme_speed(folder)
+    assert "| row | ours, reviews/s | PEFT + Trainer, reviews/s | ours over PEFT + Trainer |" in text
+    assert "| LoRA q,v | 25.00 | 10.00 | 2.50\u00a0(2.25\u00a0to\u00a03.00) | 20.00 | 1.25" in text
+    assert f"]({folder.as_posix()}/training-cpu.json)" in text and "at commit 0123456789ab" in text
+    assert "Inference speed, stand-in encoder" in text and not any(line.startswith("#") for line in text.splitlines())
+
+
+def test_readme_refuses_nothing_and_malformed_files(tmp_path):
+    with pytest.raises(ConfigError, match=r"holds none of training-cpu\.json, .*; run `make benchmark` first"):
+        readme_speed(tmp_path)
+    (tmp_path / "inference.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"inference\.json is left out"):
+        readme_speed(tmp_path)

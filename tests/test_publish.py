@@ -1,0 +1,88 @@
+"""Publishing: what is copied, what the published report shows, and what is put into the README."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from fabricate import record, write_run
+from fabricate_benchmarks import inference, training, write_benchmarks
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "publish.py"
+README = """Before
+<!-- results: written by make publish from results/published; do not edit -->
+old results
+<!-- end of results -->
+Between
+<!-- speed: written by make publish from results/published; do not edit -->
+old speed
+<!-- end of speed -->
+After
+"""
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A repository with a README, a study of one run and benchmarks; it is the current folder."""
+    (tmp_path / "README.md").write_text(README)
+    write_run(tmp_path / "results" / "embedded", record())
+    write_benchmarks(tmp_path / "results" / "benchmarks", training_cpu=training())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def publish(monkeypatch, *arguments):
+    """Run the script as from the command line; its exit status."""
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    return ended.value.code
+
+
+def test_benchmarks_are_copied_and_their_table_replaces_the_readme_s(root, monkeypatch):
+    assert publish(monkeypatch, "results/benchmarks") == 0
+    copy = root / "results" / "published" / "benchmarks" / "training-cpu.json"
+    assert copy.read_bytes() == (root / "results" / "benchmarks" / "training-cpu.json").read_bytes()
+    readme = (root / "README.md").read_text()
+    assert "old speed" not in readme and "| LoRA q,v | 25.00 |" in readme and "old results" in readme
+    assert "(results/published/benchmarks/training-cpu.json)" in readme
+    assert readme.startswith("Before\n<!-- results") and readme.endswith("<!-- end of speed -->\nAfter\n")
+    assert publish(monkeypatch, "results/benchmarks/") == 0 and (root / "README.md").read_text() == readme
+
+
+def test_a_benchmark_that_was_not_measured_again_stays_published(root, monkeypatch):
+    write_benchmarks(root / "results" / "published" / "benchmarks", inference=inference())
+    assert publish(monkeypatch, "results/benchmarks") == 0
+    assert "Inference speed" in (root / "README.md").read_text()
+
+
+def test_a_malformed_benchmark_is_not_published(root, monkeypatch, capsys):
+    (root / "results" / "benchmarks" / "inference.json").write_text("{}")
+    assert publish(monkeypatch, "results/benchmarks") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("publish: error: ") and "inference.json is left out" in said and said.count("\n") == 1
+    assert not (root / "results" / "published").exists() and (root / "README.md").read_text() == README
+
+
+def test_the_published_report_shows_the_published_benchmarks(root, monkeypatch):
+    write_benchmarks(root / "results" / "published" / "benchmarks", inference=inference())
+    assert publish(monkeypatch, "results/embedded") == 0
+    target = root / "results" / "published" / "embedded"
+    page = (target / "report.md").read_text()
+    assert "(../benchmarks/inference.json)" in page and (target / "figures" / "speed_inference.png").exists()
+    assert "training-cpu" not in page  # measured, but not published
+    readme = (root / "README.md").read_text()
+    assert "old results" not in readme and "beside the article's" in readme and "old speed" in readme
+
+
+def test_a_readme_without_markers_is_a_readable_mistake(root, monkeypatch, capsys):
+    (root / "README.md").write_text("nothing here")
+    assert publish(monkeypatch, "results/benchmarks") == 2
+    assert "README.md has no lines '<!-- speed:" in capsys.readouterr().err
+    assert (root / "README.md").read_text() == "nothing here"
+
+
+@pytest.mark.parametrize("arguments", [[], ["one", "two"]])
+def test_usage(root, monkeypatch, capsys, arguments):
+    assert publish(monkeypatch, *arguments) == 2
+    assert "usage: python scripts/publish.py results/STUDY" in capsys.readouterr().err
