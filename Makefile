@@ -33,7 +33,8 @@ sweep: setup ## try the settings of configs/sweeps/$(SWEEP).yaml, choose on vali
 report: setup ## write the study's tables and figures again, from its records
 	$(BIN)/lora-study report --results-dir $(RESULTS)
 
-publish: setup ## copy the finished study to results/published/ for committing
+publish: setup ## copy the finished study, and the benchmarks, to results/published/ for committing
+	$(if $(wildcard results/benchmarks/*.json),$(BIN)/python scripts/publish.py results/benchmarks)
 	$(BIN)/python scripts/publish.py $(RESULTS)
 
 test: setup ## run the tests (ARGS='-m slow' for the slow ones)

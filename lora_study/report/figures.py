@@ -139,8 +139,9 @@ def _speeds(study: Study) -> dict[str, Picture]:
             f"{row.row}, {ratio_text(row.ratio, row.low, row.high)} times that of {row.over}"
             for row in rows_of(benchmark.ratios)
         )
+        height = 1.7 + max(0.3 * len(benchmark.ratios), 0.42 * len(benchmark.table))
         pictures[benchmark.exhibit] = Picture(
-            plots.draw(plot, height=1.7 + 0.3 * len(benchmark.ratios)), f"{title}, {benchmark.encoder}: {values}"
+            plots.draw(plot, height=height), f"{title}, {benchmark.encoder}: {values}"
         )
     return pictures
 
