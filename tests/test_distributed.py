@@ -269,10 +269,12 @@ def test_weights_that_are_spread_over_the_devices_change_nothing(mode, tiny, tmp
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_compute_in_bf16_too(strategy, tiny, tmp_path):
-    one = run_experiment(tiny("bf16", **EXACT, name="one"), tmp_path)
-    two = run_experiment(tiny("bf16", **on_two(EXACT, strategy=strategy), name="two"), tmp_path)
-    assert two.status == "completed", two.error
-    assert two.metrics["test"]["loss"] == pytest.approx(one.metrics["test"]["loss"], abs=0.02)
+    for name, changes in (("one", EXACT), ("two", on_two(EXACT, strategy=strategy))):
+        record = run_experiment(tiny("bf16", **changes, name=name), tmp_path)
+        assert record.status == "completed", record.error
+    curves = [pd.read_csv(tmp_path / name / "seed-1" / "curves.csv") for name in ("one", "two")]
+    # Not the test scores: bf16 may turn a validation review, and so choose another epoch.
+    np.testing.assert_allclose(curves[1]["val_loss"].dropna(), curves[0]["val_loss"].dropna(), atol=0.005)
 
 
 @pytest.mark.slow
