@@ -9,7 +9,6 @@ fine-tuned checkpoint brings one along, because the study's modes are compared f
 """
 
 import hashlib
-import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +31,7 @@ from transformers.utils import logging as transformers_logging
 
 from lora_study.config import ConfigError, ModelConfig, check, one_line
 from lora_study.hub import cached_snapshot, hub_snapshot
+from lora_study.small_files import read_json
 
 EMBEDDED = "embedded"
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -237,7 +237,7 @@ def read_shape(folder: Path, config: ModelConfig) -> DistilBertConfig:
         return with_settings(EMBEDDED_SHAPE, config)
     path = folder / "config.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         raise ConfigError(
             f"model.backbone: {config.backbone!r} has no config.json; name the folder that save_pretrained wrote"
@@ -251,7 +251,7 @@ def read_shape(folder: Path, config: ModelConfig) -> DistilBertConfig:
         )
     try:
         return with_settings(content, config)
-    except (TypeError, ValueError) as error:  # transformers' validation of the file's values
+    except Exception as error:  # transformers' validation of the file's values, of many types
         raise ConfigError(f"model.backbone: {path} is not valid: {one_line(error)}") from error
 
 

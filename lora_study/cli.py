@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
-from lora_study.config import ConfigError, ExperimentConfig, check
+from lora_study.config import ConfigError, ExperimentConfig, check, one_line
 from lora_study.config_files import ConfigParser, experiment_from, experiment_parser, load_study, load_sweep
 
 DESCRIPTION = "LoRA, last-two-layers and full fine-tuning of DistilBERT on IMDb reviews."
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         if debug:
             raise
-        print(f"lora-study: error: {error}", file=sys.stderr)
+        print(f"lora-study: error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("lora-study: interrupted; finished runs are kept", file=sys.stderr)
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder that vanished: nothing a traceback would explain better
         if debug:
             raise
-        print(f"lora-study: error: {error}", file=sys.stderr)
+        print(f"lora-study: error: {one_line(error)}", file=sys.stderr)
         return 1
 
 
@@ -248,7 +248,7 @@ def claims(options: Any, command: str) -> int:
 
     study = read_study(options.results_dir)
     for line in study.warnings:
-        print(f"warning: {line}", file=sys.stderr)
+        print(f"warning: {one_line(line)}", file=sys.stderr)
     verdicts = study.verdicts
     print(json.dumps(claims_json(verdicts), indent=2) if options.json else markdown_table(claims_table(verdicts)))
     return 0

@@ -470,8 +470,10 @@ def check_name(field_name: str, name: str) -> None:
 
 
 def one_line(error: object) -> str:
-    """An error's message on one line, without the library's own words for a config key."""
-    return re.sub(r"\s+", " ", str(error)).replace("Parser key ", "").strip()
+    """An error's message on one line that any terminal shows as it is, without the library's own words for a key."""
+    line = re.sub(r"\s+", " ", str(error)).replace("Parser key ", "").strip()
+    # What an input holds may be in it: control characters move the cursor, half a surrogate pair cannot be printed.
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -9,30 +9,56 @@ import difflib
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from lora_study.config import ConfigError, ExperimentConfig, StudyConfig, SweepConfig, check, one_line
+from lora_study.small_files import read_text
 
 Config = TypeVar("Config", StudyConfig, SweepConfig)
+
+ALIASES = 100  # in a file
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's plain values. A few lines of aliases within aliases stand for gigabytes, or have no end: none are read."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._aliases = 0
+        self._anchors = 0  # that are around the node which is read
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """As SafeLoader's, but refuse an alias within what another may stand for, and too many of them."""
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        if self.check_event(yaml.AliasEvent):
+            self._aliases += 1
+            if self._anchors or self._aliases > ALIASES:
+                problem = f"an alias is in what another stands for, or one of over {ALIASES}; write the value out"
+                raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+            return super().compose_node(parent, index)
+        anchored = event.anchor is not None
+        self._anchors += anchored
+        node = super().compose_node(parent, index)
+        self._anchors -= anchored
+        return node
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file, or a `ConfigError` that names the file and the place."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(read_text(path), Loader=_Loader)  # noqa: S506 - a SafeLoader
     except FileNotFoundError:
         raise ConfigError(f"config file {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # no such number or date; nested too deep
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}" if mark else ""
-        raise ConfigError(
-            f"config file {path} is not YAML{place}: {getattr(error, 'problem', None) or error}"
-        ) from error
+        problem = one_line(getattr(error, "problem", None) or error)
+        raise ConfigError(f"config file {path} is not YAML{place}: {problem}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"config file {path} holds no mapping of fields to values")
     return content
@@ -48,7 +74,7 @@ def overlay(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_fields(content: Mapping[str, Any], kind: type, origin: str, prefix: str = "") -> None:
-    """Refuse a field that a config of this kind does not have, naming the file and the fields there are."""
+    """Refuse a field that a config of this kind does not have, or that has no value, naming the file and the field."""
     known = {f.name: f.type for f in dataclasses.fields(kind)}
     for name, value in content.items():
         if name not in known:
@@ -59,21 +85,27 @@ def check_fields(content: Mapping[str, Any], kind: type, origin: str, prefix: st
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{origin}: {prefix}{name}: {value!r} is not valid; it takes fields of its own")
             check_fields(value, nested, origin, f"{prefix}{name}.")
+        elif value is None and type(None) not in get_args(known[name]):
+            raise ConfigError(f"{origin}: {prefix}{name} has no value; give it one, or leave it out")
 
 
 def read_layers(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A config file laid over the files its ``extends`` names (one or a list, relative to the file)."""
+    content = read_yaml(path)
     if path.resolve() in above:
         raise ConfigError(f"config file {path} extends itself")
-    return lay_over_extended(read_yaml(path), path.parent, (*above, path.resolve()))
+    return lay_over_extended(content, path.parent, (*above, path.resolve()))
 
 
 def lay_over_extended(content: dict[str, Any], folder: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A config's content laid over the files its ``extends`` names, relative to a folder."""
     extends = content.get("extends", [])
+    names = [extends] if isinstance(extends, str) else extends
+    valid = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    check(valid, "extends", extends, "name a file, or list some")
     below: dict[str, Any] = {}
-    for name in [extends] if isinstance(extends, str) else extends:
-        below = overlay(below, read_layers(folder / str(name), above))
+    for name in names:
+        below = overlay(below, read_layers(folder / name, above))
     return overlay(below, {key: value for key, value in content.items() if key != "extends"})
 
 
@@ -151,7 +183,7 @@ def load_sweep(file: str | Path) -> tuple[SweepConfig, ExperimentConfig]:
     path = Path(file)
     sweep = read_config(path, SweepConfig, "sweep")
     for name in sweep.parameters:
-        check_fields(nested(name, None), ExperimentConfig, f"sweep file {path}: parameters")
+        check_fields(nested(name, ""), ExperimentConfig, f"sweep file {path}: parameters")
     overrides = lay_over_extended(sweep.overrides, path.parent)
     return sweep, load_experiment([path.parent / sweep.experiment], overlay(overrides, {"score_test": False}))
 
@@ -169,6 +201,7 @@ def field_value(name: str, value: Any) -> Any:
     Raises:
         ConfigError: it is not of the field's type.
     """
+    check_fields(nested(name, value), ExperimentConfig, "parameters")
     try:
         return _fields_parser().parse_object(nested(name, value))[name]
     except (ArgumentError, TypeError, ValueError) as error:

@@ -1,7 +1,6 @@
 """The adapter_config.json of Hugging Face PEFT: the part that plain LoRA and DoRA need; the rest is refused."""
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_study.config import ConfigError, check, one_line
+from lora_study.small_files import read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 # Fields of an adapter_config.json that say nothing about what the adapter computes.
@@ -64,12 +64,12 @@ def read_peft_config(folder: Path) -> PeftConfig:
     """
     path = folder / ADAPTER_CONFIG
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         run = (folder / "record.json").exists()
         hint = "lora-study export makes an adapter of a run" if run else "name an adapter's folder"
         raise ConfigError(f"{folder} has no {ADAPTER_CONFIG}; {hint}") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read ({one_line(error)}); save the adapter again") from error
     if not isinstance(content, dict) or content.get("peft_type") != "LORA":
         found = content.get("peft_type") if isinstance(content, dict) else None

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lora_study.small_files import read_json
+
 VERSION = 1
 
 
@@ -59,6 +61,19 @@ class Record:
     version: int = VERSION
 
 
+_NUMBER = int | float
+_NUMBERS = {"*": _NUMBER}
+_COPIES = {"within": _NUMBERS, "across": _NUMBERS}
+# What is read of the nested values, and its types; "*" is any other key. Each may be missing, or null.
+_SHAPE: dict[str, Any] = {
+    "deviations": [{}],
+    "parameters": _NUMBERS,
+    "metrics": {"best_epoch": _NUMBER, "train": _NUMBERS, "val": _NUMBERS, "test": _NUMBERS},
+    "timing": _NUMBERS,
+    "memory": {"peak_bytes": _NUMBER},
+    "data": {"sizes": _NUMBERS, "share_truncated": _NUMBERS, "overlap": {**_COPIES, "near": _COPIES}},
+    "provenance": {"encoder": {}, "hardware": {}, "versions": {}, "seeds": {}},
+}
 _EMPTY = Record(name="", mode="", seed=0, status="")  # a value of each field's type
 
 
@@ -141,8 +156,8 @@ def read_record(path: Path) -> Record:
         RecordError: the file is missing, not JSON, of another version or lacks a field.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
         raise RecordError(f"{path} is not a readable record: {error}") from error
     if not isinstance(content, dict) or content.get("version") != VERSION:
         found = content.get("version") if isinstance(content, dict) else None
@@ -157,6 +172,8 @@ def read_record(path: Path) -> Record:
         expected = (str, type(None)) if f.name == "error" else type(getattr(_EMPTY, f.name))
         if not isinstance(getattr(record, f.name), expected):
             raise RecordError(f"{path} has {f.name}: {getattr(record, f.name)!r}, which is not of that field's type")
+    if place := _misfit(content, _SHAPE):
+        raise RecordError(f"{path} has a value of another type than a record's at {place}")
     return record
 
 
@@ -175,3 +192,18 @@ def read_records(results_dir: str | Path) -> tuple[list[Record], list[str]]:
         else:
             problems.append(f"{path} is the record of {record.name} seed {record.seed}, which belongs elsewhere")
     return sorted(records, key=lambda record: (record.name, record.seed)), problems
+
+
+def _misfit(value: Any, shape: Any, place: str = "") -> str | None:
+    """The dotted path of the first value that is not of the shape's type, or None."""
+    if not isinstance(shape, dict | list):
+        return None if isinstance(value, shape) and not isinstance(value, bool) else place
+    if not isinstance(value, type(shape)):
+        return place
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, item in items:
+        below = shape.get(key, shape.get("*")) if isinstance(shape, dict) else shape[0]
+        missing = item is None and isinstance(shape, dict)
+        if below is not None and not missing and (found := _misfit(item, below, f"{place}.{key}".lstrip("."))):
+            return found
+    return None

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lora_study.config import ConfigError, one_line
-from lora_study.data.tables import Columns, decode
+from lora_study.data.tables import LONGEST, Columns, decode
 
 REVIEW = re.compile(r"(train|test)/(neg|pos)/([0-9]+)_([0-9]+)\.txt")
 CHUNK = 1 << 20  # bytes
@@ -28,7 +28,9 @@ def read_folder(path: Path) -> Columns:
     root = path / "aclImdb" if (path / "aclImdb").is_dir() else path
     files = (file for split in ("train", "test") for file in (root / split).glob("*/*.txt"))
     named = ((file.relative_to(root).as_posix(), file) for file in files)
-    return to_columns(((name, file.read_bytes()) for name, file in named if REVIEW.fullmatch(name)), path)
+    # Only regular files: a link to a device or a pipe would be read for ever.
+    reviews = ((name, file.read_bytes()) for name, file in named if REVIEW.fullmatch(name) and file.is_file())
+    return to_columns(reviews, path)
 
 
 def read_archive(path: Path) -> Columns:
@@ -47,6 +49,8 @@ def read_archive(path: Path) -> Columns:
                 for member in archive:
                     name = member.name.removeprefix("./").removeprefix("aclImdb/")
                     if member.isreg() and REVIEW.fullmatch(name):
+                        if member.size > LONGEST:  # a few bytes can claim to be, and unpack to, any size
+                            raise tarfile.ReadError(f"{name} is of {member.size:,} bytes, longer than any review")
                         content = archive.extractfile(member)
                         assert content is not None  # it is for a regular member
                         files[name] = content.read()
@@ -54,7 +58,7 @@ def read_archive(path: Path) -> Columns:
             # is read to its end, where the length and checksum stand.
             while stream.read(CHUNK):
                 pass
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError) as error:  # ValueError: a header's number
         raise ConfigError(f"{path} is not a complete .tar.gz archive ({one_line(error)}); download it again") from error
     return to_columns(files.items(), path)
 

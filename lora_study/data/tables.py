@@ -52,7 +52,10 @@ def utf8_lines(file: TextIO, name: str | Path) -> Iterator[str]:
         ConfigError: a byte is not UTF-8, or a line holds a NUL, as UTF-16 and binary files do.
     """
     position = 0  # bytes before the line
-    for number, line in enumerate(file, start=1):
+    # A line has an end: /dev/zero has none, nor has a file of gigabytes that is no text.
+    for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), ""), start=1):
+        if len(line) > LONGEST:
+            raise ConfigError(f"{name} is not text: line {number} has over {LONGEST:,} characters; save it as UTF-8")
         try:
             length = len(line.encode())
         except UnicodeEncodeError as error:  # a byte that is not UTF-8 was decoded to half a surrogate pair
@@ -172,7 +175,7 @@ def read_parquet(path: Path) -> Columns:
         table = file.read(columns=names_used(file.schema_arrow.names, path))
         table.validate(full=True)  # finds text that is not UTF-8, and says in which row
         return {name: table[name].to_pylist() for name in table.column_names}
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, KeyError, OverflowError) as error:  # a column twice; a date beyond Python's
         raise ConfigError(f"{path} cannot be read as Parquet: {one_line(error)}") from error
 
 

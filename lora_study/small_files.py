@@ -1,0 +1,40 @@
+"""Reading a config or a record, small files that may come from anywhere, without trusting them to be small."""
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+LARGEST = 4 * 2**20  # bytes: a hundred times the largest there is
+
+
+def read_text(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        OSError: it cannot be read, or is larger than any config or record; /dev/zero, say, has no end.
+        ValueError: it is not UTF-8, or its name is none that a file can have.
+    """
+    with path.open("rb") as file:
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+    return content.decode("utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        OSError: as `read_text`.
+        ValueError: as `read_text`; or it is not JSON, is nested too deep, or holds a number of thousands of digits,
+            NaN, infinity, or half a surrogate pair.
+    """
+    text = read_text(path)
+    try:
+        content = json.loads(text)
+        json.dumps(content, ensure_ascii=False, allow_nan=False).encode()  # what is read can be written
+        return content
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
