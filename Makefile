@@ -7,7 +7,7 @@ BIN := .venv/bin
 RESULTS := results/$(PROFILE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce sweep report claims publish test lint benchmark soak audit clean
+.PHONY: help setup reproduce sweep report claims publish test lint benchmark soak fuzz clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -51,6 +51,12 @@ claims: setup ## judge every claim by the study's records
 benchmark: setup ## measure training and inference speed beside other tools
 	$(BIN)/python scripts/benchmark.py --profile
 	$(BIN)/python scripts/benchmark_inference.py
+
+soak: setup ## kill, fill, damage and starve a miniature study, and count what is lost
+	$(BIN)/python scripts/soak.py
+
+fuzz: setup ## read 10,000 damaged inputs
+	$(BIN)/python scripts/fuzz.py --inputs 10000
 
 clean: ## remove caches and unpublished results (keeps .venv and results/published)
 	rm -rf .cache .pytest_cache .mypy_cache .ruff_cache $(filter-out results/published,$(wildcard results/*))

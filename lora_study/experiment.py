@@ -411,7 +411,7 @@ def writing_to(results_dir: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(
-            f"results folder {results_dir} cannot be written: {error.strerror}; choose another"
+            f"results folder {results_dir} cannot be written ({error.strerror}: {error.filename}); choose another"
         ) from error
 
 
