@@ -62,16 +62,20 @@ class Record:
 
 
 _NUMBER = int | float
-_NUMBERS = {"*": _NUMBER}
-_COPIES = {"within": _NUMBERS, "across": _NUMBERS}
+_NUMBERS, _COUNTS = {"*": _NUMBER}, {"*": int}
+_COPIES = {"within": _COUNTS, "across": _COUNTS}
 # What is read of the nested values, and its types; "*" is any other key. Each may be missing, or null.
 _SHAPE: dict[str, Any] = {
+    "config": {
+        **{"model": {}, "seeds": {}, "train": {"epochs": int}, "data": {"max_length": int}, "partial": {"blocks": int}},
+        "lora": {"r": int, "alpha": _NUMBER, "targets": [str]},
+    },
     "deviations": [{}],
-    "parameters": _NUMBERS,
+    "parameters": _COUNTS,
     "metrics": {"best_epoch": _NUMBER, "train": _NUMBERS, "val": _NUMBERS, "test": _NUMBERS},
     "timing": _NUMBERS,
     "memory": {"peak_bytes": _NUMBER},
-    "data": {"sizes": _NUMBERS, "share_truncated": _NUMBERS, "overlap": {**_COPIES, "near": _COPIES}},
+    "data": {"sizes": _COUNTS, "share_truncated": _NUMBERS, "overlap": {**_COPIES, "near": _COPIES}},
     "provenance": {"encoder": {}, "hardware": {}, "versions": {}, "seeds": {}},
 }
 _EMPTY = Record(name="", mode="", seed=0, status="")  # a value of each field's type
@@ -197,7 +201,8 @@ def read_records(results_dir: str | Path) -> tuple[list[Record], list[str]]:
 def _misfit(value: Any, shape: Any, place: str = "") -> str | None:
     """The dotted path of the first value that is not of the shape's type, or None."""
     if not isinstance(shape, dict | list):
-        return None if isinstance(value, shape) and not isinstance(value, bool) else place
+        too_large = isinstance(value, int) and abs(value) >= 2**63  # for a table
+        return None if isinstance(value, shape) and not isinstance(value, bool) and not too_large else place
     if not isinstance(value, type(shape)):
         return place
     items = value.items() if isinstance(value, dict) else enumerate(value)

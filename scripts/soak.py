@@ -63,7 +63,7 @@ def killed(study: Study, chance: random.Random) -> None:
     """SIGKILL, again and again until an attempt completes before it: the whole group, or the command alone."""
     while True:
         attempt = study.start(workers=chance.choice((1, 2)), figures=chance.random() < 0.2)
-        if attempt.ended_within(chance.uniform(0, study.seconds / 2)):  # in all of which it is busy without figures
+        if attempt.ended_within(chance.uniform(0, study.seconds)):
             break
         study.hit()
         attempt.send(signal.SIGKILL, to_all=chance.random() < 0.5)
@@ -76,7 +76,7 @@ def stopped(number: int, study: Study, chance: random.Random) -> None:
     """SIGINT to the whole group, as a terminal's Ctrl-C, at times twice; or SIGTERM to the command, as a scheduler."""
     attempt = study.start(workers=chance.choice((1, 2)), figures=chance.random() < 0.2)
     attempt.wait_for(lambda: TRAINING in attempt.said())
-    if not attempt.ended_within(chance.uniform(0, study.seconds / 2)):
+    if not attempt.ended_within(chance.uniform(0, study.seconds)):
         study.hit()
         attempt.send(number, to_all=number == signal.SIGINT)
         if chance.random() < 0.5 and not attempt.ended_within(chance.uniform(0, 0.2)):
@@ -91,7 +91,7 @@ def stopped(number: int, study: Study, chance: random.Random) -> None:
 
 def disk_full(study: Study, chance: random.Random) -> None:
     """Results and cache on a disk with room for a part of them; later it has room."""
-    size = chance.uniform(0.01, 0.5) * study.template.size
+    size = chance.uniform(0.01, 1) * study.template.size
     mount("-t", "tmpfs", "-o", f"size={size:.0f}", "tmpfs", str(study.disk))
     study.hit()
     ends_in_words(study.start(workers=chance.choice((1, 2)), figures=chance.random() < 0.5))
@@ -118,7 +118,7 @@ def worker_killed(prepare: Callable[[], None], depth: int, study: Study, chance:
     """SIGKILL to the process of a run: the other runs go on, and the record of this one says what happened."""
     attempt = study.start(workers=chance.choice((1, 2)), prepare=prepare)
     attempt.wait_for(lambda: any(study.results.glob("*/.seed-1.checkpoint")))
-    attempt.ended_within(chance.uniform(0, study.seconds / 4))
+    attempt.ended_within(chance.uniform(0, study.seconds / 2))
     if workers := attempt.workers(depth):
         study.hit()
         with contextlib.suppress(ProcessLookupError):  # it may have ended just now
@@ -239,7 +239,7 @@ def die_at_exit() -> None:
         work(*arguments)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    local._child = die
+    vars(local)["_child"] = die
 
 
 def allow_little_memory() -> None:

@@ -49,7 +49,7 @@ class Template:
         folder: Holds the reviews, the encoder, the experiments' files, and two studies' results and caches: one that
             was not disturbed (whole/) and one that was killed in its second run (halfway/).
         expected: What each run of the undisturbed study found, by name.
-        seconds: How long that study took.
+        seconds: How long that study took, figures apart.
         size: Bytes of its results and cache.
     """
 
@@ -282,7 +282,7 @@ def make_template(folder: Path) -> Template:
 
     with new_study(Template(folder, {}, 0.0, 0), folder) as study:
         started = time.monotonic()
-        study.start(figures=True).expect(0)
+        study.start().expect(0)
         seconds = time.monotonic() - started
         study.disk.rename(folder / "whole")
     expected = {name: outcome(folder / "whole/results" / name / "seed-1") for name in EXPERIMENTS}

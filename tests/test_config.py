@@ -23,8 +23,6 @@ CHANGED = {
     "embedded/last_two_layers_live": {"train.cache_trunk"},
     "embedded/lora_default_free_shuffling": {"data.bucket_window"},
     "embedded/lora_default_attention_dropout": {"model.attention_dropout"},
-    "embedded/lora_default_plain": {"train.fast"},
-    "embedded/full_plain": {"train.fast"},
 } | {
     f"{kind}/{name}": fields
     for kind in ("reference", "embedded")

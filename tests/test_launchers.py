@@ -23,7 +23,7 @@ from lora_study.experiment import run_experiment
 from lora_study.launchers import make_launcher
 from lora_study.launchers.dispatch import dispatch
 from lora_study.launchers.local import LocalLauncher
-from lora_study.launchers.worker import work
+from lora_study.launchers.worker import work, write_failed
 from lora_study.records import read_record, run_dir
 from lora_study.study import run_all, run_study
 
@@ -143,6 +143,12 @@ def test_a_worker_that_is_killed_leaves_a_failed_record_and_each_worker_has_a_gp
         assert read_record(run_dir(tmp_path / "out", run.name, 1) / "record.json") == record
     assert {(tmp_path / "cache" / name).read_text() for name in ("lora", "full")} == {"5", "7"}
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "5,7"
+
+
+def test_a_worker_that_is_killed_when_its_run_is_completed_loses_nothing(runs, tmp_path):
+    record = run_experiment(runs[0], tmp_path)
+    assert write_failed(runs[0], tmp_path, "command", "killed by signal 9") == record
+    assert read_record(run_dir(tmp_path, runs[0].name, 1) / "record.json") == record
 
 
 def test_a_run_that_another_process_holds_is_waited_for_and_not_trained_again(runs, tmp_path, monkeypatch, capsys):

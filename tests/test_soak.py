@@ -127,10 +127,9 @@ def test_the_exit_status_says_whether_all_was_survived(found, status, monkeypatc
     assert all(reason in printed.err for reason in found.reasons)
 
 
-def test_a_few_faults_are_survived():
-    chosen = ("SIGKILL", "worker killed at its exit", "damaged checkpoint")
-    printed = inflicted("--times", "1", "--workers", "1", *(word for name in chosen for word in ("--only", name)))
-    assert all(f"| {name} |" in printed for name in chosen) and "SIGTERM" not in printed
+def test_a_few_kills_are_survived():
+    printed = inflicted("--times", "1", "--workers", "1", "--only", "SIGKILL")
+    assert "| SIGKILL |" in printed and "SIGTERM" not in printed
 
 
 @pytest.mark.slow

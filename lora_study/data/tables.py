@@ -175,7 +175,8 @@ def read_parquet(path: Path) -> Columns:
         table = file.read(columns=names_used(file.schema_arrow.names, path))
         table.validate(full=True)  # finds text that is not UTF-8, and says in which row
         return {name: table[name].to_pylist() for name in table.column_names}
-    except (pa.ArrowException, OSError, KeyError, OverflowError) as error:  # a column twice; a date beyond Python's
+    # UnicodeDecodeError: of a column's name; KeyError: a name twice; OverflowError: a date beyond Python's.
+    except (pa.ArrowException, OSError, UnicodeDecodeError, KeyError, OverflowError) as error:
         raise ConfigError(f"{path} cannot be read as Parquet: {one_line(error)}") from error
 
 

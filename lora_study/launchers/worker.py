@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lora_study.backbones import describe
 from lora_study.config import ConfigError, ExperimentConfig, check
-from lora_study.experiment import BusyError, new_record, run_experiment
+from lora_study.experiment import BusyError, completed_run, new_record, run_experiment
 from lora_study.records import Record, run_dir, write_record
 
 
@@ -25,7 +25,9 @@ def work(config: ExperimentConfig, results_dir: Path, command: str) -> Record | 
 
 
 def write_failed(config: ExperimentConfig, results_dir: Path, command: str, error: str) -> Record:
-    """Write the record of a run that could not start or vanished."""
+    """Write the record of a run that could not start or vanished; unless it vanished at its exit, when all was done."""
+    if done := completed_run(run_dir(results_dir, config.name, config.seed), config):
+        return done
     record = new_record(config, command, error)
     # The backbone may be what is wrong.
     with contextlib.suppress(ConfigError):
