@@ -296,7 +296,7 @@ def _training(record: Record) -> Iterator[str]:
         "versions": plain([f"{name} {found}" for name, found in versions.items() if found]) or None,
         "started (UTC)": provenance.get("started"),
     }
-    rows = [{"what": name, "value": UNKNOWN if value is None else value} for name, value in facts.items()]
+    rows = [{"what": name, "value": UNKNOWN if value is None else str(value)} for name, value in facts.items()]
     yield markdown_table(pd.DataFrame(rows))
     if command := provenance.get("command"):
         yield "Command (of absolute paths only the last part):"

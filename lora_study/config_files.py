@@ -54,7 +54,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"config file {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {path} cannot be read: {error}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # no such number or date; nested too deep
+    except Exception as error:  # PyYAML has a YAMLError, but raises others too where a tag does not fit its value
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}" if mark else ""
         problem = one_line(getattr(error, "problem", None) or error)

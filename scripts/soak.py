@@ -385,15 +385,22 @@ def soak(chosen: dict[str, Fault], times: int | None, seed: int, workers: int) -
     return tallies
 
 
+def one_or_more(text: str) -> int:
+    """A number on the command line."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return int(text)
+
+
 def main() -> int:
     """Inflict what is asked for and print a table."""
     start_again_where_it_may_mount()
     known = faults()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=known, metavar="FAULT", help=f"One of: {', '.join(known)}.")
-    parser.add_argument("--times", type=int, help="How often each; by default 3 to 100.")
+    parser.add_argument("--times", type=one_or_more, help="How often each; by default 3 to 100.")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--workers", type=int, default=2, help="Studies that are disturbed at once.")
+    parser.add_argument("--workers", type=one_or_more, default=2, help="Studies that are disturbed at once.")
     options = parser.parse_args()
     started = time.monotonic()
     load_everything()

@@ -62,7 +62,6 @@ class Template:
 def load_everything() -> None:
     """Import all that an attempt needs, for its forks; and have nothing use threads, which a fork does not survive."""
     os.environ |= {
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_OFFLINE": "1",
         "MPLBACKEND": "Agg",
         "OMP_NUM_THREADS": "1",
@@ -317,7 +316,9 @@ def new_study(
 
 def _make_miniature(folder: Path) -> None:
     import miniature
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     reviews = miniature.write_reviews(miniature.imdb_reviews(), folder / "reviews.csv")
     miniature.write_backbone(reviews, folder / "distilbert")
 

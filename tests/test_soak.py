@@ -127,6 +127,16 @@ def test_the_exit_status_says_whether_all_was_survived(found, status, monkeypatc
     assert all(reason in printed.err for reason in found.reasons)
 
 
+@pytest.mark.parametrize("mistake", [("--only", "SIGHUP"), ("--times", "0"), ("--workers", "two")])
+def test_a_mistake_is_one_line_with_what_would_be_right(mistake, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["soak.py", *mistake])
+    monkeypatch.setenv(soak.MAY_MOUNT, "1")
+    with pytest.raises(SystemExit) as ended:
+        soak.main()
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert ended.value.code == 2 and mistake[1] in line and ("SIGKILL" in line or "1 or more" in line)
+
+
 def test_a_few_kills_are_survived():
     printed = inflicted("--times", "1", "--workers", "1", "--only", "SIGKILL")
     assert "| SIGKILL |" in printed and "SIGTERM" not in printed
