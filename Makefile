@@ -11,7 +11,8 @@ RESULTS := results/$(PROFILE)
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
-	@echo "  PROFILE=embedded (default), reference ... chooses the study in configs/studies/; SEEDS=3 runs seeds 1 to 3."
+	@echo "  PROFILE=embedded (default), reference ... chooses the study in configs/studies/; SEEDS=3 runs seeds 1 to 3;"
+	@echo "  SOURCE=path takes the reviews from a folder, an archive or a table instead of the model hub."
 
 setup: .venv/.installed ## make .venv with the pinned packages
 
@@ -25,7 +26,7 @@ setup: .venv/.installed ## make .venv with the pinned packages
 	@touch $@
 
 reproduce: setup ## train every mode of the study and write its report
-	$(BIN)/lora-study reproduce --study configs/studies/$(PROFILE).yaml --results-dir $(RESULTS) $(if $(SEEDS),--seeds $(SEEDS))
+	$(BIN)/lora-study reproduce --study configs/studies/$(PROFILE).yaml --results-dir $(RESULTS) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SOURCE),--source $(SOURCE))
 
 sweep: setup ## try the settings of configs/sweeps/$(SWEEP).yaml, choose on validation, test once
 	$(BIN)/lora-study sweep --config configs/sweeps/$(SWEEP).yaml $(if $(WORKERS),--workers $(WORKERS))

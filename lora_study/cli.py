@@ -73,6 +73,7 @@ def build_parser() -> ConfigParser:
     )
     reproduce.add_argument("--results-dir", type=Path, help="Folder for the results; default results/STUDY.")
     reproduce.add_argument("--seeds", type=int, help="Run seeds 1 to this number instead of the study's own.")
+    reproduce.add_argument("--source", help="Where all reviews come from, instead of the experiments' data.source.")
     _add_launcher(reproduce)
     commands.add_subcommand("reproduce", reproduce, help="Run a study, skipping finished runs, and write its report.")
 
@@ -176,6 +177,11 @@ def reproduce(options: Any, command: str) -> int:
     if options.seeds is not None:
         check(options.seeds >= 1, "--seeds", options.seeds, "use 1 or more")
         study = dataclasses.replace(study, seeds=tuple(range(1, options.seeds + 1)))
+    if options.source is not None:
+        experiments = [
+            dataclasses.replace(run, data=dataclasses.replace(run.data, source=options.source, revision=None))
+            for run in experiments
+        ]
     results_dir = options.results_dir or Path("results") / study.name
     launcher = make_launcher(options.launcher, options.workers)
     records = run_study(study, experiments, results_dir, launcher, command=command)

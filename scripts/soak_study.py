@@ -318,7 +318,7 @@ def _make_miniature(folder: Path) -> None:
     import miniature
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     reviews = miniature.write_reviews(miniature.imdb_reviews(), folder / "reviews.csv")
     miniature.write_backbone(reviews, folder / "distilbert")
 
