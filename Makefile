@@ -7,7 +7,7 @@ BIN := .venv/bin
 RESULTS := results/$(PROFILE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce sweep report claims publish test lint benchmark soak fuzz clean
+.PHONY: help setup reproduce sweep report claims publish test lint benchmark soak fuzz audit clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -58,6 +58,13 @@ soak: setup ## kill, fill, damage and starve a miniature study, and count what i
 
 fuzz: setup ## read 10,000 damaged inputs
 	$(BIN)/python scripts/fuzz.py --inputs 10000
+
+# By itself pip-audit passes over a package it cannot find out about; --strict makes that a failure.
+audit: ## look up known vulnerabilities of the pinned packages (needs pypi.org)
+	$(PYTHON) -m venv .cache/audit
+	.cache/audit/bin/python -m pip install --quiet pip-audit==2.10.1
+	.cache/audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip --progress-spinner off \
+		|| { echo "audit: a package is vulnerable or could not be looked up; see above" >&2; exit 1; }
 
 clean: ## remove caches and unpublished results (keeps .venv and results/published)
 	rm -rf .cache .pytest_cache .mypy_cache .ruff_cache $(filter-out results/published,$(wildcard results/*))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lora_study.redaction import without_secrets
 from lora_study.small_files import read_json
 
 VERSION = 1
@@ -147,9 +148,15 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_record(record: Record, folder: Path) -> Path:
-    """Write ``record.json`` into a run's folder; NaN and infinity are refused, since JSON has none."""
-    path = folder / "record.json"
-    write_text(path, json.dumps(dataclasses.asdict(record), indent=2, allow_nan=False) + "\n")
+    """Write ``record.json`` into a run's folder, without secrets that were typed or that an error quotes.
+
+    NaN and infinity are refused, since JSON has none.
+    """
+    path, content = folder / "record.json", dataclasses.asdict(record)
+    for place, key in ((content, "error"), (content["provenance"], "command")):
+        if place.get(key):
+            place[key] = without_secrets(place[key])
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
     return path
 
 

@@ -1,9 +1,10 @@
 """How well runs are shared out among workers, by simulation: no run is run, and the clock is a number.
 
 The dispatch is `lora_study.launchers.dispatch`, the local launcher's own. Runs last differently long (log-normal), some
-workers are slower than others, and some runs fail part of the way; as with a study, failed runs are run again when the
-rest has ended. The time until all are completed is set beside the least that is possible: all work, that of failures
-too, divided by what the workers do in a second, or the longest run on the fastest worker.
+workers are slower than others, and some are lost part of the way through a run, which is then run again from its start
+(really, from its last finished epoch): at once, or after the rest if it was lost too often. The time until all are
+completed is set beside the least that is possible: all work, that of lost runs too, divided by what the workers do in a
+second, or the longest run on the fastest worker.
 
     .venv/bin/python scripts/simulate_scheduler.py
 """
@@ -31,7 +32,7 @@ class Scenario:
     Attributes:
         spread: Standard deviation of the logarithm of the runs' minutes.
         slowest: Speed of the slowest worker; the others lie evenly between it and 1.
-        failures: Probability that a run fails, at a moment evenly drawn.
+        failures: Probability that a run's worker is lost, at a moment evenly drawn.
         longest_first: Whether the runs are ordered from the longest to the shortest, which a user may know.
     """
 
@@ -60,7 +61,7 @@ class Outcome:
         minutes: Until every run was completed.
         bound: The least that is possible.
         passes: How often the study was started until every run was completed.
-        failures: Runs that failed, counted as often as they did.
+        failures: How often a run lost its worker.
         busy: Share of the workers' time in which they ran something.
     """
 
@@ -75,25 +76,41 @@ class Machines:
     """The workers, and the clock that goes on to the next end of a run.
 
     Args:
+        scenario: How often they are lost.
+        lengths: Minutes of work in each run.
         speeds: Work that each worker does in a minute.
+        generator: Draws who is lost, and when.
 
     Attributes:
         clock: Minutes since the start.
         work: Minutes of work done, at speed 1.
         occupied: Minutes that workers have spent on it, together.
-        efforts: Minutes of work that each run takes this time.
+        failures: Runs lost.
     """
 
-    def __init__(self, speeds: NDArray[np.float64]) -> None:
-        self.speeds = speeds
+    def __init__(
+        self,
+        scenario: Scenario,
+        lengths: NDArray[np.float64],
+        speeds: NDArray[np.float64],
+        generator: np.random.Generator,
+    ) -> None:
+        self.scenario, self.lengths, self.speeds, self.generator = scenario, lengths, speeds, generator
         self.clock = self.work = self.occupied = 0.0
-        self.efforts: dict[int, float] = {}
+        self.failures = 0
         self._ends: list[tuple[float, int]] = []
+        self._lost: set[int] = set()
 
     def start(self, run: int, worker: int) -> int:
         """Start a run on a worker."""
-        minutes = self.efforts[run] / float(self.speeds[worker])
-        self.work += self.efforts[run]
+        self._lost.discard(run)
+        effort = float(self.lengths[run])
+        if self.generator.random() < self.scenario.failures:
+            self._lost.add(run)
+            self.failures += 1
+            effort *= self.generator.random()
+        minutes = effort / float(self.speeds[worker])
+        self.work += effort
         self.occupied += minutes
         heapq.heappush(self._ends, (self.clock + minutes, run))
         return run
@@ -103,6 +120,10 @@ class Machines:
         self.clock, run = heapq.heappop(self._ends)
         return [run]
 
+    def lost(self, run: int) -> bool:
+        """Whether an ended run was lost with its worker."""
+        return run in self._lost
+
 
 def simulate(scenario: Scenario, runs: int, workers: int, seed: int) -> Outcome:
     """Run a simulated study until every run is completed."""
@@ -110,20 +131,14 @@ def simulate(scenario: Scenario, runs: int, workers: int, seed: int) -> Outcome:
     lengths = MINUTES * np.exp(scenario.spread * generator.standard_normal(runs))
     if scenario.longest_first:
         lengths = np.sort(lengths)[::-1]
-    machines = Machines(np.linspace(scenario.slowest, 1.0, workers))
-    passes = failures = 0
-    waiting = np.arange(runs)
-    while len(waiting):
+    machines = Machines(scenario, lengths, np.linspace(scenario.slowest, 1.0, workers), generator)
+    passes, waiting = 0, list(range(runs))
+    while waiting:
         passes += 1
-        fails = generator.random(len(waiting)) < scenario.failures
-        shares = np.where(fails, generator.random(len(waiting)), 1.0)
-        machines.efforts = dict(zip(waiting.tolist(), (lengths[waiting] * shares).tolist(), strict=True))
-        for _ in dispatch(waiting.tolist(), workers, machines.start, machines.wait):
-            pass
-        waiting = waiting[fails]
-        failures += len(waiting)
+        ended = dispatch(waiting, workers, machines.start, machines.wait, machines.lost)
+        waiting = [run for run, _ in ended if machines.lost(run)]
     bound = max(machines.work / float(machines.speeds.sum()), float(lengths.max()))
-    return Outcome(machines.clock, bound, passes, failures, machines.occupied / (workers * machines.clock))
+    return Outcome(machines.clock, bound, passes, machines.failures, machines.occupied / (workers * machines.clock))
 
 
 def main() -> None:

@@ -115,7 +115,7 @@ def read_only(study: Study, chance: random.Random) -> None:
 
 
 def worker_killed(prepare: Callable[[], None], depth: int, study: Study, chance: random.Random) -> None:
-    """SIGKILL to the process of a run: the other runs go on, and the record of this one says what happened."""
+    """SIGKILL to the process of a run: it goes on in another, or its record says what happened."""
     attempt = study.start(workers=chance.choice((1, 2)), prepare=prepare)
     attempt.wait_for(lambda: any(study.results.glob("*/.seed-1.checkpoint")))
     attempt.ended_within(chance.uniform(0, study.seconds / 2))

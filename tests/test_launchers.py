@@ -21,7 +21,7 @@ from lora_study.config import ConfigError, StudyConfig
 from lora_study.config_files import experiment_from
 from lora_study.experiment import run_experiment
 from lora_study.launchers import make_launcher
-from lora_study.launchers.dispatch import dispatch
+from lora_study.launchers.dispatch import RETRIES, dispatch
 from lora_study.launchers.local import LocalLauncher
 from lora_study.launchers.worker import work, write_failed
 from lora_study.records import read_record, run_dir
@@ -94,6 +94,24 @@ def test_dispatch_runs_everything_once_in_order_and_never_more_than_there_are_wo
     assert clock[0] <= sum(seconds) / workers + max(seconds, default=0)  # Graham's bound
 
 
+@given(st.lists(st.integers(0, 2 * RETRIES), max_size=20), st.integers(1, 5))
+def test_a_run_whose_worker_is_lost_starts_again_next_and_not_for_ever(losses, workers):
+    started = []
+
+    def start(run, worker):
+        started.append(run)
+        return run
+
+    def lost(run):
+        return started.count(run) <= losses[run]
+
+    ended = [run for run, _ in dispatch(range(len(losses)), workers, start, lambda going: [min(going)], lost)]
+    assert sorted(ended) == list(range(len(losses)))
+    assert [started.count(run) for run in range(len(losses))] == [1 + min(times, RETRIES) for times in losses]
+    if workers == 1:
+        assert started == sorted(started), "no other run comes between"
+
+
 def test_local_workers_give_what_this_process_gives_name_their_run_and_leave_alone_what_is_held(runs, tmp_path, capfd):
     results = tmp_path / "two"
     (results / ".locks").mkdir(parents=True)
@@ -132,7 +150,16 @@ def test_every_launcher_gives_the_same_records(runs, tmp_path, way):
         assert result(tmp_path / way, run) == result(tmp_path / "here", run)
 
 
-def test_a_worker_that_is_killed_leaves_a_failed_record_and_each_worker_has_a_gpu(runs, tmp_path, monkeypatch):
+def test_a_worker_that_is_killed_does_not_end_its_run(runs, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("lora_study.launchers.local._child", vanishing.vanish_once)
+    (record,) = run_all(runs[:1], tmp_path / "out", LocalLauncher(), "command")
+    assert record.status == "completed", record.error
+    assert "lora seed 1: killed by signal 9; if memory ran out" in capfd.readouterr().err
+    run_experiment(runs[0], tmp_path / "here")
+    assert result(tmp_path / "out", runs[0]) == result(tmp_path / "here", runs[0])
+
+
+def test_a_worker_that_is_always_killed_leaves_a_failed_record_and_each_has_a_gpu(runs, tmp_path, monkeypatch):
     monkeypatch.setattr("lora_study.launchers.local._child", vanishing.vanish)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")

@@ -7,12 +7,15 @@ from typing import TypeVar
 Run = TypeVar("Run")
 Handle = TypeVar("Handle", bound=Hashable)
 
+RETRIES = 3  # how often a run is started again whose worker was lost
+
 
 def dispatch(
     runs: Iterable[Run],
     workers: int,
     start: Callable[[Run, int], Handle],
     wait: Callable[[Collection[Handle]], Iterable[Handle]],
+    lost: Callable[[Handle], bool] = lambda _: False,
 ) -> Iterator[tuple[Run, Handle]]:
     """Keep all workers busy until every run has ended.
 
@@ -24,18 +27,22 @@ def dispatch(
         workers: How many run at once.
         start: Starts a run on a worker, numbered from 0; returns what stands for it.
         wait: Waits until at least one of those started has ended; returns the ended ones.
+        lost: Whether one ended through no fault of the run's; it is the next to be started, `RETRIES` times at most.
 
     Yields:
         Each run and what stands for it, as it ends.
     """
-    waiting, free = deque(runs), list(reversed(range(workers)))
-    going: dict[Handle, tuple[Run, int]] = {}
+    waiting, free = deque((run, RETRIES) for run in runs), list(reversed(range(workers)))
+    going: dict[Handle, tuple[Run, int, int]] = {}
     while waiting or going:
         while waiting and free:
             worker = free.pop()
-            run = waiting.popleft()
-            going[start(run, worker)] = run, worker
+            run, retries = waiting.popleft()
+            going[start(run, worker)] = run, retries, worker
         for handle in wait(going.keys()):
-            run, worker = going.pop(handle)
+            run, retries, worker = going.pop(handle)
             free.append(worker)
-            yield run, handle
+            if retries and lost(handle):
+                waiting.appendleft((run, retries - 1))
+            else:
+                yield run, handle

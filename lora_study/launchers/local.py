@@ -1,6 +1,6 @@
 """Runs in processes of this machine, each run in one of its own.
 
-So its peak memory is its own, and a run the system kills (for memory, say) leaves a record and the others go on.
+So its peak memory is its own, and a process that is killed takes no other with it: its run goes on in a new one.
 """
 
 import io
@@ -51,14 +51,14 @@ class LocalLauncher:
         def start(run: ExperimentConfig, worker: int) -> BaseProcess:
             arguments = (run, results_dir, command, f"{label(run)}: " if several else "")
             # spawn: a forked copy of a process that has used threads may hang.
-            process = multiprocessing.get_context("spawn").Process(target=_child, args=arguments)
+            process = multiprocessing.get_context("spawn").Process(target=_child, args=arguments, name=label(run))
             with _environment(shares[worker]):
                 process.start()
             processes.append(process)
             return process
 
         try:
-            for run, process in dispatch(runs, self.workers, start, _wait):
+            for run, process in dispatch(runs, self.workers, start, _wait, _lost):
                 yield run, _record(process, run, results_dir, command)
         finally:
             # Ctrl-C reaches the processes too; wait for them, or their locks would outlive this process.
@@ -108,16 +108,28 @@ def _wait(processes: Collection[BaseProcess]) -> list[BaseProcess]:
     return ended
 
 
+def _lost(process: BaseProcess) -> bool:
+    """Whether a run's process was killed, or crashed; says so, as it is going to be started again."""
+    if lost := (process.exitcode or 0) < 0:
+        print(f"{process.name}: {_ending(process)}; going on in a new process", file=sys.stderr, flush=True)
+    return lost
+
+
+def _ending(process: BaseProcess) -> str:
+    """How a process ended, in words."""
+    code = process.exitcode or 0
+    ending = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
+    return ending + ("; if memory ran out, lower data.batch_size or data.max_length" if code == -9 else "")
+
+
 def _record(process: BaseProcess, run: ExperimentConfig, results_dir: Path, command: str) -> Record | None:
     """The record of a run whose process has ended."""
     if process.exitcode == 0:
         return read_record(run_dir(results_dir, run.name, run.seed) / "record.json")
     if process.exitcode == BUSY:
         return None
-    code = process.exitcode or 0
-    ending = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
-    hint = "; if memory ran out, lower data.batch_size or data.max_length" if code == -9 else ""
-    return write_failed(run, results_dir, command, f"the run's process ended without a record: {ending}{hint}")
+    error = f"the run's process ended without a record: {_ending(process)}"
+    return write_failed(run, results_dir, command, error)
 
 
 def _child(config: ExperimentConfig, results_dir: Path, command: str, prefix: str) -> None:

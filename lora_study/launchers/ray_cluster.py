@@ -14,11 +14,9 @@ import ray
 from ray.exceptions import RayError
 
 from lora_study.config import ConfigError, ExperimentConfig, one_line
-from lora_study.launchers.dispatch import dispatch
+from lora_study.launchers.dispatch import RETRIES, dispatch
 from lora_study.launchers.worker import check_one_device, label, work, write_failed
 from lora_study.records import Record
-
-RETRIES = 2  # how often a run starts again whose worker or machine was lost
 
 
 class RayLauncher:
