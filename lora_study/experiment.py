@@ -4,7 +4,6 @@ import contextlib
 import logging
 import shutil
 import sys
-import tempfile
 import time
 import traceback
 import warnings
@@ -15,13 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import filelock
 import lightning as L
 import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
-from safetensors.torch import save
 from torch import Tensor
 from transformers import DistilBertForSequenceClassification
 
@@ -34,12 +31,9 @@ from lora_study.devices import whole
 from lora_study.features import FeatureDataModule, HeadOnFeatures
 from lora_study.modes import HEAD, apply_mode, count_parameters
 from lora_study.module import ReviewClassifier
-from lora_study.records import Record, read_record, run_dir, write_record
+from lora_study.records import Record, read_record, run_dir
+from lora_study.run_folder import completed_run, locked, write_run
 from lora_study.speed import COMPUTE_DTYPE, compile_model, make_fast
-
-
-class BusyError(ConfigError):
-    """Another process is running this very run."""
 
 
 @dataclass
@@ -125,7 +119,7 @@ def run_experiment(
             logging.getLogger(__name__).debug("%s", traceback.format_exc())
         record.timing["total_seconds"] = (record.timing.get("total_seconds") or 0.0) + time.perf_counter() - clock
         if writes:
-            _write(record, files, folder)
+            write_run(record, files, folder)
             if record.status == "completed":
                 shutil.rmtree(checkpoint.parent, ignore_errors=True)
         return record
@@ -149,7 +143,7 @@ def _run_on_each_device(
         record.error = str(error)
         record.provenance["encoder"] = backbones.describe(config.model)
         with locked(results_dir, config.name, config.seed):
-            _write(record, {}, folder)
+            write_run(record, {}, folder)
         return record
     return read_record(path)
 
@@ -185,40 +179,6 @@ def new_record(config: ExperimentConfig, command: str, error: str | None = None)
         deviations=deviations(config),
         provenance={"command": command},
     )
-
-
-def completed_run(folder: Path, config: ExperimentConfig) -> Record | None:
-    """The record of a completed run of this config in a run folder, if there is one.
-
-    Raises:
-        ConfigError: the folder holds a completed run of another config, or a damaged record.
-    """
-    path = folder / "record.json"
-    if not path.exists():
-        return None
-    try:
-        record = read_record(path)
-    except ValueError as error:
-        raise ConfigError(f"{error}; move it away, or run with another results folder") from error
-    if record.status != "completed":
-        return None
-    if changed := changed_fields(record, config):
-        raise ConfigError(
-            f"{folder} holds a completed run with other settings ({', '.join(changed)}); "
-            "choose another name or results folder, or pass --overwrite"
-        )
-    return record
-
-
-def changed_fields(record: Record, config: ExperimentConfig) -> list[str]:
-    """Fields in which a record's config differs from a config, folders aside."""
-    # A record older than a field was run with what is the field's default now.
-    then, now = flatten(to_dict(ExperimentConfig())) | flatten(record.config), flatten(to_dict(config))
-    return [
-        f"{key}: {then.get(key)!r} then, {now.get(key)!r} now"
-        for key in sorted(then.keys() | now.keys())
-        if then.get(key) != now.get(key) and key != "data.cache_dir"
-    ]
 
 
 def _build(config: ExperimentConfig, record: Record, place: devices.Place) -> Built:
@@ -381,41 +341,6 @@ def _strategy(config: ExperimentConfig) -> Strategy | str:
 
 
 @contextlib.contextmanager
-def locked(results_dir: Path, name: str, seed: int) -> Iterator[None]:
-    """Hold one run of a study for this process alone.
-
-    Raises:
-        BusyError: another process holds it.
-        ConfigError: the results folder cannot be written.
-    """
-    # The lock lies beside the runs and stays: removing a lock file lets two processes hold it at once.
-    path = results_dir / ".locks" / f"{name}-seed-{seed}.lock"
-    with writing_to(results_dir):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(path, timeout=0)
-        try:
-            lock.acquire()
-        except filelock.Timeout:
-            message = f"{name} seed {seed} in {results_dir} is being run by another process; wait for it"
-            raise BusyError(message) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextlib.contextmanager
-def writing_to(results_dir: Path) -> Iterator[None]:
-    """Turn the failure to write into a results folder into a `ConfigError` that names it."""
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(
-            f"results folder {results_dir} cannot be written ({error.strerror}: {error.filename}); choose another"
-        ) from error
-
-
-@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without Lightning's banner and its advice on data workers: the reviews are in memory."""
     loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
@@ -445,36 +370,6 @@ def _announce(config: ExperimentConfig, record: Record) -> None:
         file=sys.stderr,
         flush=True,
     )
-
-
-def _write(record: Record, files: dict[str, Any], folder: Path) -> None:
-    """Write a run's folder whole, beside its place, and put it there; what stood there before goes only then.
-
-    Raises:
-        OSError: it cannot be written; the message names it and the remedy.
-    """
-    try:
-        _write_files(record, files, folder)
-    except OSError as error:
-        reason = error.strerror or error
-        raise OSError(f"{folder} cannot be written: {reason}; free space or use another --results-dir") from error
-
-
-def _write_files(record: Record, files: dict[str, Any], folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-        staged = Path(temporary) / folder.name
-        staged.mkdir()
-        if "curves" in files:
-            files["curves"].to_csv(staged / "curves.csv", index=False)
-        if "predictions" in files:
-            files["predictions"].to_parquet(staged / "predictions.parquet", index=False)
-        if "adapter" in files:
-            (staged / "adapter.safetensors").write_bytes(save(files["adapter"], metadata={"format": "pt"}))
-        write_record(record, staged)
-        if folder.exists():
-            folder.replace(Path(temporary) / "replaced")
-        staged.replace(folder)
 
 
 def _reason(error: Exception) -> str:

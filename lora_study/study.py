@@ -9,10 +9,10 @@ from contextlib import closing
 from pathlib import Path
 
 from lora_study.config import ExperimentConfig, StudyConfig
-from lora_study.experiment import BusyError, completed_run, locked, writing_to
 from lora_study.launchers import Launcher
 from lora_study.launchers.worker import label
 from lora_study.records import Record, run_dir
+from lora_study.run_folder import BusyError, completed_run, locked, writing_to
 
 POLL = 2.0  # seconds between looks at runs that other processes hold
 

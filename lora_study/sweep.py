@@ -12,10 +12,10 @@ import yaml
 
 from lora_study.config import ConfigError, ExperimentConfig, SweepConfig, check, to_dict
 from lora_study.config_files import experiment_from, read_yaml
-from lora_study.experiment import writing_to
 from lora_study.launchers import Launcher
 from lora_study.points import BEST, SWEEP_FILE, chosen_point, point_table, trials_of
 from lora_study.records import Record, read_records, write_text
+from lora_study.run_folder import writing_to
 from lora_study.search import ListedSearch, Point, Search, listed_points
 from lora_study.study import run_all
 

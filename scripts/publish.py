@@ -14,7 +14,7 @@ from lora_study.records import read_records, run_dir, write_text
 from lora_study.report import readme_results, write_report
 from lora_study.report.benchmarks import TITLES, readme_speed
 
-IN_README = "embedded"  # the study whose results the README shows
+IN_README = ("full-embedded-encoder", "medium-embedded-encoder", "embedded")  # studies that the README shows, in order
 BENCHMARKS = "benchmarks"  # the folder beside the studies that holds no study
 RUN_FILES = ("record.json", "predictions.parquet", "curves.csv", "adapter.safetensors")
 
@@ -88,8 +88,9 @@ def main() -> int:
             update_readme(readme, "speed", readme_speed(target))
         else:
             target = publish(source, published)
-            if target.name == IN_README:
-                update_readme(readme, "results", readme_results(target))
+            if target.name in IN_README:
+                shown = [readme_results(published / name) for name in IN_README if (published / name).exists()]
+                update_readme(readme, "results", "\n\n".join(shown))
         print(target)
     except ConfigError as error:
         print(f"publish: error: {error}", file=sys.stderr)

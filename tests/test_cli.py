@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from lora_study.cli import main
+from lora_study.launchers.worker import work
 from lora_study.records import read_record
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -171,6 +172,33 @@ def test_a_miniature_study_writes_every_file_of_the_design_and_skips_what_is_don
     assert {
         path: path.stat().st_mtime_ns for path in results.glob("*/seed-1/*") if path.name != "config.yaml"
     } == before
+
+
+class Here:
+    """A launcher that starts no process."""
+
+    def run(self, runs, results_dir, command):
+        yield from ((run, work(run, results_dir, command)) for run in runs)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_study_s_reviews_can_be_named_on_the_command_line(
+    capsys, experiment, reviews_csv, tmp_path, monkeypatch, there
+):
+    monkeypatch.setattr("lora_study.launchers.make_launcher", lambda name, workers: Here())
+    named = tmp_path / "reviews of my own.csv"
+    if there:
+        named.write_bytes(reviews_csv.read_bytes())
+    study, results = tmp_path / "study.yaml", tmp_path / "out"
+    (tmp_path / "from_hub.yaml").write_text(
+        yaml.safe_dump({"extends": "experiment.yaml", "name": "a", "data": {"source": "hub", "revision": "abc"}})
+    )
+    study.write_text(yaml.safe_dump({"name": "mini", "title": "A miniature", "experiments": ["from_hub.yaml"]}))
+    status = main(["reproduce", "--study", str(study), "--results-dir", str(results), "--source", str(named)])
+    record = read_record(results / "a" / "seed-1" / "record.json")
+    assert (status, record.status) == ((0, "completed") if there else (1, "failed"))
+    assert (record.config["data"]["source"], record.config["data"]["revision"]) == (str(named), None)
+    assert there or f"data.source: '{named}' does not exist" in record.error
 
 
 def test_a_study_into_a_folder_that_cannot_be_written_is_one_line(capsys, tmp_path):

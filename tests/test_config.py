@@ -11,7 +11,7 @@ from lora_study.config_files import experiment_from, experiment_parser, load_exp
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 VARIANTS = sorted(CONFIGS.glob("variants/*/*.yaml"))
-EXPERIMENTS = sorted([*CONFIGS.glob("reference/*.yaml"), *CONFIGS.glob("embedded/*.yaml"), *VARIANTS])
+EXPERIMENTS = sorted([*CONFIGS.glob("reference/*.yaml"), *CONFIGS.glob("*embedded/*.yaml"), *VARIANTS])
 STUDIES = sorted(CONFIGS.glob("studies/*.yaml"))
 
 # The fields in which a variant differs from the experiment it extends, beside its name.
@@ -94,6 +94,34 @@ def test_embedded_configs_state_how_they_depart_from_the_article():
     for experiment in load_study(CONFIGS / "studies" / "embedded.yaml")[1]:
         fields = {deviation["field"] for deviation in deviations(experiment)}
         assert {"model.backbone", "data.source", "data.max_length", "model.attention_dropout"} <= fields
+
+
+@pytest.mark.parametrize(
+    ("study", "rows", "changed"),
+    [
+        ("full-embedded-encoder", "reference", {"model.backbone", "model.revision"}),
+        (
+            "medium-embedded-encoder",
+            "embedded",
+            {
+                "data.source",
+                "data.revision",
+                "data.max_length",
+                *(f"data.sizes.{part}" for part in ("train", "val", "test")),
+            },
+        ),
+    ],
+)
+def test_a_larger_study_changes_the_rows_it_says_it_is_laid_over_in_the_stated_fields_alone(study, rows, changed):
+    for experiment in load_study(CONFIGS / "studies" / f"{study}.yaml")[1]:
+        name = experiment.name
+        base = (
+            CONFIGS / rows / f"{name}.yaml"
+            if not name.endswith("head_trained")
+            else CONFIGS / f"variants/{rows}/{name}.yaml"
+        )
+        ours, theirs = flatten(to_dict(experiment)), flatten(to_dict(load_experiment([base])))
+        assert {field for field in ours if ours[field] != theirs[field]} == changed
 
 
 def write(folder: Path, name: str, content: object) -> Path:

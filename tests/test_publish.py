@@ -75,6 +75,16 @@ def test_the_published_report_shows_the_published_benchmarks(root, monkeypatch):
     assert "old results" not in readme and "beside the article's" in readme and "old speed" in readme
 
 
+def test_the_readme_shows_the_larger_study_first_and_others_not_at_all(root, monkeypatch):
+    for name in ("embedded", "medium-embedded-encoder", "of_my_own"):
+        write_run(root / "results" / name, record())
+        assert publish(monkeypatch, f"results/{name}") == 0
+    readme = (root / "README.md").read_text()
+    places = [readme.find(f"(results/published/{name}/report.md)") for name in ("medium-embedded-encoder", "embedded")]
+    assert 0 < places[0] < places[1]
+    assert "of_my_own" not in readme
+
+
 def test_a_readme_without_markers_is_a_readable_mistake(root, monkeypatch, capsys):
     (root / "README.md").write_text("nothing here")
     assert publish(monkeypatch, "results/benchmarks") == 2

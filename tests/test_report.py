@@ -177,6 +177,17 @@ def test_the_readme_block_is_the_comparison_and_the_verdicts(study):
     assert not any(line.startswith("#") for line in block.splitlines())
 
 
+def test_the_budget_is_said_where_the_runs_share_one(results):
+    words = "Each run trains on 2,000 reviews of at most 512 tokens for 3 epochs and is tested on 1,000."
+    write_whole_run(results, record("full"))
+    write_run(results, failed("lora_default"))
+    write_report(results)
+    assert words in (results / "report.md").read_text() and words in readme_results(results)
+    write_whole_run(results, record("lora_best", config={"train": {"epochs": 4}}))
+    write_report(results)
+    assert "Each run trains on" not in (results / "report.md").read_text()
+
+
 def test_figures_and_tables_that_no_longer_apply_are_removed_and_nothing_else(results):
     layer = next(name for name, row in load_reported().layerwise.items() if row.mode == "partial")
     write_whole_run(results, record("full"))

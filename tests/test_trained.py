@@ -15,8 +15,9 @@ from lora_study import backbones
 from lora_study.config import ConfigError
 from lora_study.config_files import experiment_from, overlay
 from lora_study.data.datamodule import ReviewDataModule
-from lora_study.experiment import completed_run, run_experiment
+from lora_study.experiment import run_experiment
 from lora_study.records import read_record, write_record
+from lora_study.run_folder import completed_run
 from lora_study.trained import load_run
 
 VARIANTS = {

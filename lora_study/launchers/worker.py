@@ -6,8 +6,9 @@ from pathlib import Path
 
 from lora_study.backbones import describe
 from lora_study.config import ConfigError, ExperimentConfig, check
-from lora_study.experiment import BusyError, completed_run, new_record, run_experiment
+from lora_study.experiment import new_record, run_experiment
 from lora_study.records import Record, run_dir, write_record
+from lora_study.run_folder import BusyError, completed_run
 
 
 def work(config: ExperimentConfig, results_dir: Path, command: str) -> Record | None:

@@ -17,7 +17,7 @@ from lora_study.report.checklist import checklist_page
 from lora_study.report.exhibits import config_path, draw_up
 from lora_study.report.figures import draw_figures
 from lora_study.report.inputs import Study, read_study
-from lora_study.report.pages import report_page, title_of, verdicts_in_words
+from lora_study.report.pages import budget, report_page, title_of, verdicts_in_words
 from lora_study.report.variants import find_variants
 from lora_study.report.webpage import html_page
 from lora_study.tables import parameters_table, summary_table
@@ -97,7 +97,7 @@ def report_files(study: Study) -> dict[str, bytes]:
 def readme_results(results_dir: Path) -> str:
     """The results of a study as Markdown for a README at the root of the repository.
 
-    The comparison beside the article, how many claims got which verdict, and a link to the report.
+    The comparison beside the article, what runs learned from, how many claims got which verdict, and a link.
 
     Args:
         results_dir: Folder of the study, relative to the README.
@@ -113,8 +113,8 @@ def readme_results(results_dir: Path) -> str:
         [
             f"**{escape(comparison.title)}**",
             comparison.markdown(),
-            f"{verdicts_in_words(study)} The [report]({folder}/report.md) has the evidence for each and all that was "
-            f"run, the [checklist]({folder}/checklist.md) what is needed to repeat it.",
+            f"{budget(study)}{verdicts_in_words(study)} The [report]({folder}/report.md) has the evidence for each and "
+            f"all that was run, the [checklist]({folder}/checklist.md) what is needed to repeat it.",
         ]
     )
 

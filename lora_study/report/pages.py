@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from lora_study.config import flatten
 from lora_study.formats import escape
 from lora_study.report.exhibits import Table, verdict_counts
 from lora_study.report.figures import Picture
@@ -115,13 +116,31 @@ def verdicts_in_words(study: Study) -> str:
     return f"{_count(len(study.verdicts), 'claim')}: {', '.join(counts)}." if counts else "No claim was checked."
 
 
+def budget(study: Study) -> str:
+    """What each run learned from and was tested on, as a sentence and a space; empty where the runs differ."""
+    budgets = set()
+    for record in study.records:
+        if record.status == "completed":
+            sizes, settings = record.data.get("sizes") or {}, flatten(record.config)
+            learned = sizes.get("train"), settings.get("data.max_length"), settings.get("train.epochs")
+            budgets.add((*learned, sizes.get("test")))
+    if len(budgets) != 1 or None in (found := budgets.pop()):
+        return ""
+    reviews, tokens, epochs, tested = found
+    return (
+        f"Each run trains on {reviews:,} reviews of at most {tokens} tokens for {_count(epochs, 'epoch')} and is "
+        f"tested on {tested:,}. "
+    )
+
+
 def _opening(study: Study) -> Iterator[str]:
     completed = sum(record.status == "completed" for record in study.records)
     reported, encoder = study.reported, encoder_label(study.records)
     yield (
         f"{_count(completed, 'completed run')} of {_count(len(study.curves), 'experiment')} beside the numbers "
         f"reported in {escape(reported.article)}. Those were measured on {escape(reported.encoder)}. "
-        f"Run here: **{escape(encoder)}**. A [reproducibility checklist](checklist.md) is filled in beside this page."
+        f"Run here: **{escape(encoder)}**. {budget(study)}"
+        "A [reproducibility checklist](checklist.md) is filled in beside this page."
     )
     if is_stand_in(study):
         yield (
