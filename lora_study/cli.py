@@ -73,8 +73,7 @@ def build_parser() -> ConfigParser:
     )
     reproduce.add_argument("--results-dir", type=Path, help="Folder for the results; default results/STUDY.")
     reproduce.add_argument("--seeds", type=int, help="Run seeds 1 to this number instead of the study's own.")
-    reproduce.add_argument("--source", help="Where all reviews come from, instead of the experiments' data.source.")
-    _add_launcher(reproduce)
+    _add_inputs_and_launcher(reproduce)
     commands.add_subcommand("reproduce", reproduce, help="Run a study, skipping finished runs, and write its report.")
 
     sweep = ConfigParser(exit_on_error=False)
@@ -83,7 +82,7 @@ def build_parser() -> ConfigParser:
     )
     sweep.add_argument("--results-dir", type=Path, help="Folder for the results; default results/SWEEP.")
     sweep.add_argument("--max-trials", type=int, help="Try at most this many points.")
-    _add_launcher(sweep)
+    _add_inputs_and_launcher(sweep)
     commands.add_subcommand(
         "sweep", sweep, help="Try an experiment at many points, choose one by validation accuracy, and test it."
     )
@@ -144,11 +143,25 @@ def build_parser() -> ConfigParser:
     return parser
 
 
-def _add_launcher(parser: ConfigParser) -> None:
+def _add_inputs_and_launcher(parser: ConfigParser) -> None:
+    parser.add_argument("--source", help="Where all reviews come from, instead of the experiments' data.source.")
+    parser.add_argument("--backbone", help="What all start from, instead of the experiments' model.backbone.")
     parser.add_argument(
         "--launcher", default="local", help="Where runs are run: local (this machine), ray or slurm (a cluster)."
     )
     parser.add_argument("--workers", type=int, help="How many runs go on at once; default 1, on a cluster what fits.")
+
+
+def _with_inputs(config: ExperimentConfig, options: Any) -> ExperimentConfig:
+    """An experiment with the reviews and the encoder that the command line names; they are of no revision."""
+    if options.source is not None:
+        config = dataclasses.replace(
+            config, data=dataclasses.replace(config.data, source=options.source, revision=None)
+        )
+    if options.backbone is not None:
+        model = dataclasses.replace(config.model, backbone=options.backbone, revision=None)
+        config = dataclasses.replace(config, model=model)
+    return config
 
 
 def run(options: Any, command: str) -> int:
@@ -177,11 +190,7 @@ def reproduce(options: Any, command: str) -> int:
     if options.seeds is not None:
         check(options.seeds >= 1, "--seeds", options.seeds, "use 1 or more")
         study = dataclasses.replace(study, seeds=tuple(range(1, options.seeds + 1)))
-    if options.source is not None:
-        experiments = [
-            dataclasses.replace(run, data=dataclasses.replace(run.data, source=options.source, revision=None))
-            for run in experiments
-        ]
+    experiments = [_with_inputs(experiment, options) for experiment in experiments]
     results_dir = options.results_dir or Path("results") / study.name
     launcher = make_launcher(options.launcher, options.workers)
     records = run_study(study, experiments, results_dir, launcher, command=command)
@@ -200,7 +209,9 @@ def sweep(options: Any, command: str) -> int:
     config, base = load_sweep(options.config)
     results_dir = options.results_dir or Path("results") / config.name
     launcher = make_launcher(options.launcher, options.workers)
-    records = run_sweep(config, base, results_dir, launcher, max_trials=options.max_trials, command=command)
+    records = run_sweep(
+        config, _with_inputs(base, options), results_dir, launcher, max_trials=options.max_trials, command=command
+    )
     write_sweep_report(results_dir)
     failed = [record for record in records if record.status == "failed"]
     print(f"{len(records) - len(failed)} of {len(records)} runs completed; report: {results_dir / 'sweep.md'}")

@@ -11,7 +11,7 @@ from lora_study.config_files import experiment_from, experiment_parser, load_exp
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 VARIANTS = sorted(CONFIGS.glob("variants/*/*.yaml"))
-EXPERIMENTS = sorted([*CONFIGS.glob("reference/*.yaml"), *CONFIGS.glob("*embedded/*.yaml"), *VARIANTS])
+EXPERIMENTS = sorted([*CONFIGS.glob("reference/*.yaml"), *CONFIGS.glob("embedded/*.yaml"), *VARIANTS])
 STUDIES = sorted(CONFIGS.glob("studies/*.yaml"))
 
 # The fields in which a variant differs from the experiment it extends, beside its name.
