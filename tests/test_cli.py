@@ -181,25 +181,23 @@ class Here:
         yield from ((run, work(run, results_dir, command)) for run in runs)
 
 
-@pytest.mark.parametrize("there", [True, False])
 def test_a_study_s_reviews_and_encoder_can_be_named_on_the_command_line(
-    experiment, reviews_csv, tiny_backbone, tmp_path, monkeypatch, there
+    capsys, experiment, reviews_csv, tiny_backbone, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("lora_study.launchers.make_launcher", lambda name, workers: Here())
-    named = tmp_path / "reviews of my own.csv"
-    if there:
-        named.write_bytes(reviews_csv.read_bytes())
     study, results = tmp_path / "study.yaml", tmp_path / "out"
     hub = {"data": {"source": "hub", "revision": "abc"}, "model": {"backbone": "distilbert", "revision": "def"}}
     (tmp_path / "from_hub.yaml").write_text(yaml.safe_dump({"extends": "experiment.yaml", "name": "a", **hub}))
     study.write_text(yaml.safe_dump({"name": "mini", "title": "A miniature", "experiments": ["from_hub.yaml"]}))
-    inputs = ["--source", str(named), "--backbone", str(tiny_backbone)]
-    status = main(["reproduce", "--study", str(study), "--results-dir", str(results), *inputs])
-    record = read_record(results / "a" / "seed-1" / "record.json")
-    assert (status, record.status) == ((0, "completed") if there else (1, "failed"))
-    assert (record.config["data"]["source"], record.config["data"]["revision"]) == (str(named), None)
-    assert (record.config["model"]["backbone"], record.config["model"]["revision"]) == (str(tiny_backbone), None)
-    assert there or f"data.source: '{named}' does not exist" in record.error
+    arguments = ["reproduce", "--study", str(study), "--results-dir", str(results), "--backbone", str(tiny_backbone)]
+
+    assert main([*arguments, "--source", "nowhere.csv"]) == 2
+    assert "--source: 'nowhere.csv'" in capsys.readouterr().err
+    assert not results.exists()
+    assert main([*arguments, "--source", str(reviews_csv)]) == 0
+    config = read_record(results / "a" / "seed-1" / "record.json").config
+    assert (config["data"]["source"], config["data"]["revision"]) == (str(reviews_csv), None)
+    assert (config["model"]["backbone"], config["model"]["revision"]) == (str(tiny_backbone), None)
 
 
 def test_a_study_into_a_folder_that_cannot_be_written_is_one_line(capsys, tmp_path):
