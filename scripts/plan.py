@@ -4,7 +4,7 @@
 
 A run takes what the LoRA runs in a study's records took; on a GPU it takes the article's own minutes on one A100,
 which is said, since they were not measured here. How well many workers share the runs out is simulated with the
-launcher's own dispatch (simulate_scheduler.py), 5% of the runs failing. Reading the records is timed.
+launcher's own dispatch (simulate_scheduler.py), 5% of the runs losing their worker. Reading the records is timed.
 """
 
 import argparse
@@ -63,7 +63,8 @@ def page(results_dir: Path) -> str:
     return f"""# What the article's grid would cost
 
 576 settings with 5 seeds are {RUNS * SEEDS:,} runs. Runs are shared out by the launcher's own dispatch, simulated with
-lengths that vary by a fifth, workers up to a tenth slower than the best, and 5% of the runs failing and run again.
+lengths that vary by a fifth, workers up to a tenth slower than the best, and 5% of the runs losing their worker on the
+way and run again.
 
 {markdown_table(pd.DataFrame(rows).round(1))}
 

@@ -124,13 +124,13 @@ def budget(study: Study) -> str:
             sizes, settings = record.data.get("sizes") or {}, flatten(record.config)
             learned = sizes.get("train"), settings.get("data.max_length"), settings.get("train.epochs")
             budgets.add((*learned, sizes.get("test")))
-    if len(budgets) != 1 or None in (found := budgets.pop()):
-        return ""
-    reviews, tokens, epochs, tested = found
-    return (
-        f"Each run trains on {reviews:,} reviews of at most {tokens} tokens for {_count(epochs, 'epoch')} and is "
-        f"tested on {tested:,}. "
-    )
+    for reviews, tokens, epochs, tested in budgets if len(budgets) == 1 else ():
+        if reviews and tokens and epochs and tested:
+            return (
+                f"Each run trains on {reviews:,} reviews of at most {tokens} tokens for {_count(epochs, 'epoch')} and "
+                f"is tested on {tested:,}. "
+            )
+    return ""
 
 
 def _opening(study: Study) -> Iterator[str]:
