@@ -5,7 +5,7 @@ SWEEP ?= embedded_ranks
 ARGS ?= -m "not slow"
 BIN := .venv/bin
 RESULTS := results/$(PROFILE)
-INPUTS = $(if $(SOURCE),--source $(SOURCE)) $(if $(BACKBONE),--backbone $(BACKBONE))
+FLAGS = $(if $(SOURCE),--source $(SOURCE)) $(if $(BACKBONE),--backbone $(BACKBONE)) $(if $(WORKERS),--workers $(WORKERS))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce sweep report claims publish test lint benchmark soak fuzz audit clean
@@ -13,7 +13,8 @@ INPUTS = $(if $(SOURCE),--source $(SOURCE)) $(if $(BACKBONE),--backbone $(BACKBO
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 	@echo "  PROFILE=embedded (default), reference ... chooses the study in configs/studies/; SEEDS=3 runs seeds 1 to 3;"
-	@echo "  SOURCE=path and BACKBONE=path take the reviews and the encoder from there instead of the model hub."
+	@echo "  SOURCE=path and BACKBONE=path take the reviews and the encoder from there instead of the model hub;"
+	@echo "  WORKERS=4 runs four experiments at once."
 
 setup: .venv/.installed ## make .venv with the pinned packages
 
@@ -27,10 +28,10 @@ setup: .venv/.installed ## make .venv with the pinned packages
 	@touch $@
 
 reproduce: setup ## train every mode of the study and write its report
-	$(BIN)/lora-study reproduce --study configs/studies/$(PROFILE).yaml --results-dir $(RESULTS) $(if $(SEEDS),--seeds $(SEEDS)) $(INPUTS)
+	$(BIN)/lora-study reproduce --study configs/studies/$(PROFILE).yaml --results-dir $(RESULTS) $(if $(SEEDS),--seeds $(SEEDS)) $(FLAGS)
 
 sweep: setup ## try the settings of configs/sweeps/$(SWEEP).yaml, choose on validation, test once
-	$(BIN)/lora-study sweep --config configs/sweeps/$(SWEEP).yaml $(if $(WORKERS),--workers $(WORKERS)) $(INPUTS)
+	$(BIN)/lora-study sweep --config configs/sweeps/$(SWEEP).yaml $(FLAGS)
 
 report: setup ## write the study's tables and figures again, from its records
 	$(BIN)/lora-study report --results-dir $(RESULTS)
