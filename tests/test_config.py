@@ -54,7 +54,7 @@ def test_every_shipped_experiment_resolves_and_survives_a_round_trip(path):
 def test_every_shipped_study_resolves(path):
     study, experiments = load_study(path)
     assert study.name == path.stem
-    assert len(experiments) >= 4
+    assert experiments
     if study.name in ("embedded", "reference"):
         assert [e.name for e in experiments] == ["last_two_layers", "lora_default", "lora_best", "full"]
 
