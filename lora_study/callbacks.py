@@ -1,7 +1,6 @@
-"""What watches a run: its random numbers, the best epoch, the learning curves with their clock, progress in a log."""
+"""What watches a run: its random numbers, the best epoch, the learning curves with their clock."""
 
 import math
-import sys
 import time
 from typing import Any
 
@@ -112,50 +111,6 @@ class Curves(Callback):
         learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
         row = {"step": trainer.global_step, "epoch": trainer.current_epoch + 1, "learning_rate": learning_rate}
         self.rows.append(row | values | {"seconds": seconds})
-
-
-class PlainProgress(Callback):
-    """A line every ten seconds and after each validation, where no terminal shows a bar."""
-
-    INTERVAL = 10.0  # seconds
-
-    def __init__(self) -> None:
-        self._start = self._printed = 0.0
-        self._first_step = 0
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock."""
-        self._start = self._printed = time.perf_counter()
-        self._first_step = trainer.global_step
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Print step, loss, accuracy, speed and time left."""
-        now = time.perf_counter()
-        if now - self._printed < self.INTERVAL:
-            return
-        self._printed = now
-        assert trainer.max_epochs is not None
-        batches = int(trainer.num_training_batches)
-        step, steps = trainer.global_step, trainer.max_epochs * batches
-        speed = (step - self._first_step) / (now - self._start)
-        metrics = trainer.progress_bar_metrics
-        self._print(
-            trainer,
-            f"step {batch_idx + 1}/{batches}  loss {metrics['loss']:.4f}  accuracy {100 * metrics['accuracy']:.1f}%  "
-            f"{speed:.1f} steps/s  about {(steps - step) / speed:.0f} s left",
-        )
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Print the validation scores."""
-        metrics = trainer.callback_metrics
-        self._print(trainer, f"val loss {metrics['val_loss']:.4f}  val accuracy {100 * metrics['val_accuracy']:.2f}%")
-
-    @staticmethod
-    def _print(trainer: L.Trainer, text: str) -> None:
-        if trainer.is_global_zero:
-            print(f"  epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {text}", file=sys.stderr, flush=True)
 
 
 def trainable(module: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:

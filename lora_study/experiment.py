@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import DistilBertForSequenceClassification
 
 from lora_study import backbones, devices, provenance
-from lora_study.callbacks import BestEpoch, Curves, EpochSeed, PlainProgress, trainable
+from lora_study.callbacks import BestEpoch, Curves, EpochSeed, trainable
 from lora_study.checkpoints import Checkpoints
 from lora_study.config import ConfigError, ExperimentConfig, check, deviations, flatten, to_dict
 from lora_study.data.datamodule import ReviewDataModule
@@ -31,6 +31,7 @@ from lora_study.devices import whole
 from lora_study.features import FeatureDataModule, HeadOnFeatures
 from lora_study.modes import HEAD, apply_mode, count_parameters
 from lora_study.module import ReviewClassifier
+from lora_study.progress import PlainProgress
 from lora_study.records import Record, read_record, run_dir
 from lora_study.run_folder import completed_run, locked, write_run
 from lora_study.speed import COMPUTE_DTYPE, compile_model, make_fast

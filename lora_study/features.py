@@ -5,7 +5,7 @@ epoch buys nothing. Without its dropout this is not what the article did; `train
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import lightning as L
 import torch
@@ -15,6 +15,7 @@ from transformers import DistilBertForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from lora_study.data.datamodule import Loader, ReviewDataModule
+from lora_study.progress import progress
 
 
 class HeadOnFeatures(nn.Module):
@@ -59,10 +60,11 @@ class FeatureDataModule(L.LightningDataModule):
         self.reviews = reviews
         self.features: dict[str, Tensor] = {}
         self.seconds: dict[str, float] = {}
-        for part in reviews.parts:
-            start = time.perf_counter()
-            self.features[part] = trunk_features(classifier, reviews.eval_dataloader(part), autocast_dtype)
-            self.seconds[part] = time.perf_counter() - start
+        with progress("features of ", sum(len(part) for part in reviews.parts.values())) as done:
+            for part in reviews.parts:
+                start = time.perf_counter()
+                self.features[part] = trunk_features(classifier, reviews.eval_dataloader(part), autocast_dtype, done)
+                self.seconds[part] = time.perf_counter() - start
 
     def train_dataloader(self) -> Loader:
         """The training reviews in the order the other data module would draw them."""
@@ -91,8 +93,12 @@ def trunk_features(
     classifier: DistilBertForSequenceClassification,
     batches: Loader,
     autocast_dtype: torch.dtype | None,
+    done: Callable[[int], None] = lambda _: None,
 ) -> Tensor:
-    """The trunk's first-token output, in eval mode, of every review in the order of the reviews: (n, dim), fp32."""
+    """The trunk's first-token output, in eval mode, of every review in the order of the reviews: (n, dim), fp32.
+
+    ``done`` is called with the number of reviews of each batch.
+    """
     device = next(classifier.parameters()).device
     classifier.train(mode=False)
     rows, values = [], []
@@ -103,6 +109,7 @@ def trunk_features(
             ).last_hidden_state  # (batch, seq, dim), or (batch, 1, dim) where nothing else is computed
         rows.append(batch["index"])
         values.append(hidden[:, 0].float().cpu())
+        done(len(batch["index"]))
     index = torch.cat(rows)
     features = torch.empty(len(index), values[0].shape[1])
     features[index] = torch.cat(values)

@@ -14,8 +14,6 @@ from typing import Any, Literal, NamedTuple, TextIO
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers import DistilBertForSequenceClassification
 
 from lora_study.config import check
@@ -24,6 +22,7 @@ from lora_study.data.stream import Review
 from lora_study.data.tokens import TokenisedReviews, encode
 from lora_study.experiment import pick_device
 from lora_study.lora import merge_lora
+from lora_study.progress import progress
 from lora_study.provenance import computes_in_bf16
 from lora_study.records import atomic
 from lora_study.speed import finish_first_token_only
@@ -35,7 +34,6 @@ LABELS = ("negative", "positive")  # of class 0 and class 1
 CHUNK = 2048  # reviews in memory; sorted by length among themselves, so that a batch needs little padding
 COLUMNS = ("id", "label", "probability")
 DIGITS = 6  # of a probability that is written out
-INTERVAL = 10.0  # seconds between two lines of progress in a log
 
 
 class Prediction(NamedTuple):
@@ -187,34 +185,6 @@ def jsonl_writer(stream: TextIO) -> Callable[[dict[str, Any]], None]:
 
 
 WRITERS = {".csv": csv_writer, ".jsonl": jsonl_writer}
-
-
-@contextlib.contextmanager
-def progress() -> Iterator[Callable[[int], None]]:
-    """Show on stderr how many reviews are done: a bar in a terminal, else a line now and then.
-
-    Yields:
-        What to call with the number of reviews just done.
-    """
-    if sys.stderr.isatty():
-        columns = (BarColumn(), TextColumn("{task.completed:,} reviews"), TimeElapsedColumn())
-        # What is written to standard output must go there, not to where the bar is.
-        with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
-            task = bar.add_task("", total=None)  # a stream's length is not known
-            yield lambda reviews: bar.advance(task, reviews)
-        return
-    start = printed = time.perf_counter()
-    count = 0
-
-    def advance(reviews: int) -> None:
-        nonlocal count, printed
-        count += reviews
-        now = time.perf_counter()
-        if now - printed >= INTERVAL:
-            printed = now
-            print(f"  {count:,} reviews  {count / (now - start):.1f} reviews/s", file=sys.stderr, flush=True)
-
-    yield advance
 
 
 @torch.inference_mode()

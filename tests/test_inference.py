@@ -273,7 +273,7 @@ class Terminal(io.StringIO):
 def test_progress_is_lines_in_a_log_and_a_bar_in_a_terminal(classify, texts, tmp_path, monkeypatch):
     (tmp_path / "reviews.txt").write_text("\n".join(texts))
     arguments = ("--file", str(tmp_path / "reviews.txt"))
-    monkeypatch.setattr(module, "INTERVAL", 0)
+    monkeypatch.setattr("lora_study.progress.INTERVAL", 0)
     _, in_log, err = classify(*arguments)
     assert [line.split()[0] for line in err.splitlines()] == ["32", "50", "50"]
     terminal = Terminal()
