@@ -32,6 +32,7 @@ from typing import Any
 from soak_study import (
     EXPERIMENTS,
     FORK,
+    PATIENCE,
     Attempt,
     NotSurvivedError,
     Study,
@@ -108,7 +109,7 @@ def read_only(study: Study, chance: random.Random) -> None:
         attempt.ended_within(chance.uniform(0, study.seconds))
     study.hit()
     mount("--bind", str(study.disk), str(study.disk))
-    mount("-o", "remount,bind,ro", str(study.disk))
+    make_read_only(study.disk)
     ends_in_words(attempt or study.start())
     subprocess.run(["umount", "-l", str(study.disk)], check=True)
     study.complete()
@@ -207,6 +208,18 @@ def fails(study: Study, attempt: Attempt, name: str, words: str) -> None:
 def mount(*arguments: str) -> None:
     """Mount something, or something else there, seen by this process and its children alone."""
     subprocess.run(["mount", *arguments], check=True, capture_output=True)
+
+
+def make_read_only(disk: Path) -> None:
+    """Make a mounted folder read-only, when no file in it is just being written: the system refuses it until then."""
+    ends = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return mount("-o", "remount,bind,ro", str(disk))
+        except subprocess.CalledProcessError:
+            if time.monotonic() > ends:
+                raise
+            time.sleep(0.001)
 
 
 def start_again_where_it_may_mount() -> None:

@@ -309,7 +309,7 @@ def new_study(
             shutil.copytree(template.folder / "halfway", study.disk, dirs_exist_ok=True)
         yield study
     finally:
-        if (place / "disk").is_mount():
+        while (place / "disk").is_mount():  # one upon another, perhaps
             subprocess.run(["umount", "-l", str(place / "disk")], check=True)
         shutil.rmtree(place, ignore_errors=True)
 

@@ -137,6 +137,7 @@ def test_a_mistake_is_one_line_with_what_would_be_right(mistake, monkeypatch, ca
     assert ended.value.code == 2 and mistake[1] in line and ("SIGKILL" in line or "1 or more" in line)
 
 
+@pytest.mark.slow
 def test_a_few_kills_are_survived():
     printed = inflicted("--times", "1", "--workers", "1", "--only", "SIGKILL")
     assert "| SIGKILL |" in printed and "SIGTERM" not in printed
