@@ -155,8 +155,9 @@ def _add_inputs_and_launcher(parser: ConfigParser) -> None:
 def _with_inputs(config: ExperimentConfig, options: Any) -> ExperimentConfig:
     """An experiment with the reviews and the encoder that the command line names; they are of no revision."""
     if options.source is not None:
-        there = options.source in ("hub", "embedded") or Path(options.source).expanduser().exists()
-        check(there, "--source", options.source, "use hub, embedded or an existing path")
+        from lora_study.data.sources import check_source
+
+        check_source(options.source, "--source")
         config = dataclasses.replace(
             config, data=dataclasses.replace(config.data, source=options.source, revision=None)
         )

@@ -152,10 +152,7 @@ def write_record(record: Record, folder: Path) -> Path:
 
     NaN and infinity are refused, since JSON has none.
     """
-    path, content = folder / "record.json", dataclasses.asdict(record)
-    for place, key in ((content, "error"), (content["provenance"], "command")):
-        if place.get(key):
-            place[key] = without_secrets(place[key])
+    path, content = folder / "record.json", without_secrets(dataclasses.asdict(record))
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
     return path
 

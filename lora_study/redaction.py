@@ -2,6 +2,7 @@
 
 import os
 import re
+from typing import Any
 
 _SECRET_NAME = re.compile(r"TOKEN(?!IZER)|SECRET|PASSW|CREDENTIAL|PRIVATE|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
 _SECRET_TEXT = re.compile(
@@ -11,12 +12,23 @@ _SECRET_TEXT = re.compile(
 _SHORTEST = 6  # characters; a shorter value of the environment, such as "1" or "true", is found everywhere
 
 
-def without_secrets(text: str) -> str:
-    """A text with hub tokens, passwords in addresses and the values of secret environment variables replaced by ***.
+def without_secrets(content: Any) -> Any:
+    """Plain JSON without hub tokens, passwords in addresses and the values of secret environment variables.
 
-    A variable is taken for secret by its name: HF_TOKEN, AWS_SECRET_ACCESS_KEY, DB_PASSWORD ...
+    *** stands in their place; keys stay. A variable is taken for secret by its name: HF_TOKEN, AWS_SECRET_ACCESS_KEY,
+    DB_PASSWORD ...
     """
     values = {value for name, value in os.environ.items() if _SECRET_NAME.search(name) and len(value) >= _SHORTEST}
-    for value in sorted(values, key=len, reverse=True):  # one may hold another
-        text = text.replace(value, "***")
-    return _SECRET_TEXT.sub("***", text)
+    return _masked(content, sorted(values, key=len, reverse=True))  # one may hold another
+
+
+def _masked(content: Any, secrets: list[str]) -> Any:
+    if isinstance(content, dict):
+        return {key: _masked(value, secrets) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_masked(value, secrets) for value in content]
+    if not isinstance(content, str):
+        return content
+    for secret in secrets:
+        content = content.replace(secret, "***")
+    return _SECRET_TEXT.sub("***", content)

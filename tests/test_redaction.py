@@ -3,7 +3,8 @@
 import pytest
 
 from lora_study.experiment import run_experiment
-from lora_study.records import Record, read_record, write_record
+from lora_study.launchers.worker import write_failed
+from lora_study.records import Record, read_record, run_dir, write_record
 from lora_study.redaction import without_secrets
 from lora_study.report import write_report
 
@@ -48,6 +49,15 @@ def test_what_is_no_secret_stays(monkeypatch, name, value):
 def test_a_failed_record_does_not_quote_secrets(secrets, tmp_path):
     record = Record(name="full", mode="full", seed=1, status="failed", error=f"no access with {SECRETS['HF_TOKEN']}")
     assert read_record(write_record(record, tmp_path)).error == "no access with ***"
+
+
+def test_a_secret_that_a_setting_holds_is_not_written_either(secrets, tiny, tmp_path):
+    config = tiny("lora", data={"source": "https://me:mine@host/imdb.csv"})
+    path = run_dir(tmp_path, "lora", 1) / "record.json"
+    assert write_failed(config, tmp_path, "command", "no such file").status == "failed"
+    record = read_record(path)
+    assert record.config["data"]["source"] == "https://***@host/imdb.csv"
+    assert "me:mine" not in path.read_text()
 
 
 def test_no_file_of_a_run_or_its_report_holds_a_secret(secrets, tiny, tmp_path):

