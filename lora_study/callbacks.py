@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from lora_study.devices import spread_like, whole
+from lora_study.provenance import PeakMemory
 
 
 class EpochSeed(Callback):
@@ -59,12 +60,40 @@ class BestEpoch(Callback):
             parameter.copy_(spread_like(self.weights[name].to(parameter.device), parameter))
 
 
+class TrainingPeak(Callback):
+    """The most memory in use while the first epoch trains, before anything is scored.
+
+    Scoring takes larger batches, and memory that it freed may stay with the process, so later readings would be of
+    both. Every epoch does the same work.
+
+    Args:
+        memory: Counts from before the model was built.
+
+    Attributes:
+        peak_bytes: That peak; None before it was read, and where the system does not tell.
+    """
+
+    def __init__(self, memory: PeakMemory) -> None:
+        self.peak_bytes: int | None = None
+        self._memory = memory
+        self._is_read = False
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Read it, once; an interrupted run's is that of its pieces."""
+        if not self._is_read:
+            self._is_read = True
+            found = self._memory.read()["peak_bytes"]
+            self.peak_bytes = max(found, self.peak_bytes or 0) if found else self.peak_bytes
+
+
 class Curves(Callback):
     """Learning curves and the time training takes, validation apart.
 
     Attributes:
         rows: One per logging interval (train_loss, the mean over the interval) and one per validation.
         train_seconds: Seconds in training epochs, validation excluded.
+        cpu_seconds: Processor time of this process in them, all threads together. Well below train_seconds times the
+            threads, it tells that other work had the processor meanwhile.
     """
 
     COLUMNS = ("step", "epoch", "train_loss", "val_loss", "val_accuracy", "learning_rate", "seconds")
@@ -73,12 +102,13 @@ class Curves(Callback):
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
         self.train_seconds = 0.0
-        self._epoch_start = 0.0
+        self.cpu_seconds = 0.0
+        self._epoch_start = self._epoch_start_cpu = 0.0
         self._losses: list[Tensor] = []
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock."""
-        self._epoch_start = time.perf_counter()
+        """Start the clocks."""
+        self._epoch_start, self._epoch_start_cpu = time.perf_counter(), time.process_time()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -99,8 +129,9 @@ class Curves(Callback):
         self._note(trainer, seconds, train_loss=float(losses.mean()))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop the clock: Lightning validates inside the training epoch."""
+        """Stop the clocks: Lightning validates inside the training epoch."""
         self.train_seconds += time.perf_counter() - self._epoch_start
+        self.cpu_seconds += time.process_time() - self._epoch_start_cpu
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note the validation scores."""

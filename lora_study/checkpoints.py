@@ -22,16 +22,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lora_study.callbacks import BestEpoch, Curves, trainable
+from lora_study.callbacks import BestEpoch, Curves, TrainingPeak, trainable
 from lora_study.config import ConfigError, one_line
 from lora_study.devices import spread_like, whole
-from lora_study.provenance import PeakMemory
 from lora_study.records import atomic
 
 logger = logging.getLogger(__name__)
 
 # What torch's Adam and AdamW keep per parameter: two tensors of its shape, and a number, the step.
 MOMENTS = ("exp_avg", "exp_avg_sq")
+CURVES = ("rows", "train_seconds", "cpu_seconds")
 
 
 class CheckpointError(ValueError):
@@ -46,14 +46,13 @@ class Checkpoints(Callback):
         identity: What makes it a checkpoint of this very run, by name; plain JSON.
         best: The run's best epoch, part of the checkpoint.
         curves: The run's learning curves, part of the checkpoint.
-        memory: The run's peak memory so far.
+        peak: The run's peak memory, part of the checkpoint.
         clock: `time.perf_counter` when the run started.
 
     Attributes:
         epoch: The epoch the run was taken up after; 0 if from the start.
         resumed_epochs: All epochs the run was ever taken up after.
         seconds: What the pieces before took, up to their checkpoints: fit and total.
-        peak_bytes: Their peak memory.
     """
 
     def __init__(
@@ -62,18 +61,17 @@ class Checkpoints(Callback):
         identity: Mapping[str, Any],
         best: BestEpoch,
         curves: Curves,
-        memory: PeakMemory,
+        peak: TrainingPeak,
         clock: float,
     ) -> None:
         self.path = path
         self.identity = identity
         self.best = best
         self.curves = curves
-        self.memory = memory
+        self.peak = peak
         self.epoch = 0
         self.resumed_epochs: list[int] = []
         self.seconds = {"fit": 0.0, "total": 0.0}
-        self.peak_bytes = 0
         self._starts = {"total": clock}
         self._optimizer: dict[str, Tensor] = {}
 
@@ -98,9 +96,10 @@ class Checkpoints(Callback):
         kept = "best" if state["best"]["epoch"] != state["epoch"] else "trained"
         self.best.weights = {name: tensors[f"{kept}.{name}"] for name, _ in trainable(pl_module)}
         self.best.epoch, self.best.scores = state["best"]["epoch"], state["best"]["scores"]
-        self.curves.rows, self.curves.train_seconds = state["curves"]["rows"], state["curves"]["train_seconds"]
+        for name in CURVES:
+            setattr(self.curves, name, state["curves"][name])
         self.epoch, self.resumed_epochs = state["epoch"], [*state["resumed_epochs"], state["epoch"]]
-        self.seconds, self.peak_bytes = state["seconds"], state["peak_bytes"]
+        self.seconds, self.peak.peak_bytes = state["seconds"], state["peak_bytes"]
         pl_module.trained_in_train_mode = state["trained_in_train_mode"]
         trainer.precision_plugin.load_state_dict(state["loss_scale"])
         trainer.fit_loop.epoch_progress.current.increment_by(self.epoch)
@@ -138,18 +137,18 @@ class Checkpoints(Callback):
             tensors |= {f"{key}.{name}": whole(optimizer.state[parameter][key]) for key in ("step", *MOMENTS)}
         if self.best.epoch != epoch:
             tensors |= {f"best.{name}": weights for name, weights in self.best.weights.items()}
-        now, peak = time.perf_counter(), self.memory.read()["peak_bytes"]
+        now = time.perf_counter()
         state = {
             "identity": self.identity,
             "epoch": epoch,
             "step": trainer.global_step,
             "best": {"epoch": self.best.epoch, "scores": self.best.scores},
-            "curves": {"rows": self.curves.rows, "train_seconds": self.curves.train_seconds},
+            "curves": {name: getattr(self.curves, name) for name in CURVES},
             "loss_scale": trainer.precision_plugin.state_dict(),
             "trained_in_train_mode": pl_module.trained_in_train_mode,
             "resumed_epochs": self.resumed_epochs,
             "seconds": {kind: self.seconds[kind] + now - start for kind, start in self._starts.items()},
-            "peak_bytes": max(self.peak_bytes, peak or 0),
+            "peak_bytes": self.peak.peak_bytes,
         }
         if trainer.is_global_zero:
             try:

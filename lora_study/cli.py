@@ -14,12 +14,14 @@ from typing import Any, Literal
 
 from lora_study.config import ConfigError, ExperimentConfig, check, one_line
 from lora_study.config_files import ConfigParser, experiment_from, experiment_parser, load_study, load_sweep
+from lora_study.threads import wait_briefly
 
 DESCRIPTION = "LoRA, last-two-layers and full fine-tuning of DistilBERT on IMDb reviews."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    wait_briefly()  # before anything loads torch
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]

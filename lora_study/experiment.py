@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import DistilBertForSequenceClassification
 
 from lora_study import backbones, devices, provenance
-from lora_study.callbacks import BestEpoch, Curves, EpochSeed, trainable
+from lora_study.callbacks import BestEpoch, Curves, EpochSeed, TrainingPeak, trainable
 from lora_study.checkpoints import Checkpoints
 from lora_study.config import ConfigError, ExperimentConfig, check, deviations, flatten, to_dict
 from lora_study.data.datamodule import ReviewDataModule
@@ -69,7 +69,7 @@ class Trained:
     loaders: ReviewDataModule | FeatureDataModule
     best: BestEpoch
     curves: Curves
-    checkpoints: Checkpoints
+    peak: TrainingPeak
 
 
 def run_experiment(
@@ -218,14 +218,14 @@ def _train(
     config: ExperimentConfig, record: Record, built: Built, checkpoint: Path, clock: float, resume: bool
 ) -> Trained:
     """Train the model to its best epoch, from its checkpoint if it is to be resumed, and note the time it took."""
-    best, curves = BestEpoch(), Curves()
+    best, curves, peak = BestEpoch(), Curves(), TrainingPeak(built.memory)
     identity = flatten(record.config) | {
         "data.fingerprint": record.data["fingerprint"],
         "encoder.sha256": record.provenance["encoder"]["sha256"],
     }
     del identity["data.cache_dir"]  # which may move
-    checkpoints = Checkpoints(checkpoint, identity, best, curves, built.memory, clock)
-    callbacks: list[Callback] = [EpochSeed(config.resolved_seeds()["dropout"]), best, curves]
+    checkpoints = Checkpoints(checkpoint, identity, best, curves, peak, clock)
+    callbacks: list[Callback] = [EpochSeed(config.resolved_seeds()["dropout"]), peak, best, curves]
     if not config.train.cache_trunk:  # with it an epoch takes no time
         callbacks.append(checkpoints)
     trainer = _trainer(config, built.device, built.precision, callbacks)
@@ -245,7 +245,7 @@ def _train(
     trainer.fit(classifier, train_dataloaders=loaders.train_dataloader(), val_dataloaders=loaders.val_dataloader())
     record.timing["fit_seconds"] = checkpoints.seconds["fit"] + time.perf_counter() - started
     best.restore(classifier)
-    return Trained(trainer, classifier, loaders, best, curves, checkpoints)
+    return Trained(trainer, classifier, loaders, best, curves, peak)
 
 
 def _score(config: ExperimentConfig, record: Record, built: Built, trained: Trained) -> dict[str, Any]:
@@ -263,14 +263,19 @@ def _score(config: ExperimentConfig, record: Record, built: Built, trained: Trai
     train_seconds = curves.train_seconds + cached.get("train", 0.0)
     record.timing |= {
         "train_seconds": train_seconds,
+        "train_cpu_seconds": curves.cpu_seconds,
         "fit_seconds": (record.timing["fit_seconds"] or 0.0) - cached.get("test", 0.0),
         "test_seconds": seconds["test"] + cached.get("test", 0.0) if config.score_test else None,
         "score_train_seconds": seconds["train"],
         "train_examples_per_second": config.train.epochs * len(data.parts["train"]) / train_seconds,
     }
-    record.memory = built.memory.read()
-    if record.memory["peak_bytes"]:
-        record.memory["peak_bytes"] = max(record.memory["peak_bytes"], trained.checkpoints.peak_bytes)
+    whole_run = built.memory.read()
+    record.memory = whole_run | {
+        "peak_bytes": trained.peak.peak_bytes,
+        # A resumed run's pieces had other readings, and Linux counts resident pages with a little delay.
+        "peak_bytes_with_scoring": whole_run["peak_bytes"]
+        and max(whole_run["peak_bytes"], trained.peak.peak_bytes or 0),
+    }
     record.metrics = {"best_epoch": best.epoch, **scores, "train_mode": classifier.trained_in_train_mode}
     files: dict[str, Any] = {"curves": pd.DataFrame(curves.rows, columns=Curves.COLUMNS)}
     if config.score_test:

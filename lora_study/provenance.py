@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from lora_study.threads import waiting
+
 PACKAGES = ("lora-study", "torch", "transformers", "lightning", "datasets", "torchmetrics", "pandas", "numpy")
 
 
@@ -51,6 +53,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "thread_waiting": waiting(),
         "memory_bytes": _total_memory(),
         "accelerator": torch.cuda.get_device_name(device) if on_gpu else device.type,
         "accelerator_memory_bytes": torch.cuda.get_device_properties(device).total_memory if on_gpu else None,

@@ -38,9 +38,10 @@ class Record:
         deviations: {field, article, here}: where the config departs from the article's recipe.
         parameters: trainable, total, lora, head, base (the last three count trainable parameters).
         metrics: train, val, test -> accuracy (fraction), n, loss ...; test also f1 and auroc. Also best_epoch.
-        timing: train_seconds (steps only), fit_seconds (with validation), test_seconds, total_seconds,
-            train_examples_per_second.
-        memory: peak_bytes and what it measures.
+        timing: train_seconds (steps only), train_cpu_seconds (processor time in them, all threads together),
+            fit_seconds (with validation), test_seconds, total_seconds, train_examples_per_second.
+        memory: peak_bytes (while training), peak_bytes_with_scoring (of the whole run), kind (what they count). Records
+            of before 2026-11-25 have the whole run's peak as peak_bytes, and no peak_bytes_with_scoring.
         data: source, fingerprint, sizes, overlap.
         provenance: commit, dirty, versions, hardware, command, seeds, started (UTC), encoder.
         version: Version of this format.
@@ -75,7 +76,7 @@ _SHAPE: dict[str, Any] = {
     "parameters": _COUNTS,
     "metrics": {"best_epoch": _NUMBER, "train": _NUMBERS, "val": _NUMBERS, "test": _NUMBERS},
     "timing": _NUMBERS,
-    "memory": {"peak_bytes": _NUMBER},
+    "memory": {"peak_bytes": _NUMBER, "peak_bytes_with_scoring": _NUMBER},
     "data": {"sizes": _COUNTS, "share_truncated": _NUMBERS, "overlap": {**_COPIES, "near": _COPIES}},
     "provenance": {"encoder": {}, "hardware": {}, "versions": {}, "seeds": {}},
 }

@@ -11,9 +11,11 @@ import pytest
 from safetensors import safe_open
 from tiny_experiments import MODES
 
+from lora_study import provenance
 from lora_study.config import ConfigError
 from lora_study.config_files import experiment_from
 from lora_study.experiment import run_experiment
+from lora_study.module import ReviewClassifier
 from lora_study.records import read_record
 
 
@@ -43,8 +45,9 @@ def test_the_record_holds_what_the_design_promises(runs, tiny, name):
     assert counts["trainable"] == counts["lora"] + counts["head"] + counts["base"] > 0
     assert [record.metrics[part]["n"] for part in ("train", "val", "test")] == [240, 60, 100]
     assert record.data["sizes"] == {"train": 240, "val": 60, "test": 100}
-    assert record.memory["peak_bytes"] > 1e7
+    assert 1e7 < record.memory["peak_bytes"] <= record.memory["peak_bytes_with_scoring"]
     timing = record.timing
+    assert timing["train_cpu_seconds"] > 0
     assert 0 < timing["train_seconds"] <= timing["fit_seconds"] <= timing["total_seconds"]
     assert {"commit", "dirty", "versions", "hardware", "command", "seeds"} <= record.provenance.keys()
 
@@ -252,3 +255,23 @@ def test_a_results_folder_that_cannot_be_written_is_named(tiny, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="file"):
         run_experiment(tiny("lora"), tmp_path / "file")
+
+
+def test_the_peak_of_memory_is_that_of_training_not_of_scoring(tiny, tmp_path, monkeypatch):
+    done = []  # what had been done at each reading
+    steps = []
+
+    def note(name, step):
+        return lambda self, *arguments: steps.append(name) or step(self, *arguments)
+
+    def read(self):
+        done.append(list(steps))
+        return {"peak_bytes": 1000 * len(done), "kind": "resident set"}
+
+    for name in ("training_step", "validation_step", "test_step"):
+        monkeypatch.setattr(ReviewClassifier, name, note(name, getattr(ReviewClassifier, name)))
+    monkeypatch.setattr(provenance.PeakMemory, "read", read)
+    record = run_experiment(tiny("lora", train={"epochs": 2}), tmp_path)
+    assert record.memory == {"peak_bytes": 1000, "peak_bytes_with_scoring": 2000, "kind": "resident set"}
+    assert set(done[0]) == {"training_step"}
+    assert "test_step" in done[1]

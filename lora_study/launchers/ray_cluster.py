@@ -17,6 +17,7 @@ from lora_study.config import ConfigError, ExperimentConfig, one_line
 from lora_study.launchers.dispatch import RETRIES, dispatch
 from lora_study.launchers.worker import check_one_device, label, work, write_failed
 from lora_study.records import Record
+from lora_study.threads import waiting
 
 
 class RayLauncher:
@@ -44,6 +45,7 @@ class RayLauncher:
                 "name": label(run),
                 "num_cpus": min(run.train.threads or 1, resources.get("CPU", 1)),
                 "num_gpus": int(wants_gpu),
+                "runtime_env": {"env_vars": {name: value for name, value in waiting().items() if value is not None}},
             }
             return task.options(**options).remote(run, results_dir.resolve(), command, str(Path.cwd()))
 
