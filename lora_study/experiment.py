@@ -269,13 +269,10 @@ def _score(config: ExperimentConfig, record: Record, built: Built, trained: Trai
         "score_train_seconds": seconds["train"],
         "train_examples_per_second": config.train.epochs * len(data.parts["train"]) / train_seconds,
     }
-    whole_run = built.memory.read()
-    record.memory = whole_run | {
-        "peak_bytes": trained.peak.peak_bytes,
-        # A resumed run's pieces had other readings, and Linux counts resident pages with a little delay.
-        "peak_bytes_with_scoring": whole_run["peak_bytes"]
-        and max(whole_run["peak_bytes"], trained.peak.peak_bytes or 0),
-    }
+    whole_run, training = built.memory.read(), trained.peak.peak_bytes
+    # Not below the other: a resumed run's pieces had readings of their own, and Linux counts with a little delay.
+    with_scoring = whole_run["peak_bytes"] and max(whole_run["peak_bytes"], training or 0)
+    record.memory = whole_run | {"peak_bytes": training, "peak_bytes_with_scoring": with_scoring}
     record.metrics = {"best_epoch": best.epoch, **scores, "train_mode": classifier.trained_in_train_mode}
     files: dict[str, Any] = {"curves": pd.DataFrame(curves.rows, columns=Curves.COLUMNS)}
     if config.score_test:

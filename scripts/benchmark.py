@@ -5,9 +5,10 @@ python scripts/benchmark.py [--device cpu] [--repeats 3] [--steps 20] [--max-len
 All sides have the same encoder, reviews, batch size, length cap, precision and dropout, and compute the same function.
 They differ in how: the Lightning script pads every review to the cap, as the article does; PEFT + Trainer pads a
 batch to its longest review. Each side of a row has a process of its own, so that its peak memory is its own and no side
-profits from another's settings. The sides take turns, and what is printed is the median of the ratios of neighbouring
-measurements, which a machine whose speed drifts does not distort. Tokenisation, loading and warm-up are not timed; in
-row "last two layers" computing the features is.
+profits from another's settings. Ours waits for its threads as the command has it (lora_study/threads.py), the others as
+torch does by itself; in row "beside one busy process" another process keeps a core busy. The sides take turns, and what
+is printed is the median of the ratios of neighbouring measurements, which a drifting machine does not distort.
+Tokenisation, loading and warm-up are not timed; in row "last two layers" computing the features is.
 
 The share of the limit is counted operations (torch.utils.flop_counter) per second over the rate of the same machine's
 matrix products, measured right after the steps.
@@ -16,13 +17,15 @@ matrix products, measured right after the steps.
 import argparse
 import dataclasses
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from multiprocessing import get_context
@@ -39,6 +42,7 @@ from lora_study.config_files import load_experiment
 from lora_study.experiment import pick_device, pick_precision
 from lora_study.formats import markdown_table
 from lora_study.records import write_text
+from lora_study.threads import wait_briefly
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs" / "embedded"
@@ -56,6 +60,7 @@ class Row:
         attention_dropout: Dropout of the attention probabilities, of all sides.
         reach: The ratio to the best peer to reach; None where none is set.
         job: "train", "epochs" (three, the features' cost in) or "evaluate".
+        busy: Whether another process keeps a core busy meanwhile.
     """
 
     name: str
@@ -63,6 +68,7 @@ class Row:
     attention_dropout: float
     reach: float | None
     job: str = "train"
+    busy: bool = False
 
 
 ROWS = (
@@ -79,6 +85,7 @@ ROWS = (
         "epochs",
     ),
     Row("evaluation, LoRA q,v", "lora_default", 0.0, None, "evaluate"),
+    Row("LoRA q,v, beside one busy process", "lora_default", 0.0, 3.0, busy=True),
 )
 
 
@@ -101,7 +108,8 @@ def measure(row: Row, options: argparse.Namespace) -> dict[str, Any]:
     """All sides of a row in turn, `repeats` times."""
     measured: dict[str, list[Measured]] = {side: [] for side in SIDES}
     with ExitStack() as stack:
-        processes = {side: stack.enter_context(process()) for side in SIDES}
+        processes = {side: stack.enter_context(process(side == "ours")) for side in SIDES}
+        stack.enter_context(busy_process() if row.busy else nullcontext())
         for repeat in range(options.repeats):
             for side, pool in processes.items():
                 found = pool.submit(SIDES[side], task(row, options)).result()
@@ -122,9 +130,28 @@ def measure(row: Row, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def process() -> ProcessPoolExecutor:
-    """A process with its own memory, threads and settings of the C library."""
-    return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+@contextmanager
+def process(waits_briefly: bool = True) -> Iterator[ProcessPoolExecutor]:
+    """A process with its own memory, threads and settings of the C library, whose threads wait as `threads` has it."""
+    before = dict(os.environ)
+    if waits_briefly:
+        wait_briefly()
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        pool.submit(int).result()  # it starts now, and takes the environment along
+        os.environ.clear()
+        os.environ.update(before)
+        yield pool
+
+
+@contextmanager
+def busy_process() -> Iterator[None]:
+    """Another process that keeps one core busy."""
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        busy.kill()
+        busy.wait()
 
 
 def summary(runs: list[Measured]) -> dict[str, Any]:
