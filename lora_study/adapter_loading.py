@@ -1,0 +1,197 @@
+"""Reading an adapter folder of Hugging Face PEFT into the base model it was trained on."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lora_study.config import ConfigError
+from lora_study.dora import LinearWithDoRA
+from lora_study.lora import LinearWithLoRA, inject_lora
+from lora_study.peft_config import ADAPTER_CONFIG, PeftConfig, read_peft_config
+from lora_study.peft_tensors import HEADS, PREFIX, WEIGHTS, adapter_tensors, base_tensor, saved_modules, within
+from lora_study.small_files import user_path
+from lora_study.weights import is_finite, read_weights
+from lora_study.wrapped import plain_modules
+
+REMEDY = (
+    "save it again with PEFT's save_pretrained, and load it over the base model it was trained on, with as many tokens"
+)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One place in a model: what stands there, and what an adapter puts there.
+
+    Attributes:
+        name: The place's name in the model.
+        owner: The module that has the place.
+        key: What the owner calls it.
+        plain: The model's own module or parameter.
+        adapted: What takes its place.
+    """
+
+    name: str
+    owner: nn.Module
+    key: str
+    plain: nn.Module | nn.Parameter
+    adapted: nn.Module | nn.Parameter
+
+    def holds(self, part: nn.Module | nn.Parameter) -> bool:
+        """Whether this very part is in the place."""
+        return getattr(self.owner, self.key, None) is part
+
+    def put(self, part: nn.Module | nn.Parameter) -> None:
+        """Put a part in the place, on the device and in the mode and type of what is there.
+
+        The model may have been moved, or put in another mode, while this part was out of it.
+        """
+        there = getattr(self.owner, self.key)
+        if isinstance(part, nn.Parameter):
+            part.data = part.data.to(there.device, there.dtype)
+        else:
+            part.train(there.training)
+            weight, own = next(there.parameters(), None), next(part.parameters(), None)
+            if weight is not None and own is not None:
+                part.to(weight.device)
+                # An adapted layer holds the model's own weight, and its update stays in fp32.
+                if not isinstance(part, LinearWithLoRA) and own.dtype != weight.dtype:
+                    part.to(weight.dtype)
+        setattr(self.owner, self.key, part)
+
+
+def load_adapter(model: nn.Module, folder: Path | str) -> list[str]:
+    """Put a PEFT adapter into the base model it was trained on, in place.
+
+    The new layers are in the model's mode (training or not) and require gradients, as does what else was trained with
+    them; a stored head takes the place of the model's own and requires them if that did. DistributedDataParallel does
+    not know new parameters: load before it wraps a model that is to be trained.
+
+    Args:
+        model: The base model: any network without LoRA, or what wraps it (torch.compile, DistributedDataParallel).
+        folder: What `save_adapter` or PEFT's save_pretrained wrote.
+
+    Returns:
+        The names of the adapted layers, in the model's order.
+
+    Raises:
+        ConfigError: a file is missing, damaged, of another base model, or of a kind of adapter that is not plain
+            LoRA or DoRA beside linear layers; the model is then unchanged.
+    """
+    changes = read_adapter(model, user_path(folder))
+    for change in changes:
+        change.put(change.adapted)
+    return [change.name for change in changes if isinstance(change.adapted, LinearWithLoRA)]
+
+
+def read_adapter(model: nn.Module, folder: Path) -> list[Change]:
+    """What takes which place in a model when an adapter is put in; the model is not changed.
+
+    Adapted layers hold the model's own linear layers; modules that are stored whole are new, and so are parameters of
+    the base that were trained.
+
+    Raises:
+        ConfigError: as `load_adapter`.
+    """
+    modules = plain_modules(model)
+    if adapted := [name for name, module in modules.items() if isinstance(module, LinearWithLoRA)]:
+        raise ConfigError(f"{adapted[0]} has a LoRA update already; merge it before loading {folder}")
+    config, path = read_peft_config(folder), folder / ADAPTER_CONFIG
+    saved = saved_modules(modules, config.stored_whole)
+    targets = [name for name in modules if config.adapts(name) and not within(name, saved)]
+    if not targets:
+        kind = type(modules[""]).__name__
+        raise ConfigError(f"{path}: its target_modules are no layers of this {kind}; load its own base")
+    parts = {name: _adapted_layer(name, modules, config, path) for name in targets}
+    parts |= {name: _copy(name, modules) for name in saved}
+    parameters = {  # of what is not stored whole, any may be there besides: PEFT stores resized embeddings so
+        PREFIX + base_tensor(name, key, targets): (name, key, parameter)
+        for name, module in modules.items()
+        if not within(name, saved)
+        for key, parameter in module.named_parameters(recurse=False)
+    }
+    trained = _read(folder / WEIGHTS, parts, {name: parameter for name, (_, _, parameter) in parameters.items()})
+    changes = []
+    for name, part in parts.items():
+        for place in _places(name, modules):
+            parent, _, key = place.rpartition(".")
+            changes.append(Change(place, modules[parent], key, getattr(modules[parent], key), part))
+    for name, key, parameter in parameters.values():  # each place of a tied one gets the same
+        if id(parameter) in trained:
+            changes.append(Change(f"{name}.{key}", modules[name], key, parameter, trained[id(parameter)]))
+    return changes
+
+
+def _adapted_layer(name: str, modules: Mapping[str, nn.Module], config: PeftConfig, path: Path) -> nn.Module:
+    """A model's linear layer with an update beside it, as the config has it."""
+    linear = modules[name]
+    if len(places := _places(name, modules)) > 1:
+        raise ConfigError(f"{path}: {' and '.join(places)} are one layer, which cannot be adapted in one place alone")
+    r, factor = config.update(name)
+    place = nn.ModuleDict({"linear": linear})
+    try:
+        inject_lora(
+            place,
+            ["linear"],
+            r,
+            factor,
+            dropout=config.lora_dropout,
+            generator=torch.Generator(),  # A is overwritten; leave the global random state alone
+            layer=LinearWithDoRA if config.use_dora else LinearWithLoRA,
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"{path}: {name}, of type {type(linear).__name__}, cannot take an update of rank {r}; only plain linear "
+            f"layers can, up to the number of their inputs ({str(error).removeprefix('linear: ')})"
+        ) from error
+    return place["linear"].train(linear.training)
+
+
+def _copy(name: str, modules: Mapping[str, nn.Module]) -> nn.Module:
+    """A copy of a module that is stored whole, for its tensors to be read into."""
+    module = copy.deepcopy(modules[name])
+    # A head is saved in any case; anything else would be lost when the model is saved again, did it not require them.
+    return module if name.endswith(HEADS) else module.requires_grad_(True)
+
+
+def _read(
+    path: Path, parts: Mapping[str, nn.Module], parameters: Mapping[str, nn.Parameter]
+) -> dict[int, nn.Parameter]:
+    """Read an adapter's tensors into the parts they belong to.
+
+    Args:
+        path: The safetensors file.
+        parts: Adapted layers and modules that are stored whole, by name; all of their tensors must be there.
+        parameters: The base model's parameters that may be there, by PEFT's name of the tensor.
+
+    Returns:
+        New parameters for those of the base that are there with other values, by the id of the model's own.
+    """
+    slots = {
+        f"{PREFIX}{name}.{key}": slot for name, part in parts.items() for key, slot in adapter_tensors(part).items()
+    }
+    tensors = read_weights(path, _shapes(slots), REMEDY, _shapes(parameters))
+    new: dict[int, nn.Parameter] = {}
+    for name, tensor in tensors.items():
+        slot = slots[name] if name in slots else parameters[name].detach()
+        value = tensor.to(slot.dtype)
+        if not is_finite(value):
+            raise ConfigError(f"{path} has values in {name} that {slot.dtype} cannot hold; load the base in float32")
+        if name in slots:
+            slot.copy_(value)  # into the part: what adapter_tensors gives are views
+        elif not torch.equal(value, slot.cpu()):
+            own = parameters[name]
+            new[id(own)] = nn.Parameter(value.to(own.device), requires_grad=value.is_floating_point())
+    return new
+
+
+def _places(name: str, modules: Mapping[str, nn.Module]) -> list[str]:
+    """All names of the module of that name."""
+    return [place for place, module in modules.items() if module is modules[name]]
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
