@@ -30,27 +30,27 @@ class Change:
         name: The place's name in the model.
         owner: The module that has the place.
         key: What the owner calls it.
-        plain: The model's own module or parameter.
+        plain: The model's own module, parameter or buffer.
         adapted: What takes its place.
     """
 
     name: str
     owner: nn.Module
     key: str
-    plain: nn.Module | nn.Parameter
-    adapted: nn.Module | nn.Parameter
+    plain: nn.Module | Tensor
+    adapted: nn.Module | Tensor
 
-    def holds(self, part: nn.Module | nn.Parameter) -> bool:
+    def holds(self, part: nn.Module | Tensor) -> bool:
         """Whether this very part is in the place."""
         return getattr(self.owner, self.key, None) is part
 
-    def put(self, part: nn.Module | nn.Parameter) -> None:
+    def put(self, part: nn.Module | Tensor) -> None:
         """Put a part in the place, on the device and in the mode and type of what is there.
 
         The model may have been moved, or put in another mode, while this part was out of it.
         """
         there = getattr(self.owner, self.key)
-        if isinstance(part, nn.Parameter):
+        if isinstance(part, Tensor):
             part.data = part.data.to(there.device, there.dtype)
         else:
             part.train(there.training)
@@ -105,30 +105,35 @@ def read_adapter(model: nn.Module, folder: Path) -> list[Change]:
     if not targets:
         kind = type(modules[""]).__name__
         raise ConfigError(f"{path}: its target_modules are no layers of this {kind}; load its own base")
-    parts = {name: _adapted_layer(name, modules, config, path) for name in targets}
-    parts |= {name: _copy(name, modules) for name in saved}
-    parameters = {  # of what is not stored whole, any may be there besides: PEFT stores resized embeddings so
-        PREFIX + base_tensor(name, key, targets): (name, key, parameter)
+    made: dict[nn.Module, nn.Module] = {}  # one part for a module, in however many places it stands
+    for name in (*targets, *saved):
+        if modules[name] not in made:
+            new = _copy(name, modules) if name in saved else _adapted_layer(name, modules, config, path)
+            made[modules[name]] = new
+    parts = {name: made[modules[name]] for name in (*targets, *saved)}
+    own = {  # of what is not stored whole, any tensor may be there besides: PEFT stores resized embeddings so
+        PREFIX + base_tensor(name, key, targets): (name, key, tensor)
         for name, module in modules.items()
         if not within(name, saved)
-        for key, parameter in module.named_parameters(recurse=False)
+        for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
     }
-    trained = _read(folder / WEIGHTS, parts, {name: parameter for name, (_, _, parameter) in parameters.items()})
+    trained = _read(folder / WEIGHTS, parts, {name: tensor for name, (_, _, tensor) in own.items()})
     changes = []
     for name, part in parts.items():
         for place in _places(name, modules):
             parent, _, key = place.rpartition(".")
             changes.append(Change(place, modules[parent], key, getattr(modules[parent], key), part))
-    for name, key, parameter in parameters.values():  # each place of a tied one gets the same
-        if id(parameter) in trained:
-            changes.append(Change(f"{name}.{key}", modules[name], key, parameter, trained[id(parameter)]))
+    for name, key, tensor in own.values():  # each place of a tied one gets the same
+        if id(tensor) in trained:
+            changes.append(Change(f"{name}.{key}", modules[name], key, tensor, trained[id(tensor)]))
     return changes
 
 
 def _adapted_layer(name: str, modules: Mapping[str, nn.Module], config: PeftConfig, path: Path) -> nn.Module:
     """A model's linear layer with an update beside it, as the config has it."""
     linear = modules[name]
-    if len(places := _places(name, modules)) > 1:
+    places = _places(name, modules)
+    if len({(modules[place.rpartition(".")[0]], place.rpartition(".")[2]) for place in places}) > 1:
         raise ConfigError(f"{path}: {' and '.join(places)} are one layer, which cannot be adapted in one place alone")
     r, factor = config.update(name)
     place = nn.ModuleDict({"linear": linear})
@@ -157,34 +162,38 @@ def _copy(name: str, modules: Mapping[str, nn.Module]) -> nn.Module:
     return module if name.endswith(HEADS) else module.requires_grad_(True)
 
 
-def _read(
-    path: Path, parts: Mapping[str, nn.Module], parameters: Mapping[str, nn.Parameter]
-) -> dict[int, nn.Parameter]:
+def _read(path: Path, parts: Mapping[str, nn.Module], own: Mapping[str, Tensor]) -> dict[int, Tensor]:
     """Read an adapter's tensors into the parts they belong to.
 
     Args:
         path: The safetensors file.
-        parts: Adapted layers and modules that are stored whole, by name; all of their tensors must be there.
-        parameters: The base model's parameters that may be there, by PEFT's name of the tensor.
+        parts: Adapted layers and modules that are stored whole, by name; all of their tensors must be there, under
+            one name at least.
+        own: The base model's parameters and buffers that may be there, by PEFT's name of the tensor.
 
     Returns:
-        New parameters for those of the base that are there with other values, by the id of the model's own.
+        New ones for those of the base that are there with other values, by the id of the model's own.
     """
-    slots = {
-        f"{PREFIX}{name}.{key}": slot for name, part in parts.items() for key, slot in adapter_tensors(part).items()
-    }
-    tensors = read_weights(path, _shapes(slots), REMEDY, _shapes(parameters))
-    new: dict[int, nn.Parameter] = {}
+    slots: dict[str, Tensor] = {}
+    needed: dict[str, Tensor] = {}
+    for name, part in parts.items():
+        tensors = {f"{PREFIX}{name}.{key}": slot for key, slot in adapter_tensors(part).items()}
+        slots |= tensors
+        if next(first for first, other in parts.items() if other is part) == name:
+            needed |= tensors
+    tensors = read_weights(path, _shapes(needed), REMEDY, _shapes({**own, **slots}))
+    new: dict[int, Tensor] = {}
     for name, tensor in tensors.items():
-        slot = slots[name] if name in slots else parameters[name].detach()
+        slot = slots[name] if name in slots else own[name].detach()
         value = tensor.to(slot.dtype)
         if not is_finite(value):
             raise ConfigError(f"{path} has values in {name} that {slot.dtype} cannot hold; load the base in float32")
         if name in slots:
             slot.copy_(value)  # into the part: what adapter_tensors gives are views
         elif not torch.equal(value, slot.cpu()):
-            own = parameters[name]
-            new[id(own)] = nn.Parameter(value.to(own.device), requires_grad=value.is_floating_point())
+            value = value.to(slot.device)
+            is_parameter = isinstance(own[name], nn.Parameter)
+            new[id(own[name])] = nn.Parameter(value, value.is_floating_point()) if is_parameter else value
     return new
 
 

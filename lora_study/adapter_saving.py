@@ -136,7 +136,8 @@ def _trained(modules: Mapping[str, nn.Module], saved: Sequence[str]) -> tuple[li
     """What requires gradients besides LoRA and the modules that are stored anyway.
 
     Returns:
-        The modules that PEFT can keep whole, and every other parameter under the name it has in PEFT.
+        The modules that PEFT can keep whole, and every other parameter, with the buffers beside it, under the name it
+        has in PEFT.
     """
     places = Counter(id(p) for _, p in modules[""].named_parameters(remove_duplicate=False))
     whole: list[str] = []
@@ -156,7 +157,8 @@ def _trained(modules: Mapping[str, nn.Module], saved: Sequence[str]) -> tuple[li
         ):
             whole.append(name)
         else:
-            single |= {base_tensor(name, key, ()): p for key, p in trained.items()}
+            state = {key: tensor for key, tensor in module.state_dict().items() if key not in own and "." not in key}
+            single |= {base_tensor(name, key, ()): tensor for key, tensor in (trained | state).items()}
     if base := [name for name in single if ".base_layer." in name]:
         logger.warning(
             "%s requires gradients, so the adapter holds weights of the base model, too; with "

@@ -75,9 +75,9 @@ class PeftConfig:
         lists = [self.layers_pattern] if isinstance(self.layers_pattern, str) else self.layers_pattern
         # The block's number is the first in the name that stands behind a name of the list; by default, behind any
         # that is not the first.
-        patterns = [rf"(?:^|.*?\.){name}\.(\d+)\." for name in lists if name] or [r".*?\.[^.]*\.(\d+)\."]
+        patterns = [_block_below(name) for name in lists if name] or [r".*?\.[^.]*\.(?P<block>\d+)\."]
         found = next((match for pattern in patterns if (match := re.match(pattern, layer))), None)
-        return found is not None and int(found[1]) in blocks
+        return found is not None and int(found["block"]) in blocks
 
     def update(self, layer: str) -> tuple[int, float]:
         """Rank of a layer's update and the factor on it."""
@@ -144,6 +144,11 @@ def _pattern(patterns: Mapping[str, float], layer: str, default: float) -> float
     return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", layer)), default)
 
 
+def _block_below(blocks: Any) -> str:
+    """A pattern for layers of the numbered blocks of a list of that name."""
+    return rf"(?:^|.*?\.){blocks}\.(?P<block>\d+)\."
+
+
 def _is_off(value: Any) -> bool:
     return value is None or value is False or value in ("", "none", [], {})  # 0 is a number, and not off
 
@@ -189,7 +194,9 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a number or numbers of blocks",
     ),
     "layers_pattern": (
-        lambda v: _is_expression(v) or (isinstance(v, list) and all(map(_is_expression, v))),
+        lambda v: all(
+            isinstance(name, str) and _is_expression(_block_below(name)) for name in (v if isinstance(v, list) else [v])
+        ),
         "names of lists of blocks",
     ),
     "rank_pattern": (lambda v: _are_patterns(v, _is_rank), "ranks of 1 or more by regular expression"),

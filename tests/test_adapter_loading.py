@@ -186,6 +186,39 @@ def test_a_layer_in_two_places_is_refused(tmp_path):
         load_adapter(nn.Sequential(shared, nn.Tanh(), shared), tmp_path)
 
 
+class Loop(nn.Module):
+    """A network that runs through one block twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        block = nn.ModuleDict({"lin": nn.Linear(8, 8)})
+        self.blocks = nn.ModuleList([block, block])
+
+    def forward(self, input_ids):
+        x = input_ids.float() / 10
+        for block in self.blocks:
+            x = torch.tanh(block["lin"](x))
+        return x[None]
+
+
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys")  # so PEFT says of what it saved itself
+def test_a_block_in_two_places_is_adapted_in_both(tmp_path):
+    model = peft.get_peft_model(Loop(), peft.LoraConfig(r=2, target_modules=["lin"]))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter)
+    model.save_pretrained(tmp_path / "theirs")
+    ours = Loop().requires_grad_(False)
+    load_adapter(ours, tmp_path / "theirs")
+    torch.testing.assert_close(outputs(ours), outputs(model), atol=1e-5, rtol=0)
+    save_adapter(ours, tmp_path / "ours")
+    back = peft.PeftModel.from_pretrained(Loop(), tmp_path / "ours")
+    torch.testing.assert_close(outputs(back), outputs(model), atol=1e-5, rtol=0)
+    load_adapter(again := Loop(), tmp_path / "ours")
+    torch.testing.assert_close(outputs(again), outputs(model), atol=1e-5, rtol=0)
+
+
 # Types of numbers.
 
 

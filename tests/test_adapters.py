@@ -299,6 +299,8 @@ def refusal(model: nn.Module, folder: Path) -> str:
         ({"layers_to_transform": 7, "target_modules": ["q_lin", "v_lin"]}, ["no layers of this"]),
         ({"layers_to_transform": [True]}, ["layers_to_transform", "True", "number"]),
         ({"layers_to_transform": 0, "target_modules": ".*q_lin"}, ["layers_to_transform", "list of target_modules"]),
+        ({"layers_to_transform": 0, "layers_pattern": "("}, ["layers_pattern", "'('"]),
+        ({"layers_to_transform": 0, "layers_pattern": [3]}, ["layers_pattern", "[3]"]),
         ({"layers_pattern": "layer"}, ["layers_pattern", "layers_to_transform"]),
         ({"trainable_token_indices": 0}, ["trainable_token_indices"]),
         ({"lora_bias": True}, ["lora_bias"]),
