@@ -185,6 +185,8 @@ def _read(path: Path, parts: Mapping[str, nn.Module], own: Mapping[str, Tensor])
     new: dict[int, Tensor] = {}
     for name, tensor in tensors.items():
         slot = slots[name] if name in slots else own[name].detach()
+        if slot.is_meta:
+            raise ConfigError(f"{name.removeprefix(PREFIX)} has no weights yet (device meta); load the base's first")
         value = tensor.to(slot.dtype)
         if not is_finite(value):
             raise ConfigError(f"{path} has values in {name} that {slot.dtype} cannot hold; load the base in float32")

@@ -14,7 +14,7 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from lora_study.peft_config import ADAPTER_CONFIG, matches
 from lora_study.peft_tensors import HEADS, PREFIX, WEIGHTS, adapter_tensors, base_tensor, saved_modules, within
 from lora_study.records import atomic, write_text
 from lora_study.small_files import user_path
+from lora_study.weights import is_finite
 from lora_study.wrapped import plain_modules
 
 # Networks of torch that read the weight of these children where they could call them.
@@ -57,7 +58,7 @@ def save_adapter(
 
     Raises:
         ConfigError: the model has no LoRA layers besides the modules that are stored whole, mixes LoRA with DoRA, has
-            no such module or is spread over processes. Nothing is written.
+            no such module, is spread over processes, or has values that are not finite. Nothing is written.
         OSError: the folder cannot be written.
     """
     modules = plain_modules(model)
@@ -92,11 +93,7 @@ def save_adapter(
         "modules_to_save": [*saved, *whole] or None,
     }
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    # Copies, for tied tensors share memory, which safetensors refuses.
-    copies = {
-        f"{PREFIX}{name}": tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in tensors.items()
-    }
+    copies = {f"{PREFIX}{name}": _copy(name, tensor) for name, tensor in tensors.items()}
     _warn_of_readers(modules, layers)
     folder = user_path(folder)
     with atomic(folder / WEIGHTS) as temporary:
@@ -184,6 +181,17 @@ def _merged(module: nn.Module) -> dict[str, Tensor]:
     return adapter_tensors(module)
 
 
+def _copy(name: str, tensor: Any) -> Tensor:
+    """A tensor as the file can hold it: of its own, for tied ones share memory, which safetensors refuses."""
+    if not isinstance(tensor, Tensor) or tensor.is_meta:
+        raise ConfigError(
+            f"{name} is {'on the meta device' if isinstance(tensor, Tensor) else 'no tensor'}, and cannot be saved"
+        )
+    if not is_finite(tensor):
+        raise ConfigError(f"{name} has values that are not finite, so this adapter is not saved; train it again")
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
 def _warn_of_readers(modules: Mapping[str, nn.Module], layers: Mapping[str, LinearWithLoRA]) -> None:
     if read := [name for name in layers if _is_read(name, modules)]:
         warnings.warn(
@@ -201,7 +209,7 @@ def _is_read(name: str, modules: Mapping[str, nn.Module]) -> bool:
 
 def _ends(names: Sequence[str], modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
     """The given ends of modules' names, each of which must be one."""
-    ends = (names,) if isinstance(names, str) else tuple(names)
+    ends = tuple(names) if isinstance(names, Iterable) and not isinstance(names, str | bytes) else (names,)
     check(len(ends) > 0, "modules_to_save", names, "name modules, or leave it out to store the head")
     for end in ends:
         known = isinstance(end, str) and end != "" and any(name.endswith(end) for name in modules)

@@ -174,7 +174,7 @@ def _is_expression(value: Any) -> bool:
 
 
 def _are_names(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+    return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
 
 
 def _are_patterns(value: Any, is_valid: Callable[[Any], bool]) -> bool:
@@ -185,7 +185,10 @@ def _are_patterns(value: Any, is_valid: Callable[[Any], bool]) -> bool:
 CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "r": (_is_rank, "a whole number of 1 or more"),
     "lora_alpha": (_is_number, "a finite number"),
-    "target_modules": (lambda v: _are_names(v) or _is_expression(v), "a list of layers or a regular expression"),
+    "target_modules": (
+        lambda v: bool(v) and (_are_names(v) or _is_expression(v)),
+        "a list of layers or a regular expression",
+    ),
     "exclude_modules": (lambda v: _are_names(v) or _is_expression(v), "a list of layers or a regular expression"),
     "modules_to_save": (_are_names, "a list of modules"),
     "task_type": (lambda v: isinstance(v, str), "a name"),

@@ -255,6 +255,17 @@ def test_what_the_models_type_cannot_hold_is_refused(tmp_path):
         load_adapter(base("classifier").half(), tmp_path)
 
 
+def test_a_base_without_weights_is_refused(tmp_path):
+    model = base("classifier")
+    inject_lora(model, ["query"], r=2)
+    save_adapter(model, tmp_path)
+    with torch.device("meta"):
+        empty = KINDS["classifier"]()
+    with pytest.raises(ConfigError, match="no weights yet"):
+        load_adapter(empty, tmp_path)
+    assert not list(lora_layers(empty))
+
+
 def test_values_of_eight_bits_are_read(tmp_path):
     model = base("classifier")
     inject_lora(model, ["query"], r=2)

@@ -225,7 +225,13 @@ def test_tied_tensors_of_a_module_that_is_stored_whole(tmp_path):
 
 @pytest.mark.parametrize(
     ("names", "word"),
-    [(["clasifier"], "'clasifier'"), ([], "name modules"), ([""], "''"), (["classifier", "scores"], "'scores'")],
+    [
+        (["clasifier"], "'clasifier'"),
+        ([], "name modules"),
+        ([""], "''"),
+        (["classifier", "scores"], "'scores'"),
+        (3, "3"),
+    ],
 )
 def test_modules_that_are_not_there_are_refused(tmp_path, names, word):
     with pytest.raises(ConfigError, match=f"modules_to_save: .*{word}"):
@@ -274,6 +280,38 @@ def test_paths_may_begin_at_the_home_folder(tmp_path, monkeypatch):
     assert adapters.names == ["one"]
     save_adapter(adapted("distilbert"), tmp_path, base=Path("some") / "base")
     assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == "some/base"
+
+
+@pytest.mark.parametrize("damage", ["nan", "meta", "no tensor"])
+def test_what_no_one_could_load_is_not_written(tmp_path, damage):
+    model = adapted("distilbert")
+    save_adapter(model, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    if damage == "nan":
+        nn.init.constant_(
+            dict(lora_layers(model))["distilbert.transformer.layer.1.attention.q_lin"].lora.lora_B, np.nan
+        )
+    elif damage == "meta":
+        model.classifier.to("meta")
+    else:
+        model.classifier.__class__ = type("Counting", (nn.Linear,), {"get_extra_state": lambda self: {"steps": 3}})
+    word = {
+        "nan": r"layer\.1\..*not finite",
+        "meta": "meta device",
+        "no tensor": "classifier._extra_state is no tensor",
+    }
+    with pytest.raises(ConfigError, match=word[damage]):
+        save_adapter(model, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_frozen_head_goes_with_the_adapter_whatever_it_is_called(tmp_path):
+    model = adapted("questions")
+    nn.init.ones_(model.qa_outputs.weight)
+    save_adapter(model, tmp_path)
+    load_adapter(other := base("questions"), tmp_path)
+    assert torch.equal(other.qa_outputs.weight, model.qa_outputs.weight)
+    assert not other.qa_outputs.weight.requires_grad
 
 
 # Models in a wrapper.
