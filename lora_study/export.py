@@ -8,10 +8,11 @@ from lora_study.card import write_card
 from lora_study.config import ConfigError
 from lora_study.lora import lora_parameters
 from lora_study.records import atomic_folder
+from lora_study.small_files import user_path
 from lora_study.trained import completed_record, load_run
 
 
-def export_run(run: Path, output: Path, overwrite: bool = False) -> str:
+def export_run(run: Path | str, output: Path | str, overwrite: bool = False) -> str:
     """Write a run's adapter folder, whole or not at all.
 
     Args:
@@ -25,6 +26,7 @@ def export_run(run: Path, output: Path, overwrite: bool = False) -> str:
     Raises:
         ConfigError: the run has no LoRA or cannot be read, or the output may not be written.
     """
+    run, output = user_path(run), user_path(output)
     record = completed_record(run)
     if record.mode != "lora":
         raise ConfigError(f"{run} is of mode {record.mode!r}, which has no LoRA to export; use lora-study merge")

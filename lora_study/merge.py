@@ -18,6 +18,7 @@ from lora_study.config import ConfigError, check
 from lora_study.inference import LABELS
 from lora_study.lora import merge_lora
 from lora_study.records import atomic_folder
+from lora_study.small_files import user_path
 from lora_study.trained import TrainedModel
 
 Format = Literal["hf", "onnx"]
@@ -25,11 +26,14 @@ Format = Literal["hf", "onnx"]
 ONNX_PACKAGES = ("onnx", "onnxscript")
 
 
-def write_merged(trained: TrainedModel, output: Path, format: Format = "hf", overwrite: bool = False) -> list[Path]:
+def write_merged(
+    trained: TrainedModel, output: Path | str, format: Format = "hf", overwrite: bool = False
+) -> list[Path]:
     """Merge LoRA into the weights, in fp32, and write the model with its tokenizer, whole or not at all.
 
-    The model is merged in place. Its labels are called negative and positive, and the tokenizer's model_max_length is
-    the run's data.max_length, so that ``truncation=True`` cuts a text where training cut it.
+    The model is merged in place, once the folder may be written. Its labels are called negative and positive, and the
+    tokenizer's model_max_length is the run's data.max_length, so that ``truncation=True`` cuts a text where training
+    cut it.
 
     Args:
         trained: The run, in any mode.
@@ -47,19 +51,14 @@ def write_merged(trained: TrainedModel, output: Path, format: Format = "hf", ove
     """
     if format == "onnx":
         check_onnx()
+    output = user_path(output)
     # A run's folder holds files alone, so overwriting would replace it like any folder that was written here.
     run = output.resolve() == trained.folder.resolve() or (output / "record.json").exists()
     check(not run, "--output", str(output), "it is a run's folder; name another")
     model, tokenizer = trained.model, trained.tokenizer
-    merge_lora(model)
-    model.config.id2label = dict(enumerate(LABELS))
-    model.config.label2id = {label: number for number, label in enumerate(LABELS)}
-    model.config.architectures = [type(model).__name__]
-    length = tokenizer.model_max_length = trained.config.data.max_length
-    tokenizer.backend_tokenizer.enable_truncation(length)  # for those who read tokenizer.json without transformers
-    tokenizer.init_kwargs.pop("max_length", None)  # of the embedded encoder's own training
     try:
         with atomic_folder(output, overwrite) as folder:
+            _make_plain(trained)
             model.config.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             if format == "onnx":
@@ -72,6 +71,18 @@ def write_merged(trained: TrainedModel, output: Path, format: Format = "hf", ove
     except FileExistsError as error:
         raise ConfigError(f"--output: {error}") from error
     return sorted(output.iterdir())
+
+
+def _make_plain(trained: TrainedModel) -> None:
+    """Merge a run's model and say its labels and longest text where others look for them, in place."""
+    model, tokenizer = trained.model, trained.tokenizer
+    merge_lora(model)
+    model.config.id2label = dict(enumerate(LABELS))
+    model.config.label2id = {label: number for number, label in enumerate(LABELS)}
+    model.config.architectures = [type(model).__name__]
+    length = tokenizer.model_max_length = trained.config.data.max_length
+    tokenizer.backend_tokenizer.enable_truncation(length)  # for those who read tokenizer.json without transformers
+    tokenizer.init_kwargs.pop("max_length", None)  # of the embedded encoder's own training
 
 
 def check_onnx() -> None:

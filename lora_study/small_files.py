@@ -9,6 +9,11 @@ from typing import Any
 LARGEST = 4 * 2**20  # bytes: a hundred times the largest there is
 
 
+def user_path(path: str | Path) -> Path:
+    """A path as a user gives it, where `~` is the home folder: no shell expands it in Python, YAML or ``--opt=~/x``."""
+    return Path(path).expanduser()
+
+
 def read_text(path: Path) -> str:
     """The text of a file.
 

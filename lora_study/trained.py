@@ -11,6 +11,7 @@ from lora_study.config import ConfigError, ExperimentConfig
 from lora_study.config_files import experiment_from
 from lora_study.modes import HEAD, apply_mode
 from lora_study.records import Record, RecordError, read_record
+from lora_study.small_files import user_path
 from lora_study.weights import read_weights
 
 ADAPTER = "adapter.safetensors"
@@ -45,7 +46,7 @@ def load_run(folder: str | Path) -> TrainedModel:
         ConfigError: the folder holds no completed run, its encoder is not on this machine or is another than the
             one trained, or the run's weights are missing or damaged.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     record = completed_record(folder)
     config = experiment_from(record.config, str(folder / "record.json"))
     path, again = folder / ADAPTER, "run it again with --overwrite"

@@ -62,11 +62,11 @@ def gpt2_shape(**changes) -> GPT2Config:
 
 @pytest.fixture
 def build(tiny_backbone):
-    """Builds a small network; the same kind has the same weights but for the head, which a seed draws."""
+    """Builds a small frozen network; the same kind has the same weights but for the head, which a seed draws."""
 
     def network(kind: str, head_seed: int = 0) -> nn.Module:
         if kind == "distilbert":
-            return build_model(ModelConfig(backbone=str(tiny_backbone)), head_seed)
+            return build_model(ModelConfig(backbone=str(tiny_backbone)), head_seed).requires_grad_(False)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             if kind == "bert":
@@ -82,7 +82,7 @@ def build(tiny_backbone):
             for name, parameter in model.named_parameters():
                 if name.startswith(("classifier", "score")):
                     nn.init.normal_(parameter)
-        return model.eval()
+        return model.eval().requires_grad_(False)
 
     return network
 
@@ -176,9 +176,10 @@ def test_only_the_saved_layers_are_adapted_where_one_name_is_the_end_of_another(
 
 def test_modules_to_save_says_what_is_stored_whole(build, tmp_path):
     model = adapted(build("distilbert"))
-    save_adapter(model, tmp_path / "none", modules_to_save=())
+    save_adapter(model, tmp_path / "last", modules_to_save=["pre_classifier"])
     other = build("distilbert", head_seed=1)
-    load_adapter(other, tmp_path / "none")
+    load_adapter(other, tmp_path / "last")
+    torch.testing.assert_close(other.pre_classifier.weight, model.pre_classifier.weight)
     torch.testing.assert_close(other.classifier.weight, build("distilbert", 1).classifier.weight)
     model.distilbert.transformer.layer[1].output_layer_norm.weight.data += 0.5
     save_adapter(model, tmp_path / "norm", modules_to_save=["layer.1.output_layer_norm", "classifier"])
@@ -293,7 +294,15 @@ def refusal(model: nn.Module, folder: Path) -> str:
         ({"peft_type": "IA3"}, ["peft_type", "IA3", "LORA"]),
         ({"bias": "all"}, ["bias", "all"]),
         ({"layer_replication": [[0, 1]]}, ["layer_replication"]),
-        ({"layers_to_transform": [1]}, ["layers_to_transform"]),
+        ({"layers_to_transform": [1], "target_modules": ["q_lin", "v_lin"]}, ["unexpected", "layer.0"]),
+        ({"layers_to_transform": 0, "target_modules": ["q_lin", "v_lin"]}, ["unexpected", "layer.1"]),
+        ({"layers_to_transform": 7, "target_modules": ["q_lin", "v_lin"]}, ["no layers of this"]),
+        ({"layers_to_transform": [True]}, ["layers_to_transform", "True", "number"]),
+        ({"layers_to_transform": 0, "target_modules": ".*q_lin"}, ["layers_to_transform", "list of target_modules"]),
+        ({"layers_to_transform": 0, "layers_pattern": "("}, ["layers_pattern", "'('"]),
+        ({"layers_to_transform": 0, "layers_pattern": [3]}, ["layers_pattern", "[3]"]),
+        ({"layers_pattern": "layer"}, ["layers_pattern", "layers_to_transform"]),
+        ({"trainable_token_indices": 0}, ["trainable_token_indices"]),
         ({"lora_bias": True}, ["lora_bias"]),
         ({"a_field_of_tomorrow": 3}, ["a_field_of_tomorrow"]),
         ({"init_lora_weights": "pissa"}, ["init_lora_weights", "pissa", "base weights"]),
@@ -307,6 +316,11 @@ def refusal(model: nn.Module, folder: Path) -> str:
         ({"lora_dropout": 1.5}, ["lora_dropout", "1.5"]),
         ({"target_modules": None}, ["target_modules"]),
         ({"target_modules": 3}, ["target_modules"]),
+        ({"target_modules": []}, ["target_modules", "[]"]),
+        ({"target_modules": ""}, ["target_modules", "''"]),
+        ({"target_modules": ["q_lin", ""]}, ["target_modules", "''"]),
+        ({"modules_to_save": [""]}, ["modules_to_save", "''"]),
+        ({"modules_to_save": "classifier"}, ["modules_to_save", "list"]),
         ({"target_modules": "["}, ["target_modules", "regular expression"]),
         ({"target_modules": ["c_attn"]}, ["target_modules", "DistilBertForSequenceClassification"]),
         ({"target_modules": ["word_embeddings"]}, ["word_embeddings", "Embedding"]),
@@ -315,7 +329,6 @@ def refusal(model: nn.Module, folder: Path) -> str:
         ({"rank_pattern": ["v_lin"]}, ["rank_pattern"]),
         ({"use_rslora": "yes"}, ["use_rslora", "true or false"]),
         ({"use_dora": True}, ["lora_magnitude_vector", "lacks"]),
-        ({"modules_to_save": None}, ["unexpected", "classifier"]),
         ({"modules_to_save": [1]}, ["modules_to_save"]),
     ],
 )

@@ -1,0 +1,340 @@
+"""adapter_loading.py: what PEFT reads in its folders is read here, and nothing else is done in silence."""
+
+import json
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import (
+    DistilBertConfig,
+    DistilBertForQuestionAnswering,
+    DistilBertForSequenceClassification,
+    DistilBertForTokenClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+)
+
+from lora_study import (
+    Adapters,
+    ConfigError,
+    LinearWithLoRA,
+    inject_lora,
+    load_adapter,
+    lora_layers,
+    merge_lora,
+    save_adapter,
+    unmerge_lora,
+)
+
+# PEFT asks transformers by a name that transformers 5 is giving up, and warns of what a tied layer may lead to.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*tie_word_embeddings", "ignore:.*save_embedding_layers"),
+    pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to True but"),
+]
+TOKENS = torch.arange(2, 18).reshape(2, 8)
+SHAPE = {"vocab_size": 40, "dim": 16, "n_heads": 2, "n_layers": 3, "hidden_dim": 24, "initializer_range": 0.2}
+GPT2 = {"vocab_size": 40, "n_embd": 16, "n_layer": 3, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
+KINDS = {
+    "classifier": lambda: DistilBertForSequenceClassification(DistilBertConfig(**SHAPE)),
+    "tokens": lambda: DistilBertForTokenClassification(DistilBertConfig(**SHAPE)),
+    "questions": lambda: DistilBertForQuestionAnswering(DistilBertConfig(**SHAPE)),
+    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**GPT2, initializer_range=0.2)),
+    "gpt2 classifier": lambda: GPT2ForSequenceClassification(GPT2Config(**GPT2, pad_token_id=0)),
+}
+HEADS = ("classifier", "pre_classifier", "qa_outputs", "score")
+
+
+def base(kind: str, head_seed: int = 0) -> nn.Module:
+    """A small frozen network that is always the same but for its head, which a seed draws."""
+    torch.manual_seed(0)
+    model = KINDS[kind]().eval().requires_grad_(False)
+    torch.manual_seed(head_seed)
+    for name, parameter in model.named_parameters():
+        if name.startswith(HEADS):
+            parameter.data.normal_()
+    return model
+
+
+def outputs(model: nn.Module) -> torch.Tensor:
+    """What a network says of two fixed texts."""
+    with torch.no_grad():
+        return model(input_ids=TOKENS)[0].float()
+
+
+def theirs(kind: str, **settings) -> peft.PeftModel:
+    """A network with an adapter of PEFT, all of which has been trained."""
+    settings = {"r": 3, "lora_alpha": 5, "target_modules": ["q_lin", "v_lin"]} | settings
+    model = peft.get_peft_model(base(kind), peft.LoraConfig(**settings)).eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def change(folder: Path, **fields) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+# Adapters of other versions and habits.
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "targets"),
+    [
+        ("classifier", "SEQ_CLS", ["q_lin", "v_lin"]),
+        ("gpt2 classifier", "SEQ_CLS", ["c_proj"]),
+        ("tokens", "TOKEN_CLS", ["q_lin", "v_lin"]),
+        ("questions", "QUESTION_ANS", ["q_lin"]),
+    ],
+)
+def test_a_head_that_only_the_task_implies(tmp_path, kind, task, targets):
+    """PEFT before 0.10 wrote modules_to_save: null."""
+    more = {"fan_in_fan_out": True} if "gpt2" in kind else {}
+    model = theirs(kind, task_type=task, target_modules=targets, **more)
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    change(tmp_path, modules_to_save=None)
+    again = peft.PeftModel.from_pretrained(base(kind, head_seed=1), tmp_path)
+    torch.testing.assert_close(outputs(again), outputs(model), atol=1e-5, rtol=0)
+    ours = base(kind, head_seed=1)
+    assert len(load_adapter(ours, tmp_path)) == 3 * len(targets) * (2 if "c_proj" in targets else 1)
+    torch.testing.assert_close(outputs(ours), outputs(model), atol=1e-5, rtol=0)
+
+
+def test_a_head_that_nothing_names_is_read_all_the_same(tmp_path):
+    model = theirs("classifier", task_type="SEQ_CLS")
+    model.save_pretrained(tmp_path)
+    change(tmp_path, modules_to_save=None, task_type=None)
+    ours = base("classifier", head_seed=1)
+    load_adapter(ours, tmp_path)
+    again = peft.PeftModel.from_pretrained(base("classifier", head_seed=1), tmp_path)
+    torch.testing.assert_close(outputs(again), outputs(model), atol=1e-5, rtol=0)
+    torch.testing.assert_close(outputs(ours), outputs(model), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "blocks"),
+    [
+        ("classifier", {"layers_to_transform": 0}, [0]),
+        ("classifier", {"layers_to_transform": [0, 2]}, [0, 2]),
+        ("classifier", {"layers_to_transform": []}, [0, 1, 2]),
+        ("classifier", {"layers_to_transform": 2, "layers_pattern": "layer"}, [2]),
+        ("classifier", {"layers_to_transform": [1], "layers_pattern": ["blocks", "layer"]}, [1]),
+        (
+            "classifier",
+            {"layers_to_transform": 0, "target_modules": ["q_lin", "distilbert.transformer.layer.2.ffn.lin1"]},
+            [0, 2],
+        ),
+        ("gpt2", {"layers_to_transform": [1, 2], "layers_pattern": "h"}, [1, 2]),
+        ("gpt2", {"layers_to_transform": 0, "layers_pattern": []}, [0]),
+    ],
+)
+def test_some_of_the_blocks(tmp_path, kind, settings, blocks):
+    more = {"target_modules": ["c_attn"], "fan_in_fan_out": True} if kind == "gpt2" else {}
+    model = theirs(kind, **settings, **more)
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    ours = base(kind)
+    names = load_adapter(ours, tmp_path)
+    numbers = {int(part) for name in names for part in name.split(".") if part.isdigit()}
+    assert sorted(numbers) == blocks
+    torch.testing.assert_close(outputs(ours), outputs(model), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("embeddings", ["auto", True, False])
+@pytest.mark.parametrize("targets", [["c_attn", "lm_head"], ["lm_head"]])
+def test_an_update_of_the_output_layer(tmp_path, targets, embeddings):
+    """PEFT stores the tied weight under it, too, unless told not to."""
+    model = theirs("gpt2", target_modules=targets, fan_in_fan_out=True)
+    model.save_pretrained(tmp_path, save_embedding_layers=embeddings)
+    ours = base("gpt2")
+    load_adapter(ours, tmp_path)
+    torch.testing.assert_close(outputs(ours), outputs(model), atol=1e-5, rtol=0)
+    assert ours.lm_head.linear.weight is ours.transformer.wte.weight  # still tied, and not copied
+
+
+def test_embeddings_of_more_tokens(tmp_path):
+    larger = base("gpt2")
+    torch.manual_seed(3)
+    larger.resize_token_embeddings(44, mean_resizing=False)
+    model = peft.get_peft_model(larger, peft.LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True)).eval()
+    model.save_pretrained(tmp_path, save_embedding_layers=True)
+    with pytest.raises(ConfigError, match=r"\(44, 16\), where the model needs \(40, 16\).*with as many tokens"):
+        load_adapter(base("gpt2"), tmp_path)
+    ours = base("gpt2")
+    ours.resize_token_embeddings(44, mean_resizing=False)
+    load_adapter(ours, tmp_path)
+    assert torch.equal(ours.transformer.wte.weight, larger.transformer.wte.weight)
+    assert ours.lm_head.weight is ours.transformer.wte.weight
+    torch.testing.assert_close(outputs(ours), outputs(model), atol=1e-5, rtol=0)
+
+
+def test_a_layer_in_two_places_is_refused(tmp_path):
+    """PEFT adapts it in one of them."""
+    torch.manual_seed(0)
+    shared = nn.Linear(4, 4)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)).requires_grad_(False)
+    inject_lora(model, ["0"], r=2)
+    save_adapter(model, tmp_path)
+    with pytest.raises(ConfigError, match="0 and 2 are one layer"):
+        load_adapter(nn.Sequential(shared, nn.Tanh(), shared), tmp_path)
+
+
+class Loop(nn.Module):
+    """A network that runs through one block twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        block = nn.ModuleDict({"lin": nn.Linear(8, 8)})
+        self.blocks = nn.ModuleList([block, block])
+
+    def forward(self, input_ids):
+        x = input_ids.float() / 10
+        for block in self.blocks:
+            x = torch.tanh(block["lin"](x))
+        return x[None]
+
+
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys")  # so PEFT says of what it saved itself
+def test_a_block_in_two_places_is_adapted_in_both(tmp_path):
+    model = peft.get_peft_model(Loop(), peft.LoraConfig(r=2, target_modules=["lin"]))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter)
+    model.save_pretrained(tmp_path / "theirs")
+    ours = Loop().requires_grad_(False)
+    load_adapter(ours, tmp_path / "theirs")
+    torch.testing.assert_close(outputs(ours), outputs(model), atol=1e-5, rtol=0)
+    save_adapter(ours, tmp_path / "ours")
+    back = peft.PeftModel.from_pretrained(Loop(), tmp_path / "ours")
+    torch.testing.assert_close(outputs(back), outputs(model), atol=1e-5, rtol=0)
+    load_adapter(again := Loop(), tmp_path / "ours")
+    torch.testing.assert_close(outputs(again), outputs(model), atol=1e-5, rtol=0)
+
+
+# Types of numbers.
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_base_of_another_type_keeps_its_own_and_the_update_fp32(tmp_path, dtype):
+    model = base("classifier")
+    inject_lora(model, ["query"], r=2, alpha=3.0)
+    nn.init.normal_(model.distilbert.transformer.layer[0].attention.q_lin.lora.lora_B)
+    save_adapter(model, tmp_path / "fp32")
+    ours = base("classifier", head_seed=1).to(dtype)
+    load_adapter(ours, tmp_path / "fp32")
+    save_adapter(ours, tmp_path / "again")
+    layer = ours.distilbert.transformer.layer[0].attention.q_lin
+    assert isinstance(layer, LinearWithLoRA)
+    assert layer.lora.lora_A.dtype == layer.lora.lora_B.dtype == torch.float32
+    assert layer.linear.weight.dtype == ours.classifier.weight.dtype == dtype
+    once, again = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("fp32", "again"))
+    for name, tensor in once.items():
+        assert torch.equal(again[name], tensor if "lora_" in name else tensor.to(dtype))
+
+
+def test_what_the_models_type_cannot_hold_is_refused(tmp_path):
+    model = base("classifier")
+    inject_lora(model, ["query"], r=2)
+    save_adapter(model, tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(path)
+    tensors["base_model.model.classifier.bias"][1] = 1e6
+    save_file(tensors, path)
+    assert load_adapter(base("classifier"), tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"classifier\.bias that torch\.float16 cannot hold; load the base in float32"
+    ):
+        load_adapter(base("classifier").half(), tmp_path)
+
+
+def test_a_base_without_weights_is_refused(tmp_path):
+    model = base("classifier")
+    inject_lora(model, ["query"], r=2)
+    save_adapter(model, tmp_path)
+    with torch.device("meta"):
+        empty = KINDS["classifier"]()
+    with pytest.raises(ConfigError, match="no weights yet"):
+        load_adapter(empty, tmp_path)
+    assert not list(lora_layers(empty))
+
+
+def test_values_of_eight_bits_are_read(tmp_path):
+    model = base("classifier")
+    inject_lora(model, ["query"], r=2)
+    save_adapter(model, tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    tensors = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in load_file(path).items()}
+    save_file(tensors, path)
+    load_adapter(ours := base("classifier"), tmp_path)
+    torch.testing.assert_close(ours.classifier.weight, model.classifier.weight, atol=0.3, rtol=0)
+
+
+# Adapters that were merged, and models that changed between two of them.
+
+
+@pytest.fixture
+def one(tmp_path):
+    """A base with one adapter in use, of some layers and the head."""
+    model = base("classifier", head_seed=1)
+    inject_lora(model, ["query", "mlp"], r=2, alpha=3.0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter)
+    save_adapter(model, tmp_path / "adapter")
+    adapters = Adapters(base("classifier"))
+    adapters.load("one", tmp_path / "adapter")
+    adapters.use("one")
+    return adapters
+
+
+def test_what_was_merged_away_cannot_be_switched(one, tmp_path):
+    said = outputs(one.model)
+    merged = merge_lora(one.model)
+    for attempt in (
+        lambda: one.use(None),
+        lambda: one.use("one"),
+        lambda: one.remove("one"),
+        lambda: one.load("two", tmp_path / "adapter"),
+    ):
+        with pytest.raises(
+            ConfigError, match=r"'one' is no longer in distil.*q_lin, as after merge_lora.*unmerge_lora"
+        ):
+            attempt()
+        assert (one.active, one.names) == ("one", ["one"])
+        torch.testing.assert_close(outputs(one.model), said, atol=1e-4, rtol=0)
+    unmerge_lora(one.model, merged)
+    assert torch.equal(outputs(one.model), said)
+    one.use(None)
+    assert torch.equal(outputs(one.model), outputs(base("classifier")))
+    one.use("one")
+    assert torch.equal(outputs(one.model), said)
+
+
+def test_a_base_that_has_changed_is_refused(one):
+    one.use(None)
+    inject_lora(one.model, ["layer.2.attention.q_lin"], r=2)
+    with pytest.raises(ConfigError, match=r"layer\.2\.attention\.q_lin is no longer what it was when adapter 'one'"):
+        one.use("one")
+    assert one.active is None
+    assert len(list(lora_layers(one.model))) == 1
+    one.remove("one")
+    assert one.names == []
+
+
+def test_the_models_own_parts_follow_it_while_they_are_out(one):
+    one.model.train()
+    one.model.double()
+    one.use(None)
+    assert all(module.training for module in one.model.modules())
+    assert {parameter.dtype for parameter in one.model.parameters()} == {torch.float64}
+    one.model.float()
+    one.use("one")
+    assert one.model.classifier.weight.dtype == torch.float32
