@@ -226,6 +226,16 @@ class TrainConfig:
             is ddp.
         threads: CPU threads; null leaves torch's choice. Results depend on it in the last digits.
         cache_trunk: Compute the frozen trunk's features once, without dropout, and reuse them in every epoch. Only
+        for part, size in (("val", self.sizes.val), ("test", self.sizes.test)):
+            self.check_scored(part, size)
+
+    def check_scored(self, part: str, size: int | None) -> None:
+        """Refuse a part of which ``drop_last`` would leave no review to score."""
+        if self.drop_last and size is not None and size < self.eval_batch_size:
+            raise ConfigError(
+                f"data.drop_last: {part} has {size} reviews, fewer than data.eval_batch_size {self.eval_batch_size}:"
+                " none would be scored; use a smaller data.eval_batch_size, or set it to false"
+            )
             where nothing below the head is trained.
         dropout_active: Whether dropout acts while training. False trains in eval mode, as happens unnoticed when
             Lightning >= 2.2 is given a freshly loaded model.
