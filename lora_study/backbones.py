@@ -130,6 +130,27 @@ def build_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def check_tables(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, max_length: int) -> None:
+    """Refuse an encoder whose tables are too short for its tokenizer's tokens or for texts of a length.
+
+    Raises:
+        ConfigError: they are, or config.json cannot be had.
+    """
+    shape = read_shape(model_folder(config, ("config.json",)), config)
+    if max_length > shape.max_position_embeddings:
+        raise ConfigError(
+            f"data.max_length: {max_length} is more than the {shape.max_position_embeddings} positions that"
+            f" model.backbone {config.backbone!r} has; use {shape.max_position_embeddings} or less"
+        )
+    vocabulary = tokenizer.get_vocab()
+    token = max(vocabulary, key=lambda token: vocabulary[token])
+    if vocabulary[token] >= shape.vocab_size:
+        raise ConfigError(
+            f"model.backbone: {config.backbone!r} has vectors for {shape.vocab_size} tokens, and its tokenizer gives"
+            f" {vocabulary[token] + 1} ({token!r} is {vocabulary[token]}); use the tokenizer it was trained with"
+        )
+
+
 def build_skeleton(config: ModelConfig) -> DistilBertForSequenceClassification:
     """The same model on the meta device: every name and shape, no weights.
 
@@ -250,7 +271,11 @@ def read_shape(folder: Path, config: ModelConfig) -> DistilBertConfig:
             f"model.backbone: {config.backbone!r} is of type {model_type!r}; this study reads 'distilbert' models only"
         )
     try:
-        return with_settings(content, config)
+        shape = with_settings(content, config)
+        pad, tokens = shape.pad_token_id, shape.vocab_size
+        if pad is not None and not 0 <= pad < tokens:
+            raise ValueError(f"pad_token_id is {pad}, and vocab_size {tokens}")
+        return shape
     except Exception as error:  # transformers' validation of the file's values, of many types
         raise ConfigError(f"model.backbone: {path} is not valid: {one_line(error)}") from error
 

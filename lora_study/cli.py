@@ -123,8 +123,10 @@ def build_parser() -> ConfigParser:
     predict.add_argument("texts", type=str, nargs="*", help="Reviews to classify.")
     predict.add_argument(
         "--file",
-        help="Reviews: a .csv or .jsonl with a column text (and id), a .txt with one per line, or - for stdin.",
+        help="Reviews: a .csv, .tsv, .jsonl or .parquet with a column text (and id), a .txt with one per line (all also"
+        " with .gz), or - for lines of stdin.",
     )
+    predict.add_argument("--text-column", help="Column of the texts, where its name does not tell.")
     predict.add_argument("--output", type=Path, help="A .csv or .jsonl file; by default csv is printed.")
     predict.add_argument(
         "--precision",
@@ -302,9 +304,14 @@ def predict(options: Any, command: str) -> int:
 
     if bool(options.texts) == bool(options.file):
         raise ConfigError("predict takes texts or a --file of them, one of the two")
+    check(not options.text_column or bool(options.file), "--text-column", options.text_column, "it needs a --file")
     if options.output:
         check_output(options.output, options.file)
-    with open_reviews(options.file) if options.file else nullcontext(given_reviews(options.texts)) as reviews:
+    with (
+        open_reviews(options.file, options.text_column)
+        if options.file
+        else nullcontext(given_reviews(options.texts)) as reviews
+    ):
         trained = load_run(options.run)
         prepare(trained, options.precision)
         totals = write_predictions(trained, reviews, options.output)

@@ -163,8 +163,13 @@ class DataConfig:
 
     Args:
         source: 'hub' (stanfordnlp/imdb), 'embedded' (25,000 IMDb reviews from PyPI), or a path: the folder aclImdb/,
-            the archive aclImdb_v1.tar.gz, or a .csv, .parquet or .jsonl table with columns text and label.
+            the archive aclImdb_v1.tar.gz, a table (.csv, .tsv, .jsonl, .ndjson or .parquet, also with .gz), or a folder
+            of Parquet files or that save_to_disk of datasets wrote.
         revision: Commit of the hub data set; null takes its main branch.
+        text_column: The table's column of texts; null finds it where there is one reading (text, review ...).
+        label_column: The table's column of labels; null finds it where there is one reading (label, sentiment ...).
+        labels: What the table's labels mean, as in {bad: 0, good: 1}: 0 is negative, 1 positive. null understands 0
+            and 1, true and false, neg and pos, negative and positive.
         split: 'pooled' shuffles all reviews and cuts them (the article); 'official' keeps the official test
             split for testing and cuts validation from the official training split.
         split_seed: Seed of that shuffle, apart from the run's seed, so that every run is tested on the same reviews.
@@ -185,6 +190,9 @@ class DataConfig:
 
     source: str = "hub"
     revision: str | None = None
+    text_column: str | None = None
+    label_column: str | None = None
+    labels: dict[str, int] | None = None
     split: Literal["pooled", "official"] = "pooled"
     split_seed: int = 123
     sizes: SplitSizes = field(default_factory=SplitSizes)
@@ -200,11 +208,34 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check(bool(self.source.strip()), "data.source", self.source, "use hub, embedded or a path")
+        for name in ("text_column", "label_column"):
+            value = getattr(self, name)
+            check(value is None or bool(value.strip()), f"data.{name}", value, "name a column, or use null")
+            named = value is not None and self.source in ("hub", "embedded")
+            check(not named, f"data.{name}", value, f"data.source {self.source!r} has columns of its own; use null")
+        same = self.text_column is not None and self.text_column == self.label_column
+        check(not same, "data.label_column", self.label_column, "it is data.text_column; name another")
+        if self.labels is not None:  # YAML reads 1 and no as a number and as false; only the former is plain again
+            words = not any(isinstance(label, bool) for label in self.labels)
+            check(words, "data.labels", self.labels, "put yes, no, true and false in quotes")
+            object.__setattr__(self, "labels", {str(label): meaning for label, meaning in self.labels.items()})
+        both = self.labels is None or sorted(set(self.labels.values())) == [0, 1]
+        check(both, "data.labels", self.labels, "give 0 (negative) and 1 (positive) names, as in {bad: 0, good: 1}")
         check(0 <= self.split_seed < 2**32, "data.split_seed", self.split_seed, "use 0 to 4294967295")
         check(3 <= self.max_length <= 512, "data.max_length", self.max_length, "DistilBERT takes 3 to 512 tokens")
         for name in ("batch_size", "eval_batch_size", "bucket_window", "pad_to_multiple_of"):
             value = getattr(self, name)
             check(value >= 1, f"data.{name}", value, "use 1 or more")
+        for part, size in (("val", self.sizes.val), ("test", self.sizes.test)):
+            self.check_scored(part, size)
+
+    def check_scored(self, part: str, size: int | None) -> None:
+        """Refuse a part of which ``drop_last`` would leave no review to score."""
+        if self.drop_last and size is not None and size < self.eval_batch_size:
+            raise ConfigError(
+                f"data.drop_last: {part} has {size} reviews, fewer than data.eval_batch_size {self.eval_batch_size}:"
+                " none would be scored; use a smaller data.eval_batch_size, or set it to false"
+            )
 
 
 @dataclass(frozen=True)
@@ -493,12 +524,14 @@ def deviations(config: ExperimentConfig) -> list[dict[str, Any]]:
     neutral = {
         *("name", "mode", "seed", "lora.r", "lora.alpha", "lora.targets", "model.revision", "data.revision"),
         *("data.cache_dir", "data.eval_batch_size", "data.split_seed", "train.accelerator", "train.devices"),
+        *("data.text_column", "data.label_column", "data.labels"),  # of data.source, which is one
         *("train.num_nodes", "train.strategy", "train.threads", "train.keep_weights", "train.fast"),
         *("train.compile", "data.pad_to_multiple_of"),
         *("partial.blocks", "partial.pre_classifier", "score_test"),
     }
     article, here = flatten(to_dict(ExperimentConfig())) | NOT_FOLLOWED, flatten(to_dict(config))
-    neutral |= {key for key in here if key.startswith("seeds.") or (key.startswith("lora.") and config.mode != "lora")}
+    neutral |= {key for key in here if key.startswith(("seeds.", "data.labels."))}
+    neutral |= {key for key in here if key.startswith("lora.") and config.mode != "lora"}
     return [
         {"field": key, "article": article[key], "here": value}
         for key, value in here.items()

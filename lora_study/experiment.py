@@ -192,7 +192,9 @@ def _build(config: ExperimentConfig, record: Record, place: devices.Place) -> Bu
 
     # Every random choice has its own seed, so that none depends on how many numbers another has drawn.
     seeds = config.resolved_seeds()
-    data = ReviewDataModule(config.data, backbones.build_tokenizer(config.model), order_seed=seeds["data_order"])
+    tokenizer = backbones.build_tokenizer(config.model)
+    backbones.check_tables(config.model, tokenizer, config.data.max_length)
+    data = ReviewDataModule(config.data, tokenizer, order_seed=seeds["data_order"])
     data.setup()
     record.data = data.describe()
     processes = config.train.devices * config.train.num_nodes

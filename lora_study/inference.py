@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from transformers import DistilBertForSequenceClassification
 
-from lora_study.config import check
+from lora_study.config import ConfigError, check
 from lora_study.data.batching import collate, evaluation_batches
-from lora_study.data.stream import Review
+from lora_study.data.reviews import Review
+from lora_study.data.stream import STDIN
 from lora_study.data.tokens import TokenisedReviews, encode
 from lora_study.experiment import pick_device
 from lora_study.lora import merge_lora
@@ -119,12 +120,24 @@ def check_output(output: Path, file: str | None) -> None:
     Raises:
         ConfigError: it is.
     """
-    check(output.suffix in WRITERS, "--output", str(output), f"use {' or '.join(WRITERS)}")
+    check(output.suffix.lower() in WRITERS, "--output", str(output), f"use {' or '.join(WRITERS)}")
     check(not output.is_dir(), "--output", str(output), "it is a folder")
-    above = next(folder for folder in output.absolute().parents if folder.exists())
+    target = Path(os.path.realpath(output))  # of a link, what it points to is written
+    check(not target.is_symlink(), "--output", str(output), "it is a link that leads back to itself")
+    above = next(folder for folder in target.parents if folder.exists())
     check(os.access(above, os.W_OK) and above.is_dir(), "--output", str(output), f"{above} is no folder to write into")
-    same = file is not None and output.exists() and Path(file).exists() and output.samefile(file)
-    check(not same, "--output", str(output), "it is the file of the reviews; name another")
+    check(not _same_file(output, file), "--output", str(output), "it is the file of the reviews; name another")
+
+
+def _same_file(output: Path, file: str | None) -> bool:
+    """Whether a place for predictions is the file that the reviews come from, by whatever name or link."""
+    if file is None or not output.exists():
+        return False
+    try:
+        source = os.fstat(sys.stdin.fileno()) if file == STDIN else Path(file).expanduser().stat()
+    except (AttributeError, OSError, ValueError):  # there is none, or no file behind standard input
+        return False
+    return os.path.samestat(source, output.stat())
 
 
 def write_predictions(trained: TrainedModel, reviews: Iterable[Review], output: Path | None) -> Totals:
@@ -134,16 +147,35 @@ def write_predictions(trained: TrainedModel, reviews: Iterable[Review], output: 
         trained: The run; see `prepare`.
         reviews: The reviews.
         output: A .csv or .jsonl file, written whole or not at all; None prints csv, row by row.
+
+    Raises:
+        ConfigError: a review cannot be read. Those before it are classified and written nevertheless: from a pipe
+            they could not be had again.
     """
     start = time.perf_counter()
+    faults: list[ConfigError] = []
+    sound = _until_fault(reviews, faults)
     if output is None:
         # In a terminal that shows the rows a bar would be in their way.
         with contextlib.nullcontext() if sys.stdout.isatty() else progress() as done:
-            totals = _write_rows(trained, reviews, WRITERS[".csv"](sys.stdout), done)
+            totals = _write_rows(trained, sound, WRITERS[".csv"](sys.stdout), done)
     else:
         with progress() as done, atomic(output) as temporary, temporary.open("w", encoding="utf-8") as stream:
-            totals = _write_rows(trained, reviews, WRITERS[output.suffix](stream), done)
+            totals = _write_rows(trained, sound, WRITERS[output.suffix.lower()](stream), done)
+            if faults and not totals[0]:
+                raise faults[0]
+    if faults:
+        kept = f"; the {totals[0]:,} reviews before it are classified" + (f" in {output}" if output else "")
+        raise ConfigError(f"{faults[0]}{kept if totals[0] else ''}") from faults[0]
     return Totals(*totals, time.perf_counter() - start)
+
+
+def _until_fault(reviews: Iterable[Review], faults: list[ConfigError]) -> Iterator[Review]:
+    """The reviews up to one that cannot be read; why not is put into ``faults``."""
+    try:
+        yield from reviews
+    except ConfigError as error:
+        faults.append(error)
 
 
 def _write_rows(

@@ -90,7 +90,11 @@ def run_dir(results_dir: Path, name: str, seed: int) -> Path:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that replaces it when the block ends well, and vanishes otherwise."""
+    """A temporary path beside ``path`` that replaces it when the block ends well, and vanishes otherwise.
+
+    A link stays, and what it points to is replaced.
+    """
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)

@@ -68,7 +68,7 @@ STUDY = {
 ENCODER = {"model_type": "distilbert", "dim": 32, "n_heads": 4, "n_layers": 2, "hidden_dim": 64, "vocab_size": 99}
 REVIEWS = {
     "text": ["A wonderful film, and long.", "Dull.", 'They said "no",\nand left.', "Très bien"],
-    "label": ["1", "0", "neg", "pos"],
+    "label": ["1", "0", "0", "1"],
     "id": ["a", "b", "c", "d"],
     "split": ["train", "test", "train", ""],
 }

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertForSequenceClassification, DistilBertModel
 
 from lora_study import backbones
-from lora_study.backbones import build_model, build_skeleton, build_tokenizer, describe, rewrite_bert
+from lora_study.backbones import build_model, build_skeleton, build_tokenizer, check_tables, describe, rewrite_bert
 from lora_study.config import ConfigError, ModelConfig
 
 # all-MiniLM-L6-v2 without its two token types and its pooler.
@@ -237,6 +237,21 @@ def too_many_layers_promised(folder: Path) -> None:
 def too_few_layers_promised(folder: Path) -> None:
     shape = json.loads((folder / "config.json").read_text()) | {"n_layers": 1}
     (folder / "config.json").write_text(json.dumps(shape))
+
+
+def test_tables_too_short_for_the_texts_or_the_tokenizer_are_refused(copy: Path) -> None:
+    config, shape = ModelConfig(backbone=str(copy)), json.loads((copy / "config.json").read_text())
+    tokenizer = build_tokenizer(config)
+    positions, tokens = shape["max_position_embeddings"], shape["vocab_size"]
+    check_tables(config, tokenizer, positions)
+    with pytest.raises(ConfigError, match=f"data.max_length: {positions + 1} is more than the {positions} positions"):
+        check_tables(config, tokenizer, positions + 1)
+    tokenizer.add_tokens([f"unheard-of {number}" for number in range(tokens)])
+    with pytest.raises(ConfigError, match=f"vectors for {tokens} tokens, and its tokenizer gives {len(tokenizer)} "):
+        check_tables(config, tokenizer, 8)
+    (copy / "config.json").write_text(json.dumps(shape | {"pad_token_id": tokens}))
+    with pytest.raises(ConfigError, match=f"pad_token_id is {tokens}"):
+        build_model(config, head_seed=1)
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,16 @@ def test_numbers_in_scientific_notation_are_numbers(tmp_path):
         ({"partial": {"blocks": -1}}, ["partial.blocks", "-1"]),
         ({"partial": {"blocks": 1, "pre_classifier": False}}, ["partial.pre_classifier"]),
         ({"seeds": {"dropout": -1}}, ["seeds.dropout", "-1"]),
+        ({"data": {"text_column": " "}}, ["data.text_column", "null"]),
+        ({"data": {"source": "embedded", "label_column": "x"}}, ["data.label_column", "'embedded'", "null"]),
+        ({"data": {"source": "a.csv", "text_column": "x", "label_column": "x"}}, ["data.label_column", "another"]),
+        ({"data": {"labels": {"bad": 0, "good": 2}}}, ["data.labels", "{bad: 0, good: 1}"]),
+        ({"data": {"labels": {"bad": 0}}}, ["data.labels", "{bad: 0, good: 1}"]),
+        ("data: {labels: {no: 0, yes: 1}}", ["data.labels", "in quotes"]),
+        (
+            {"data": {"drop_last": True, "eval_batch_size": 33, "sizes": {"val": 32}}},
+            ["data.drop_last", "val has 32", "data.eval_batch_size 33"],
+        ),
         ({"data": {"padding": "longest"}}, ["data.padding", "max_length"]),
         ({"mode": "last_two_layers", "train": {"cache_trunk": True}, "data": {"drop_last": True}}, ["data.drop_last"]),
         ("lora: [", ["a.yaml", "line 1"]),
@@ -199,6 +209,14 @@ def test_a_mistake_is_one_line_that_names_it(tmp_path, content, words):
     message = str(error.value)
     assert "\n" not in message
     assert all(word in message for word in words), message
+
+
+def test_labels_and_columns_are_no_departure_from_the_article_and_numbers_name_labels(tmp_path):
+    content = {"data": {"text_column": "a", "label_column": "b", "labels": {1: 0, 5: 1}}}
+    config = load_experiment(write(tmp_path, "a.yaml", {"data": {"source": "a.csv"} | content["data"]}))
+    assert config.data.labels == {"1": 0, "5": 1}
+    plain = load_experiment(write(tmp_path, "b.yaml", {"data": {"source": "a.csv"}}))
+    assert deviations(config) == deviations(plain)
 
 
 def test_undecodable_and_missing_files_are_named(tmp_path):

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lora_study.config import ConfigError, DataConfig
+from lora_study.data.cache import fingerprint
 from lora_study.data.sources import load_reviews
 
 REVIEWS = {
@@ -119,7 +120,7 @@ def test_labels_are_understood(tmp_path: Path, negative: object, positive: objec
 @pytest.mark.parametrize(
     ("columns", "expected"),
     [
-        ({"text": ["a"], "sentiment": ["1"]}, "no column label"),
+        ({"text": ["a"], "stars": ["1"]}, "no column 'label', only 'text', 'stars'"),
         ({"text": [], "label": []}, "no "),
         ({"text": ["a", "b"], "label": ["1", "1"]}, "both classes"),
         ({"text": ["a", "b", "c"], "label": ["0", "1", "2"]}, "row 3: label '2'"),
@@ -143,14 +144,14 @@ def test_faulty_tables_are_refused(
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("r.csv", b"", "no column text"),
+        ("r.csv", b"", "no column 'text'"),
         ("r.csv", b"text,label\na,0\nb\xff,1\n", "byte 16 (line 3)"),
         ("r.csv", b"text,label\na,0\nb,1,2\n", "row 2 (line 3) has 3 fields"),
         ("r.csv", b'text,label\na,0\n"b,1\n', "row 2"),
         ("r.jsonl", b"", "no reviews"),
         ("r.jsonl", b'{"text": "a", "label": 0}\n{"text": "b",\n', "line 2 is not JSON"),
         ("r.jsonl", b'{"text": "a", "label": 0}\n["b", 1]\n', "line 2 is not an object"),
-        ("r.jsonl", b'{"text": "a", "label": 0}\n{"text": "b"}\n', "line 2, has no column label"),
+        ("r.jsonl", b'{"text": "a", "label": 0}\n{"text": "b"}\n', "line 2, has no column 'label'"),
         ("r.jsonl", b'{"text": "a\xff", "label": 0}\n', "line 1"),
         (
             "r.jsonl",
@@ -262,6 +263,9 @@ def test_embedded_source_is_the_official_training_split(imdb_reviews: pd.DataFra
     assert reviews["label"].value_counts().to_dict() == {0: 12_500, 1: 12_500}
     assert set(reviews["split"]) == {"train"}
     assert reviews["id"].is_unique
+    # As in every record there is: how a table is read must not change what a published run was of.
+    content = [*reviews["id"], *reviews["text"], *reviews["label"].map(str)]
+    assert fingerprint(content) == "36ac9719635095b86801f5bb7eb9eb3a3fb54f4b64da86f920353001d62e7ae7"
 
 
 def test_embedded_source_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,6 +187,10 @@ def test_a_loss_that_is_not_finite_ends_in_a_failed_record_that_names_the_step(t
         ({"lora": {"targets": ["querry"]}}, "'querry'"),
         ({"data": {"sizes": {"train": 5000}}}, "5,?000"),
         ({"data": {"source": "nowhere.csv"}}, "nowhere.csv"),
+        (
+            {"data": {"sizes": {"train": 303, "val": 60, "test": None}, "drop_last": True, "eval_batch_size": 40}},
+            "data.drop_last: test has 37 reviews, fewer than data.eval_batch_size 40",
+        ),
         ({"model": {"backbone": "./nowhere"}}, "nowhere"),
         ({"train": {"accelerator": "mps"}}, "train.accelerator"),
         ({"train": {"accelerator": "auto", "precision": "16-mixed"}}, "train.precision"),
@@ -197,6 +201,20 @@ def test_a_users_mistake_is_one_line_and_leaves_no_run(tiny, tmp_path, changes, 
         run_experiment(tiny("lora", **changes), tmp_path)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "lora").exists()
+
+
+def test_an_encoder_too_small_for_the_texts_is_refused_before_they_are_read(tiny, tiny_backbone, tmp_path):
+    backbone = shutil.copytree(tiny_backbone, tmp_path / "backbone")
+    shape = json.loads((backbone / "config.json").read_text())
+    for changes, words in (
+        ({"max_position_embeddings": 47}, "data.max_length: 48 is more than the 47 positions"),
+        ({"vocab_size": shape["vocab_size"] - 3}, f"vectors for {shape['vocab_size'] - 3} tokens"),
+    ):
+        (backbone / "config.json").write_text(json.dumps(shape | changes))
+        config = tiny("lora", model={"backbone": str(backbone)}, data={"source": "nowhere.csv"})
+        with pytest.raises(ConfigError, match=words):
+            run_experiment(config, tmp_path / "results")
+    assert not (tmp_path / "results" / "lora").exists()
 
 
 def test_a_completed_run_is_kept_unless_it_is_to_be_overwritten(tiny, tmp_path):

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -184,8 +185,8 @@ def test_output_goes_into_a_file_whole(classify, texts, tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("r.csv", b"", ["no column text"]),
-        ("r.csv", b"review\ngood\n", ["no column text, only review"]),
+        ("r.csv", b"", ["no column 'text'"]),
+        ("r.csv", b"opinion\ngood\n", ["no column 'text', only 'opinion'", "--text-column"]),
         ("r.csv", b"text\ngood\n\xe9t\xe9\n", ["not UTF-8", "line 3", "0xe9", "save it as UTF-8"]),
         ("r.csv", "text\ngood\n".encode("utf-16"), ["not UTF-8", "line 1"]),
         ("r.csv", "text\ngood\n".encode("utf-16-le"), ["line 1", "NUL"]),
@@ -195,13 +196,13 @@ def test_output_goes_into_a_file_whole(classify, texts, tmp_path, name):
         ("r.csv", b"text,id\ngood,a\nbad,\n", ["row 2", "no id"]),
         ("r.jsonl", b'{"text": "good"}\n{"text": \n', ["line 2", "not JSON"]),
         ("r.jsonl", b'{"text": "good"}\n["bad"]\n', ["line 2", "not an object with text"]),
-        ("r.jsonl", b'{"text": "good"}\n{"review": "bad"}\n', ["line 2", "no column text"]),
+        ("r.jsonl", b'{"text": "good"}\n{"review": "bad"}\n', ["line 2", "no column 'text'"]),
         ("r.jsonl", b'{"text": "good"}\n{"text": 5}\n', ["row 2", "not a string"]),
         ("r.jsonl", b'{"text": "good", "id": "\\ud83d"}\n', ["row 1", "id", "surrogate"]),
         ("r.jsonl", b'{"text": ' + b"9" * 5000 + b"}\n", ["line 1", "not JSON"]),
         ("r.txt", b"good\n\x1f\x8b\x08\x00\n", ["not UTF-8", "line 2"]),
         ("r.txt", b"good\n\x00\x01\x02\n", ["line 2", "NUL"]),
-        ("r.xlsx", b"", [".csv, .jsonl, .txt"]),
+        ("r.xlsx", b"", [".csv, .tsv, .jsonl, .ndjson, .parquet, .txt"]),
     ],
 )
 def test_a_faulty_file_is_refused_in_one_line_and_writes_nothing(classify, tmp_path, name, content, words):
@@ -243,9 +244,106 @@ def test_what_was_printed_before_a_faulty_line_stays(classify, monkeypatch):
     pipe(monkeypatch, b"good film\n" * 9 + b"caf\xe9\n")
     status, rows, err = classify("--file", "-")
     assert status == 2
-    assert [row["id"] for row in rows] == [str(line) for line in range(1, 9)]
+    assert [row["id"] for row in rows] == [str(line) for line in range(1, 10)]
     assert "standard input is not UTF-8" in err
-    assert "line 10" in err
+    assert "line 10" in err and "the 9 reviews before it are classified" in err
+
+
+@pytest.mark.parametrize("name", ["r.csv", "r.csv.gz", "r.jsonl", "r.txt", "r.parquet"])
+def test_a_bad_row_at_the_end_is_found_before_the_model_is_loaded(tmp_path, capsys, name):
+    """The run does not even exist."""
+    texts = ["good film"] * 3000 + [" "]
+    frame = pd.DataFrame({"text": texts, "stars": 1})
+    words = ["row 3001", "no text"]
+    if name == "r.parquet":
+        frame.to_parquet(tmp_path / name)
+    elif name == "r.jsonl":
+        frame.to_json(tmp_path / name, orient="records", lines=True)
+        words.append("line 3001:")
+    elif name == "r.txt":
+        (tmp_path / name).write_bytes(b"good film\n" * 3000 + b"caf\xe9\n")
+        words = ["line 3001", "0xe9"]
+    else:
+        frame.to_csv(tmp_path / name, index=False)
+        words.append("line 3002:")
+    assert main(["predict", "--run", "nowhere", "--file", str(tmp_path / name)]) == 2
+    err = capsys.readouterr().err
+    assert all(word in err for word in words), err
+
+
+@pytest.mark.parametrize("good", [0, 9])
+def test_rows_of_a_pipe_before_a_faulty_one_are_kept(classify, tmp_path, monkeypatch, good):
+    monkeypatch.setattr(module, "CHUNK", 4)
+    fifo, output = tmp_path / "r.csv", tmp_path / "said.csv"
+    os.mkfifo(fifo)
+    content = "text,stars\n" + "good film,5\n" * good + "bad\n"
+    writer = threading.Thread(target=fifo.write_text, args=(content,))
+    writer.start()
+    status, _, err = classify("--file", str(fifo), "--output", str(output))
+    writer.join()
+    assert status == 2 and f"row {good + 1} (line {good + 2}) has 1 fields" in err
+    if good:
+        assert [row["id"] for row in csv.DictReader(io.StringIO(output.read_text()))] == [
+            str(row) for row in range(1, good + 1)
+        ]
+        assert f"the 9 reviews before it are classified in {output}" in err
+    assert output.exists() == bool(good) and len(list(tmp_path.iterdir())) == 1 + bool(good)
+
+
+def test_output_through_a_link_replaces_what_the_link_points_to(classify, tmp_path):
+    target, link, texts = tmp_path / "kept" / "said.csv", tmp_path / "link.CSV", tmp_path / "r.txt"
+    texts.write_text("good film\nbad film\n")
+    link.symlink_to(target)
+    for before in (None, "old"):
+        if before:
+            target.write_text(before)
+        assert classify("--file", str(texts), "--output", str(link))[0] == 0
+        assert link.is_symlink() and not target.is_symlink()
+        assert [row["id"] for row in csv.DictReader(io.StringIO(target.read_text()))] == ["1", "2"]
+    link.unlink()
+    link.symlink_to(link.name)
+    status, _, err = classify("--file", str(texts), "--output", str(link))
+    assert status == 2 and "back to itself" in err
+
+
+@pytest.mark.parametrize("way", ["symbolic", "hard", "home", "stdin"])
+def test_the_reviews_own_file_is_never_the_output(classify, tmp_path, monkeypatch, way):
+    source, other = tmp_path / "r.csv", tmp_path / "other.csv"
+    source.write_text("text\ngood\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file, output = str(source), str(other)
+    if way == "symbolic":
+        other.symlink_to(source)
+    elif way == "hard":
+        other.hardlink_to(source)
+    elif way == "home":
+        file, output = "~/r.csv", str(source)
+    else:
+        file, output = "-", str(source)
+    with source.open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        status, _, err = classify("--file", file, "--output", output)
+    assert status == 2 and "file of the reviews" in err
+    assert source.read_text() == "text\ngood\n"
+
+
+def test_a_pipes_lines_end_at_newline_alone(classify, monkeypatch):
+    pipe(monkeypatch, "good\rfilm\x85\n\u2028\nbad\x0cfilm\r\n".encode())
+    status, rows, _ = classify("--file", "-")
+    assert (status, [row["id"] for row in rows]) == (0, ["1", "3"])
+
+
+def test_the_column_of_texts_can_be_named(classify, tmp_path):
+    (tmp_path / "r.csv").write_text("text,review\n,good film\n,bad film\n")
+    assert "--text-column" in classify("--file", str(tmp_path / "r.csv"))[2]
+    status, rows, _ = classify("--file", str(tmp_path / "r.csv"), "--text-column", "review")
+    assert (status, len(rows)) == (0, 2)
+
+
+def test_a_closed_standard_input_is_one_line(classify, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    status, _, err = classify("--file", "-")
+    assert (status, err.count("\n")) == (2, 1) and "closed" in err
 
 
 def test_no_review_gives_no_prediction(classify, monkeypatch):

@@ -13,15 +13,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lora_study.config import ConfigError, one_line
-from lora_study.data.tables import Columns, decode
+from lora_study.data.lines import decode
+from lora_study.data.tables import Table, in_memory
 
 REVIEW = re.compile(r"(train|test)/(neg|pos)/([0-9]+)_([0-9]+)\.txt")
 CHUNK = 1 << 20  # bytes
 LARGEST = 100 * 2**20  # bytes of a member: twice what Stanford's largest has
 
 
-def read_folder(path: Path) -> Columns:
-    """Columns of the folder aclImdb/, or of a folder that holds it.
+def read_folder(path: Path) -> Table:
+    """The reviews of the folder aclImdb/, or of a folder that holds it.
 
     Raises:
         ConfigError: there is no review in it, or one is not UTF-8.
@@ -31,11 +32,11 @@ def read_folder(path: Path) -> Columns:
     named = ((file.relative_to(root).as_posix(), file) for file in files)
     # Only regular files: a link to a device or a pipe would be read for ever.
     reviews = ((name, file.read_bytes()) for name, file in named if REVIEW.fullmatch(name) and file.is_file())
-    return to_columns(reviews, path)
+    return to_table(reviews, path)
 
 
-def read_archive(path: Path) -> Columns:
-    """Columns of the archive aclImdb_v1.tar.gz, read from its stream: nothing is extracted to disk.
+def read_archive(path: Path) -> Table:
+    """The reviews of the archive aclImdb_v1.tar.gz, read from its stream: nothing is extracted to disk.
 
     Only regular members with the name of a review are read, so links, absolute names and names with '..' are never
     followed.
@@ -62,11 +63,11 @@ def read_archive(path: Path) -> Columns:
                 pass
     except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError) as error:  # ValueError: a header's number
         raise ConfigError(f"{path} is not a complete .tar.gz archive ({one_line(error)}); download it again") from error
-    return to_columns(files.items(), path)
+    return to_table(files.items(), path)
 
 
-def to_columns(files: Iterable[tuple[str, bytes]], origin: Path) -> Columns:
-    """Columns of review files, given as name below aclImdb/ and content, sorted by split, label and number."""
+def to_table(files: Iterable[tuple[str, bytes]], origin: Path) -> Table:
+    """A table of review files, given as name below aclImdb/ and content, sorted by split, label and number."""
     reviews = []
     for name, content in files:
         match = REVIEW.fullmatch(name)
@@ -77,4 +78,4 @@ def to_columns(files: Iterable[tuple[str, bytes]], origin: Path) -> Columns:
     if not reviews:
         raise ConfigError(f"{origin} holds no review such as aclImdb/train/pos/0_9.txt; give the folder aclImdb/")
     splits, labels, _, _, ids, texts = (list(column) for column in zip(*sorted(reviews), strict=True))
-    return {"text": texts, "label": labels, "id": ids, "split": splits}
+    return in_memory(str(origin), {"text": texts, "label": labels, "id": ids, "split": splits})

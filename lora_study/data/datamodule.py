@@ -53,7 +53,7 @@ class ReviewDataModule(L.LightningDataModule):
         """Load, split and tokenise the reviews, once; the stage does not matter.
 
         Raises:
-            ConfigError: see `load_reviews` and `split_reviews`.
+            ConfigError: see `load_reviews` and `split_reviews`; or a part is too small for ``drop_last``.
         """
         if self.parts:
             return
@@ -61,6 +61,8 @@ class ReviewDataModule(L.LightningDataModule):
         if self.config.deduplicate:
             reviews = deduplicate(reviews)
         splits = split_reviews(reviews, self.config)
+        for part, rows in splits.items():
+            self.config.check_scored(part, len(rows))
         self._identity = identity(splits, self.config.cache_dir)
         self.parts = {
             part: tokenise(rows, self.tokenizer, self.config.max_length, self.config.cache_dir)

@@ -4,81 +4,78 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import TextIO
 
 from lora_study.config import ConfigError, check
-from lora_study.data.sources import name_of, text_of
-from lora_study.data.tables import AS_UTF8, Row, csv_rows, jsonl_rows, utf8_lines
+from lora_study.data.folders import folder_tables, is_data_set
+from lora_study.data.lines import AS_UTF8, Lines, open_text
+from lora_study.data.reviews import Review, text_of, unlabelled
+from lora_study.data.tables import KINDS, kind_of, open_table
 
 STDIN = "-"
 
 
-class Review(NamedTuple):
-    """A review to classify.
-
-    Attributes:
-        id: Its id, or where it stands: the row of a table, the line of a text.
-        text: What it says.
-    """
-
-    id: str
-    text: str
-
-
 @contextmanager
-def open_reviews(file: str) -> Iterator[Iterator[Review]]:
+def open_reviews(file: str, text_column: str | None = None) -> Iterator[Iterator[Review]]:
     """The reviews of a file, read as they are asked for.
 
+    A regular file is first read once to its end, so that a fault is found before any work is done.
+
     Args:
-        file: A .csv or .jsonl table with a column text, and optionally id; a .txt with a review per line; or "-",
-            standard input, read as a .txt. Blank lines of a .txt are no reviews.
+        file: A table with a column of texts, and optionally id; a folder of such; a .txt with a review per line; or
+            "-", standard input, read as a .txt. Blank lines of a .txt are no reviews.
+        text_column: The column of texts, where its name does not tell.
 
     Raises:
-        ConfigError: the file cannot be read; or, when that row or line is reached, it is malformed, not UTF-8 or has
-            no text.
+        ConfigError: the file cannot be read, or is malformed, not UTF-8 or without a text somewhere; of a pipe
+            raised when that row or line is reached.
     """
     if file == STDIN:
+        check(sys.stdin is not None and not sys.stdin.closed, "--file", file, "standard input is closed")
         sys.stdin.reconfigure(**AS_UTF8)  # type: ignore[union-attr]
         yield text_reviews(sys.stdin, "standard input")
         return
     path = Path(file).expanduser()
-    check(path.suffix in READERS, "--file", file, f"use {', '.join(READERS)}, or - for lines of standard input")
+    if path.is_file() or path.is_dir():
+        for _ in file_reviews(path, file, text_column):
+            pass
+    yield file_reviews(path, file, text_column)
+
+
+def file_reviews(path: Path, name: str, text_column: str | None) -> Iterator[Review]:
+    """The reviews of a file, called ``name`` in errors."""
+    kind, zipped = kind_of(path)
     try:
-        stream = path.open(**AS_UTF8)
+        if path.is_dir():
+            data_set = is_data_set(path)
+            check(data_set, "--file", name, "it is a directory without Parquet files or what save_to_disk writes")
+            yield from unlabelled(folder_tables(path), text_column)
+        elif kind == ".txt":
+            with open_text(path, zipped) as stream:
+                yield from text_reviews(stream, name)
+        else:
+            known = ", ".join((*KINDS, ".txt"))
+            check(kind in KINDS, "--file", name, f"use {known}, or - for lines of standard input")
+            with open_table(path, name) as table:
+                yield from unlabelled([table], text_column)
     except OSError as error:
-        raise ConfigError(f"--file: {file!r} cannot be read: {error.strerror}") from error
-    with stream:
-        yield READERS[path.suffix](stream, file)
+        raise ConfigError(f"--file: {name!r} cannot be read: {error.strerror or error}") from error
 
 
 def given_reviews(texts: Iterable[str]) -> list[Review]:
     """Reviews typed on the command line, called by their number."""
-    return [Review(str(number), text_of(text, f"review {number}")) for number, text in enumerate(texts, start=1)]
+    reviews = []
+    for number, text in enumerate(texts, start=1):
+        try:
+            reviews.append(Review(str(number), text_of(text)))
+        except ValueError as error:
+            raise ConfigError(f"review {number}{error}") from error
+    return reviews
 
 
 def text_reviews(file: TextIO, name: str) -> Iterator[Review]:
     """A review per line that is not blank."""
-    for number, line in enumerate(utf8_lines(file, name), start=1):
-        if text := line.strip():
-            yield Review(str(number), text)
-
-
-def csv_reviews(file: TextIO, name: str) -> Iterator[Review]:
-    """The reviews of a comma-separated table."""
-    return table_reviews(csv_rows(file, name, ("text",), ("id",)), name)
-
-
-def jsonl_reviews(file: TextIO, name: str) -> Iterator[Review]:
-    """The reviews of a table with one JSON object per line."""
-    return table_reviews(jsonl_rows(file, name, ("text",), ("id",)), name)
-
-
-def table_reviews(rows: Iterable[Row], name: str) -> Iterator[Review]:
-    """The reviews of a table's rows; one without an id is called by its row, counted from 1 without the header."""
-    for number, row in enumerate(rows, start=1):
-        place = f"{name}: row {number}"
-        own = text_of(name_of(row["id"], place), f"{place}, id,") if "id" in row else str(number)
-        yield Review(own, text_of(row["text"], place))
-
-
-READERS = {".csv": csv_reviews, ".jsonl": jsonl_reviews, ".txt": text_reviews}
+    lines = Lines(file, name)
+    for line in lines:
+        if line.strip():
+            yield Review(str(lines.number), line.removesuffix("\n").removesuffix("\r"))

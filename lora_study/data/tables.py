@@ -1,183 +1,281 @@
-"""Reviews from a .csv, .jsonl or .parquet table with columns text and label, and optionally id and split.
+"""Tables on disk, row by row in constant memory: .csv, .tsv, .jsonl, .ndjson and .parquet, also with .gz.
 
-Each reader returns plain columns, one list per name; `sources.checked` makes the review table of them. A file
-that cannot be read raises `ConfigError` with the row, counted from 1 without the header. `csv_rows` and `jsonl_rows`
-read a file of any size row by row.
+The text formats are read by Python's csv and json. pandas and pyarrow.csv would be as short, but guess: "NA" as
+missing, "007" as a number, a field too few as an empty one; and they cannot say in which line a fault is.
 """
 
 import csv
+import gzip
+import itertools
 import json
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any, TextIO
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lora_study.config import ConfigError, one_line
+from lora_study.data.lines import BROKEN_GZIP, LONGEST, Lines, open_text
 
-Columns = dict[str, list[Any]]
-Row = dict[str, Any]
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+JSON_LINES = (".jsonl", ".ndjson")
+KINDS = (*DELIMITERS, *JSON_LINES, ".parquet")
+OPTIONAL = ("id", "split")  # columns that a table may have or not
+BATCH = 1024  # rows of a Parquet file in memory
+STRAY = "\ud80d"  # what csv sees of a carriage return that ends no line; no UTF-8 text holds it
+NOT_PARQUET = (pa.ArrowException, OSError, ValueError, KeyError, OverflowError)  # what damaged files were seen to raise
 
-REQUIRED = ("text", "label")
-OPTIONAL = ("id", "split")
-LONGEST = 10_000_000  # characters in a field: beyond any review, but where a quote was never closed
-
-# How to open a file for `utf8_lines`: line ends as they are, since csv fields hold some, and bytes that are not UTF-8
-# kept apart, so that the line they are in is known.
-AS_UTF8: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
-
-
-def decode(data: bytes, name: str | Path) -> str:
-    """Bytes of the file ``name`` as UTF-8 text, without a byte order mark.
-
-    Raises:
-        ConfigError: a byte is not UTF-8; the message says which, and its line.
-    """
-    try:
-        return data.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise not_utf8(name, error.start, line, data[error.start]) from error
+Rows = Iterator[tuple[int | None, tuple[Any, ...]]]
 
 
-def utf8_lines(file: TextIO, name: str | Path) -> Iterator[str]:
-    """The lines of a text file with their ends, without a byte order mark, one at a time.
+@dataclass(frozen=True)
+class Table:
+    """A table, of which nothing is read yet but what its columns are.
 
-    Args:
-        file: The file, opened as `AS_UTF8` says.
+    Attributes:
         name: What to call it in an error.
+        columns: The columns' names, without space around them; None if there is no row to know them from.
+        rows: The rows' line (None where a file has no lines) and values in the given columns; to be called once.
+        classes: The names of the class numbers, of each column that has some (a ClassLabel of datasets).
+        split: Name of the split that the rows are of, if the file or folder is of one.
+    """
+
+    name: str
+    columns: list[str] | None
+    rows: Callable[[Sequence[str]], Rows]
+    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    split: str | None = None
+
+
+def kind_of(path: PurePath) -> tuple[str, bool]:
+    """The ending of a file in small letters, and whether .gz follows it."""
+    name = path.name.lower()
+    return PurePath(name.removesuffix(".gz")).suffix, name.endswith(".gz")
+
+
+@contextmanager
+def open_table(path: Path, name: str) -> Iterator[Table]:
+    """The table in a file of one of the `KINDS`.
 
     Raises:
-        ConfigError: a byte is not UTF-8, or a line holds a NUL, as UTF-16 and binary files do.
+        ConfigError: it is malformed; raised where it is, with the row and line.
+        OSError: it cannot be opened.
     """
-    position = 0  # bytes before the line
-    # A line has an end: /dev/zero has none, nor has a file of gigabytes that is no text.
-    for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), ""), start=1):
-        if len(line) > LONGEST:
-            raise ConfigError(f"{name} is not text: line {number} has over {LONGEST:,} characters; save it as UTF-8")
-        try:
-            length = len(line.encode())
-        except UnicodeEncodeError as error:  # a byte that is not UTF-8 was decoded to half a surrogate pair
-            byte = ord(line[error.start]) - 0xDC00
-            raise not_utf8(name, position + len(line[: error.start].encode()), number, byte) from error
-        if "\0" in line:
-            raise ConfigError(f"{name} is not text: line {number} holds a NUL byte; save it as UTF-8 text")
-        position += length
-        yield line.removeprefix("\ufeff") if number == 1 else line
+    kind, zipped = kind_of(path)
+    if kind == ".parquet":
+        with _unpacked(path, name) if zipped else path.open("rb") as binary:
+            yield _parquet(binary, name)
+        return
+    with open_text(path, zipped) as file:
+        lines = Lines(file, name)
+        yield _delimited(lines, DELIMITERS[kind]) if kind in DELIMITERS else _json_lines(lines)
 
 
-def not_utf8(name: str | Path, position: int, line: int, byte: int) -> ConfigError:
-    """The error for a byte that is not UTF-8."""
-    return ConfigError(f"{name} is not UTF-8: byte {position} (line {line}) is 0x{byte:02x}; save it as UTF-8")
+def in_memory(
+    name: str, columns: Mapping[str, Sequence[Any]], classes: Mapping[str, Sequence[str]] | None = None
+) -> Table:
+    """Columns as a table."""
+
+    def rows(used: Sequence[str]) -> Rows:
+        return ((None, row) for row in zip(*(columns[column] for column in used), strict=True))
+
+    return Table(name, list(columns), rows, classes or {})
 
 
-def names_used(
-    names: Iterable[str],
-    origin: str | Path,
-    required: tuple[str, ...] = REQUIRED,
-    optional: tuple[str, ...] = OPTIONAL,
-) -> list[str]:
-    """Those of a table's column names that are read; the others are ignored.
-
-    Args:
-        names: The table's column names.
-        origin: What to call the table in an error.
-        required: Names that must be there.
-        optional: Names that are read where they are there.
-
-    Raises:
-        ConfigError: a required column is missing.
-    """
-    names = list(names)
-    missing = [name for name in required if name not in names]
-    if missing:
-        raise ConfigError(
-            f"{origin} has no column {' and no column '.join(missing)}, only {', '.join(names) or 'none'};"
-            f" it needs {' and '.join(required)}"
-        )
-    return [name for name in (*required, *optional) if name in names]
+def quoted(names: Iterable[str]) -> str:
+    """Some names, in quotes; of many, those that come first."""
+    listed = list(names)
+    more = f" and {len(listed) - 12} more" if len(listed) > 12 else ""
+    return (", ".join(f"{name!r:.60}" for name in listed[:12]) or "none") + more
 
 
-def csv_rows(
-    file: TextIO, name: str | Path, required: tuple[str, ...] = REQUIRED, optional: tuple[str, ...] = OPTIONAL
-) -> Iterator[Row]:
-    """The rows of a comma-separated table with a header line; an empty field is an empty string.
+def _delimited(lines: Lines, delimiter: str) -> Table:
+    """A table with a header line and fields apart by a delimiter, in quotes where they need them."""
+    csv.field_size_limit(LONGEST)  # csv's own, 131,072 characters, is for the whole process
+    record: list[str] = []  # the lines of the row that is read
 
-    Args:
-        file: The table, opened as `AS_UTF8` says.
-        name: What to call it in an error.
-        required: Columns that must be there.
-        optional: Columns that are read where they are there.
+    def guarded() -> Iterator[str]:
+        for line in lines:
+            record.append(re.sub("\r(?!\n)", STRAY, line) if "\r" in line else line)
+            yield record[-1]
 
-    Raises:
-        ConfigError: a column is missing, or the table malformed from a row on.
-    """
-    csv.field_size_limit(LONGEST)  # csv's own, 131,072 characters, is for the whole process too
-    rows = csv.reader(utf8_lines(file, name), strict=True)
-    number = 0
+    source = guarded()
     try:
-        header = next(rows, [])
-        used = [(column, header.index(column)) for column in names_used(header, name, required, optional)]
-        for row in rows:
-            if not row:  # an empty line
-                continue
-            number += 1
-            if len(row) != len(header):
-                raise ConfigError(
-                    f"{name} is malformed: row {number} (line {rows.line_num}) has {len(row)} fields,"
-                    f" the header has {len(header)}"
-                )
-            yield {column: row[position] for column, position in used}
+        above = csv.reader(source, delimiter=delimiter, skipinitialspace=True, strict=True)
+        header = next((row for row in above if row), [])
+        as_written = next(csv.reader(record[-1:], delimiter=delimiter), [])
     except csv.Error as error:
-        raise ConfigError(f"{name} is malformed: row {number + 1} (line {rows.line_num}): {one_line(error)}") from error
+        raise ConfigError(f"{lines.name} is malformed: its header: {_oddity(lines.last) or one_line(error)}") from error
+    names = [name.strip() for name in header]
+    if any(STRAY in name for name in names):
+        raise ConfigError(f"{lines.name} has carriage returns where lines end; save it with newlines")
+    if len(names) == 1 and (other := re.search(r"[,;\t|]", names[0])):
+        raise ConfigError(
+            f"{lines.name} has one column, {names[0]!r:.80}: its fields seem to be apart by {other.group()!r},"
+            f" not {delimiter!r}; save it as .csv with commas or .tsv with tabs"
+        )
+    # Who writes a space after each comma of the header does so in the rows, where a quote would else be text.
+    spaced = any(name.startswith(" ") for name in as_written[1:])
+    reader = csv.reader(source, delimiter=delimiter, skipinitialspace=spaced, strict=True)
+
+    def rows(columns: Sequence[str]) -> Rows:
+        places = [names.index(column) for column in columns]
+        for line, row in _fields(reader, lines, record, len(names)):
+            values = tuple(row[place].replace(STRAY, "\r") for place in places)
+            quoted_late = any(re.match(' +"', value) for value in values) and re.search(
+                f'(?m:^|{delimiter}) +"', "".join(record)
+            )
+            if quoted_late:
+                raise ConfigError(f"{lines.name} is malformed: line {line} has a space before a quote; remove it")
+            yield line, values
+
+    return Table(lines.name, names, rows)
 
 
-def jsonl_rows(
-    file: TextIO, name: str | Path, required: tuple[str, ...] = REQUIRED, optional: tuple[str, ...] = OPTIONAL
-) -> Iterator[Row]:
-    """The rows of a table with one JSON object per line; arguments and errors as of `csv_rows`."""
-    for number, line in enumerate(utf8_lines(file, name), start=1):
+def _fields(
+    reader: Iterator[list[str]], lines: Lines, record: list[str], width: int
+) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a delimited table with the line on which each begins; ``record`` holds a row as it is written."""
+    number = 0
+    while True:
+        record.clear()
+        line = lines.number + 1
+        place = f"{lines.name} is malformed: row {number + 1} (line {line})"
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            closed = "unexpected end" not in str(error) and "field limit" not in str(error)
+            words = _oddity(lines.last) or one_line(error) if closed else "a quote that opens there is never closed"
+            raise ConfigError(f"{place}: {words}") from error
+        if row is None:
+            return
+        if not row:  # an empty line
+            continue
+        number += 1
+        if len(row) != width:
+            odd = f"; {oddity}" if (oddity := _oddity(lines.last)) else ""
+            raise ConfigError(f"{place} has {len(row)} fields, the header has {width}{odd}")
+        yield line, row
+
+
+def _oddity(line: str) -> str | None:
+    """What is odd about the quotes of a line, for whoever has to repair it."""
+    if '\\"' in line:
+        return r'it has \" in it; write a quote inside a field as two, ""'
+    if re.search(r'"[ \r]+([,\t]|\r?$)|[,\t] +"', line):
+        return "a space or carriage return stands between a quote and the end of its field; remove it"
+    return None
+
+
+def _json_lines(lines: Lines) -> Table:
+    """A table with a JSON object on each line."""
+    records = _objects(lines)
+    first = next(records, None)
+    if first is None:
+        return Table(lines.name, None, lambda columns: iter(()))
+    names = list(first[1])
+
+    def rows(columns: Sequence[str]) -> Rows:
+        for line, record in itertools.chain([first], records):
+            missing = [column for column in columns if column not in record and column not in OPTIONAL]
+            if missing:
+                raise ConfigError(f"{lines.name}, line {line}, has no column {missing[0]!r}, only {quoted(record)}")
+            late = [column for column in OPTIONAL if column in record and column not in names]
+            if late:
+                raise ConfigError(f"{lines.name}, line {line}, has a column {late[0]!r}, and the first row has none")
+            yield line, tuple(record.get(column) for column in columns)
+
+    return Table(lines.name, names, rows)
+
+
+def _objects(lines: Lines) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The JSON objects of a text and their lines; blank lines are passed over."""
+    for line in lines:
         if not line.strip():
             continue
+        malformed = f"{lines.name} is malformed: line {lines.number}"
         try:
-            record = json.loads(line)
+            record = json.loads(line, object_pairs_hook=_each_once)
         except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{name} is malformed: line {number} is not JSON: {one_line(error)}") from error
+            raise ConfigError(f"{malformed} is not JSON: {one_line(error)}") from error
         if not isinstance(record, dict):
-            raise ConfigError(f"{name} is malformed: line {number} is not an object with {' and '.join(required)}")
-        yield {column: record[column] for column in names_used(record, f"{name}, line {number},", required, optional)}
+            raise ConfigError(f"{malformed} is not an object with text and other columns")
+        yield lines.number, record
 
 
-def gathered(rows: Iterable[Row]) -> Columns:
-    """Rows as columns; a value that a row lacks is None."""
-    records = list(rows)
-    names = dict.fromkeys((*REQUIRED, *(name for record in records for name in record)))
-    return {name: [record.get(name) for record in records] for name in names}
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, of which json would take the last of two values with one name."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, _ in pairs if [other for other, _ in pairs].count(name) > 1)
+        raise ValueError(f"it has {twice!r:.60} twice")
+    return found
 
 
-def read_csv(path: Path, extra: tuple[str, ...] = ()) -> Columns:
-    """Columns of a comma-separated table with a header line; the columns ``extra`` are required too."""
-    with path.open(**AS_UTF8) as file:
-        return gathered(csv_rows(file, path, (*REQUIRED, *extra)))
+@contextmanager
+def _unpacked(path: Path, name: str) -> Iterator[BinaryIO]:
+    """A gzipped file, unpacked into a temporary one: Parquet is read from its end."""
+    with tempfile.TemporaryFile() as plain:
+        try:
+            with gzip.open(path) as packed:
+                shutil.copyfileobj(packed, plain)
+        except BROKEN_GZIP as error:
+            raise ConfigError(f"{name} is not a complete .gz file ({one_line(error)}); fetch it again") from error
+        plain.seek(0)
+        yield plain
 
 
-def read_jsonl(path: Path) -> Columns:
-    """Columns of a table with one JSON object per line."""
-    with path.open(**AS_UTF8) as file:
-        return gathered(jsonl_rows(file, path))
-
-
-def read_parquet(path: Path) -> Columns:
-    """Columns of a Parquet table."""
+def _parquet(file: BinaryIO, name: str) -> Table:
+    """A Parquet table."""
     try:
-        file = pq.ParquetFile(path)
-        table = file.read(columns=names_used(file.schema_arrow.names, path))
-        table.validate(full=True)  # finds text that is not UTF-8, and says in which row
-        return {name: table[name].to_pylist() for name in table.column_names}
-    # UnicodeDecodeError: of a column's name; KeyError: a name twice; OverflowError: a date beyond Python's.
-    except (pa.ArrowException, OSError, UnicodeDecodeError, KeyError, OverflowError) as error:
-        raise ConfigError(f"{path} cannot be read as Parquet: {one_line(error)}") from error
+        parquet = pq.ParquetFile(file)
+        schema = parquet.schema_arrow
+        names, classes = [column.strip() for column in schema.names], class_names(schema)
+    except NOT_PARQUET as error:
+        raise ConfigError(f"{name} cannot be read as Parquet: {one_line(error)}") from error
+
+    def rows(columns: Sequence[str]) -> Rows:
+        stored = [schema.names[names.index(column)] for column in columns]
+        yield from arrow_rows(parquet.iter_batches(BATCH, columns=stored), name, stored)
+
+    return Table(name, names, rows, classes)
 
 
-READERS = {".csv": read_csv, ".jsonl": read_jsonl, ".parquet": read_parquet}
+def arrow_rows(batches: Iterable[pa.RecordBatch], name: str, columns: Sequence[str]) -> Rows:
+    """The rows of Arrow batches of the file ``name``, in the given columns."""
+    start = 1
+    try:
+        for batch in batches:
+            batch.validate(full=True)  # finds text that is not UTF-8
+            for values in zip(*(batch.column(column).to_pylist() for column in columns), strict=True):
+                yield None, values
+            start += len(batch)
+    except NOT_PARQUET as error:
+        raise ConfigError(f"{name} cannot be read from row {start} on: {one_line(error)}") from error
+
+
+def class_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """The names of class numbers that datasets writes into a file, by column.
+
+    Raises:
+        ValueError: the metadata are damaged.
+    """
+    content = (schema.metadata or {}).get(b"huggingface", b"{}")
+    try:
+        return class_labels(json.loads(content).get("info", {}).get("features", {}))
+    except (AttributeError, TypeError, RecursionError) as error:
+        raise ValueError("its metadata of datasets are damaged") from error
+
+
+def class_labels(features: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The names of class numbers, by column, as datasets describes features."""
+    found = {name: entry for name, entry in features.items() if isinstance(entry, dict) and entry.get("names")}
+    if not all(isinstance(entry["names"], list) for entry in found.values()):
+        raise TypeError("names of classes are no list")
+    return {column.strip(): [str(name) for name in entry["names"]] for column, entry in found.items()}

@@ -1,0 +1,98 @@
+"""Data sets that are folders: what `save_to_disk` of datasets wrote, and Parquet files as they lie on the hub.
+
+Only Arrow and Parquet files and the descriptions beside them are read: nothing is unpickled, nothing run.
+"""
+
+import re
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from lora_study.config import ConfigError, one_line
+from lora_study.data.reviews import SPLITS
+from lora_study.data.tables import NOT_PARQUET, Table, arrow_rows, class_labels, open_table, quoted
+from lora_study.small_files import read_json
+
+UNLABELLED = ("unsupervised", "unsup")  # splits that are passed over
+NAMES = (*SPLITS, *UNLABELLED)
+
+
+def is_data_set(path: Path) -> bool:
+    """Whether a folder is a data set that `folder_tables` reads."""
+    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file() or bool(_parquet_files(path))
+
+
+def folder_tables(path: Path) -> Iterator[Table]:
+    """The tables of a folder one after the other, train first; unlabelled splits are passed over.
+
+    Raises:
+        ConfigError: a file of it is missing or malformed, or the folder holds several data sets.
+    """
+    if (path / "dataset_dict.json").is_file():
+        splits = _described(path / "dataset_dict.json").get("splits")
+        if not isinstance(splits, list) or not all(isinstance(split, str) for split in splits):
+            raise ConfigError(f"{path}/dataset_dict.json lists no splits; save the data set again")
+        for split in sorted(splits, key=_order):
+            if split not in UNLABELLED:
+                yield from _saved(path / split, split)
+    elif (path / "state.json").is_file():
+        yield from _saved(path, None)
+    else:
+        for split, file in _parquet_files(path):
+            if split not in UNLABELLED:
+                with open_table(file, str(file)) as table:
+                    yield Table(table.name, table.columns, table.rows, table.classes, split)
+
+
+def _saved(folder: Path, split: str | None) -> Iterator[Table]:
+    """The tables of one data set that `save_to_disk` wrote."""
+    try:
+        files = [folder / Path(entry["filename"]).name for entry in _described(folder / "state.json")["_data_files"]]
+        classes = class_labels(_described(folder / "dataset_info.json")["features"])
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{folder} does not say what it holds ({one_line(error)}); save the data set again"
+        ) from error
+    for file in files:
+        try:
+            with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as batches:
+                yield Table(str(file), batches.schema.names, partial(arrow_rows, batches, str(file)), classes, split)
+        except NOT_PARQUET as error:
+            raise ConfigError(f"{file} cannot be read ({one_line(error)}); save the data set again") from error
+
+
+def _described(path: Path) -> dict[str, Any]:
+    try:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({one_line(error)}); save the data set again") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _parquet_files(path: Path) -> list[tuple[str | None, Path]]:
+    """The Parquet files in a folder and the split of each, by the name of the file or of the folder it is in.
+
+    Raises:
+        ConfigError: one split is in several folders, as where a data set has several configurations.
+    """
+    files = (*path.glob("*.parquet"), *path.glob("*/*.parquet"))
+    found = [(_split_of(file), file) for file in files if file.is_file()]
+    for split in {split for split, _ in found}:
+        folders = sorted({str(file.parent.relative_to(path)) for name, file in found if name == split})
+        if len(folders) > 1:
+            raise ConfigError(f"{path} holds several data sets ({quoted(folders)}); name the folder of one of them")
+    return sorted(found, key=lambda entry: (_order(entry[0]), str(entry[1])))
+
+
+def _split_of(file: Path) -> str | None:
+    """The split that a file's name begins with, as in train-00000-of-00001.parquet, or that its folder is called."""
+    stem = re.split("[^a-z]", file.name.lower())[0]
+    return next((name for name in (stem, file.parent.name.lower()) if name in NAMES), None)
+
+
+def _order(split: str | None) -> tuple[int, str]:
+    """Where a split stands: train first, as on the hub."""
+    return (NAMES.index(split) if split in NAMES else len(NAMES), split or "")

@@ -1,0 +1,156 @@
+"""Reviews from tables: the one reader of what is trained on and of what is predicted.
+
+It finds the columns, checks each value, and says of a faulty one in which row and line it stands.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from lora_study.config import ConfigError, DataConfig
+from lora_study.data.labels import Labels
+from lora_study.data.tables import OPTIONAL, Table, quoted
+
+TEXT_NAMES = ("text", "review", "sentence", "content", "comment", "review_text")
+LABEL_NAMES = ("label", "labels", "sentiment", "class", "target", "polarity")
+# Which of the two splits of a study the splits of a data set belong to; unlabelled reviews belong to none.
+SPLITS = {"train": "train", "validation": "train", "valid": "train", "val": "train", "dev": "train", "test": "test"}
+
+
+class Review(NamedTuple):
+    """A review.
+
+    Attributes:
+        id: Its id, or where it stands: the row of a table (from 1, without the header), the line of a text.
+        text: What it says.
+        label: 0 negative, 1 positive; None where labels are not read.
+        split: The official split, "train" or "test"; None where it is not known.
+    """
+
+    id: str
+    text: str
+    label: int | None = None
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column that must be there.
+
+    Attributes:
+        setting: Where the user can name it, for errors.
+        names: Names it is known by, in capitals or not; only looked for where the user has named none.
+        given: Its name, as the user gives it.
+    """
+
+    setting: str
+    names: tuple[str, ...]
+    given: str | None = None
+
+    def find(self, table: Table) -> str:
+        """Its name in a table.
+
+        Raises:
+            ConfigError: there is none, or more than one that it could be.
+        """
+        columns = table.columns or []
+        known = [name for name in columns if name.casefold() in self.names]
+        found = [name for name in columns if name == self.given.strip()] if self.given else known
+        if not found:
+            wanted = repr(self.given or self.names[0])
+            raise ConfigError(
+                f"{table.name} has no column {wanted}, only {quoted(columns)}; name the right one with {self.setting}"
+            )
+        if len(set(found)) > 1:
+            raise ConfigError(
+                f"{table.name} has columns {quoted(found)}: any of them could be meant; name one with {self.setting}"
+            )
+        if len(found) > 1:
+            raise ConfigError(f"{table.name} has {len(found)} columns called {found[0]!r}; rename all but one")
+        return found[0]
+
+
+def labelled(tables: Iterable[Table], config: DataConfig) -> Iterator[Review]:
+    """The reviews of tables with their labels.
+
+    Raises:
+        ConfigError: a column is missing or could be one of several, or a review has no text, no id, a label that is
+            not understood, or another split than train and test.
+    """
+    text = Column("data.text_column", TEXT_NAMES, config.text_column)
+    label = Column("data.label_column", LABEL_NAMES, config.label_column)
+    return _reviews(tables, text, label, Labels(config.labels))
+
+
+def unlabelled(tables: Iterable[Table], text_column: str | None = None) -> Iterator[Review]:
+    """The reviews of tables, whose labels are not read if there are any; errors as of `labelled`."""
+    return _reviews(tables, Column("--text-column", TEXT_NAMES, text_column), None, Labels())
+
+
+def _reviews(tables: Iterable[Table], text: Column, label: Column | None, labels: Labels) -> Iterator[Review]:
+    count: Counter[str | None] = Counter()  # reviews of each split so far
+    for table in tables:
+        if table.columns is None:  # without rows
+            continue
+        used = [text.find(table), *([label.find(table)] if label else [])]
+        for name in OPTIONAL:
+            if name in table.columns:
+                used.append(Column("another name", (name,)).find(table))
+        for number, (line, values) in enumerate(table.rows(used), start=1):
+            row = dict(zip(used, values, strict=True))
+            try:
+                review = Review(
+                    name_of(row["id"] if "id" in row else _place_in_split(table.split, count)),
+                    text_of(row[used[0]]),
+                    labels.read(row[used[1]], table.classes.get(used[1])) if label else None,
+                    split_of(row["split"] if "split" in row else SPLITS.get(table.split or "")),
+                )
+            except ValueError as error:
+                place = f"{table.name}, line {line}" if line else table.name
+                own = f" (id {row['id']!r:.80})" if row.get("id") is not None else ""
+                raise ConfigError(f"{place}: row {number}{own}{error}") from error
+            count[table.split] += 1
+            yield review
+
+
+def _place_in_split(split: str | None, count: Mapping[str | None, int]) -> str:
+    """The id of the next review that has none: as of the hub where it is of a split, else its row."""
+    return str(count[None] + 1) if split is None else f"{split}/{count[split]}"
+
+
+# What is wrong with a value is said so that it can follow the row's name.
+
+
+def name_of(value: Any) -> str:
+    """An id as a string."""
+    if value is None or not str(value).strip():
+        raise ValueError(" has no id; give every review one, or leave the column out")
+    return _encodable(str(value), "id")
+
+
+def text_of(value: Any) -> str:
+    """A review's text, which must have a character to read and be encodable."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise ValueError(" has no text; remove the row or fill it in")
+    if not isinstance(value, str):
+        raise ValueError(f": text {value!r:.80} is not a string")
+    return _encodable(value, "text")
+
+
+def _encodable(value: str, what: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f": {what} has half a surrogate pair at character {error.start}; repair it") from error
+    return value
+
+
+def split_of(value: Any) -> str | None:
+    """An official split, or None for an empty one."""
+    key = value.strip().lower() if isinstance(value, str) else value
+    if key in ("train", "test"):
+        return str(key)
+    if key is None or key == "":
+        return None
+    raise ValueError(f": split {value!r:.80} is not understood; use train or test, or leave it empty")

@@ -1,0 +1,301 @@
+"""Tables as people have them: every format read to the same reviews, every odd one refused by name of what is odd."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lora_study.config import ConfigError, DataConfig
+from lora_study.data.sources import load_reviews
+from lora_study.data.stream import open_reviews
+
+# Text that readers like to change.
+TEXTS = ["NA", "007", 'a, "b"\tc', "one\ntwo", "form\x0cfeed\x85and\u2028more", "null", " nan "]
+LABELS = [0, 1, 1, 0, 1, 0, 0]
+
+
+def load(path: Path, **changes: Any) -> pd.DataFrame:
+    return load_reviews(DataConfig(source=str(path), **changes))
+
+
+def written(folder: Path, name: str, content: str) -> Path:
+    (folder / name).write_bytes(content.encode())
+    return folder / name
+
+
+def to_predict(path: Path, text_column: str | None = None) -> list[tuple[str, str]]:
+    with open_reviews(str(path), text_column) as reviews:
+        return [(review.id, review.text) for review in reviews]
+
+
+def refusal(path: Path, **changes: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(path, **changes)
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def table(path: Path, frame: pd.DataFrame) -> None:
+    """Write a frame as the type that the path's ending says, in capitals or not, with .gz or not."""
+    plain = path.with_name("plain")
+    kind = path.name.lower().removesuffix(".gz").rsplit(".")[-1]
+    if kind == "parquet":
+        frame.to_parquet(plain)
+    elif kind in ("jsonl", "ndjson"):
+        frame.to_json(plain, orient="records", lines=True, force_ascii=False)
+    else:
+        frame.to_csv(plain, index=False, sep="\t" if kind == "tsv" else ",")
+    content = plain.read_bytes()
+    plain.unlink()
+    path.write_bytes(gzip.compress(content) if path.name.lower().endswith(".gz") else content)
+
+
+@pytest.mark.parametrize("zipped", ["", ".gz", ".GZ"])
+@pytest.mark.parametrize("ending", [".csv", ".TSV", ".jsonl", ".ndjson", ".Parquet"])
+def test_every_format_gives_the_same_reviews_to_train_on_and_to_predict(tmp_path, ending, zipped):
+    path = tmp_path / f"reviews{ending}{zipped}"
+    ids = ["01", "2.0", "NaN", "x y", "é", "-", "None"]
+    table(path, pd.DataFrame({"id": ids, "review": TEXTS, "Sentiment": LABELS}))
+    reviews = load(path)
+    assert reviews["text"].tolist() == TEXTS
+    assert reviews["label"].tolist() == LABELS
+    assert reviews["id"].tolist() == ids
+    assert to_predict(path) == list(zip(ids, TEXTS, strict=True))
+
+
+@pytest.mark.parametrize("name", ["r.csv.gz", "r.txt.gz", "r.parquet.gz"])
+@pytest.mark.parametrize(
+    "spoil", [lambda whole: whole[:-9], lambda whole: whole[:-8] + bytes(8), lambda whole: b"text"]
+)
+def test_a_gzip_file_that_is_not_whole_is_refused(tmp_path, name, spoil):
+    (tmp_path / name).write_bytes(spoil(gzip.compress(b"text\n" * 1000)))
+    with pytest.raises(ConfigError, match=r"is not a complete \.gz file"):
+        to_predict(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("content", "text", "label"),
+    [
+        ("text, label\na, 0\nb, 1\n", "a", 0),
+        ('label, text \n1, "a, b"\n0, c\n', "a, b", 1),
+        ("\ufefftext,label\r\na,1\r\nb,0\r\n", "a", 1),
+        ("\n\ntext,label\na,1\n\nb,0\n", "a", 1),
+        ("text,label,,\na,1,,\nb,0,,\n", "a", 1),
+        ("text,label\na\rb,1\nc,0\n", "a\rb", 1),
+        ('text,label\n"a\rb\r\nc\x0c\u2028\x85",1\nc,0\n', "a\rb\r\nc\x0c\u2028\x85", 1),
+        ("rating,text,label\n9,a,1\n1,b,0\n", "a", 1),
+        ('text,label\n" ""a"" film",1\nb,0\n', ' "a" film', 1),
+    ],
+)
+def test_odd_csv_is_read_as_it_is_meant(tmp_path, content, text, label):
+    reviews = load(written(tmp_path, "r.csv", content))
+    assert (reviews["text"][0], reviews["label"][0], len(reviews)) == (text, label, 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('text,label\n"He said \\"no\\", twice",0\n', ["row 1 (line 2)", r"\""]),
+        ('text,label\n"a\nb",0\nc,"0" \nd,1\n', ["row 2 (line 4)", "between a quote and the end of its field"]),
+        ('label,text\n0, "a film"\n1,b\n', ["line 2", "a space before a quote"]),
+        ('label,text\n0, "a, film"\n1,b\n', ["row 1 (line 2) has 3 fields", "quote"]),
+        ('text,label\na,0\n"b,1\nc,0\n', ["row 2 (line 3)", "never closed"]),
+        ("text,label\ra,0\rb,1\r", ["carriage returns"]),
+        ("text;label\na;0\nb;1\n", ["one column, 'text;label'", "apart by ';'"]),
+        ('text,label\n"a\nb",0\n,1\n', ["line 4: row 2 has no text"]),
+        ("text,label,label\na,0,1\nb,1,0\n", ["2 columns called 'label'"]),
+        ("text, text ,label\na,a,1\nb,b,0\n", ["2 columns called 'text'"]),
+        ("text,Review,label\na,b,1\nb,c,0\n", ["'text', 'Review'", "data.text_column"]),
+        ("text,label,sentiment\na,0,1\nb,1,0\n", ["'label', 'sentiment'", "data.label_column"]),
+        ("id,id,text,label\na,0,x,1\n", ["2 columns called 'id'"]),
+    ],
+)
+def test_a_csv_that_cannot_be_read_is_refused_by_name_of_what_is_odd(tmp_path, content, words):
+    message = refusal(written(tmp_path, "r.csv", content))
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"text": "a", "label": 0, "label": 1}\n', ["line 1", "'label' twice"]),
+        ('{"text": "a", "label": 0}\n\n{"text": "b", "label": 1, "id": "x"}\n', ["line 3", "'id'"]),
+        ('{"text": "a", "label": 0}\n\n{"text": "b", "label": NaN}\n', ["line 3: row 2: label nan"]),
+    ],
+)
+def test_odd_json_lines_are_refused(tmp_path, content, words):
+    message = refusal(written(tmp_path, "r.jsonl", content))
+    assert all(word in message for word in words), message
+
+
+# Columns and labels ----------------------------------------------------------------------------------------------
+
+
+def test_columns_and_labels_are_what_the_user_says(tmp_path):
+    path = written(tmp_path, "r.csv", "text,note,stars,label\na,x,5,0\nb,y,1.0,0\nc,z,4,1\n")
+    reviews = load(path, text_column="note", label_column="stars", labels={"1": 0, "4": 1, "5": 1})
+    assert reviews["text"].tolist() == ["x", "y", "z"]
+    assert reviews["label"].tolist() == [1, 0, 1]
+    assert to_predict(path, "note") == [("1", "x"), ("2", "y"), ("3", "z")]
+    assert "no column 'nope', only 'text', 'note', 'stars', 'label'" in refusal(path, text_column="nope")
+    assert "label '4' is none of those" in refusal(path, label_column="stars", labels={"1": 0, "5": 1})
+    assert "name each label once" in str(_config_error(path, labels={"bad": 0, "Bad ": 1}))
+
+
+def _config_error(path: Path, **changes: Any) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        load(path, **changes)
+    return caught.value
+
+
+def test_settings_for_tables_are_refused_for_other_sources(tmp_path):
+    review = tmp_path / "aclImdb" / "train" / "pos" / "0_9.txt"
+    review.parent.mkdir(parents=True)
+    review.write_text("good")
+    with pytest.raises(ConfigError, match="they are for tables"):
+        load(tmp_path, text_column="text")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (["0.0", "1.0"], [0, 1]),
+        (["True", "False"], [1, 0]),
+        (["TRUE", " false"], [1, 0]),
+        (["pos", "neg"], [1, 0]),
+        (["Negative", "Positive"], [0, 1]),
+        ([1, 0.0], [1, 0]),
+        ([True, False], [1, 0]),
+    ],
+)
+def test_labels_are_what_they_say(tmp_path, values, expected):
+    rows = [json.dumps({"text": "a", "label": value}) for value in values]
+    assert load(written(tmp_path, "r.jsonl", "\n".join(rows)))["label"].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([0, -1], ["row 2: label -1", "unlabelled"]),
+        (["0", "1", "2"], ["row 3: label '2'", "2 classes", "model.num_labels", "data.labels"]),
+        ([0, 1, 1.5], ["row 3: label 1.5"]),
+        (["neg", "pos", "neutral"], ["row 3: label 'neutral'", "2 classes"]),
+        ([0, "pos"], ["row 2: label 'pos' stands among labels such as 0"]),
+        ([0, True], ["row 2: label True stands among"]),
+        ([0, "1"], ["row 2: label '1' stands among"]),
+        (["neg", "positive"], ["row 2: label 'positive' stands among"]),
+        (["", "1"], ["row 1: label '' is empty"]),
+    ],
+)
+def test_labels_that_could_be_misread_are_refused(tmp_path, values, words):
+    rows = [json.dumps({"text": "a", "label": value}) for value in values]
+    message = refusal(written(tmp_path, "r.jsonl", "\n".join(rows)))
+    assert all(word in message for word in words), message
+
+
+def class_label(path: Path, names: Any, labels: list[int]) -> Path:
+    """A Parquet file with names for its class numbers, as datasets writes them."""
+    features = {"label": {"names": names, "_type": "ClassLabel"}, "text": {"dtype": "string", "_type": "Value"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    columns = {"text": [f"text {row}" for row in range(len(labels))], "label": labels}
+    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["neg", "pos"], [0, 1, 1]),
+        (["pos", "neg"], [1, 0, 0]),
+        (["positive", "negative"], [1, 0, 0]),
+        (["1", "0"], [1, 0, 0]),
+    ],
+)
+def test_the_names_of_class_numbers_decide(tmp_path, names, expected):
+    assert load(class_label(tmp_path / "r.parquet", names, [0, 1, 1]))["label"].tolist() == expected
+
+
+def test_class_numbers_whose_names_do_not_say_are_refused_until_the_user_does(tmp_path):
+    path = class_label(tmp_path / "r.parquet", ["good", "bad"], [0, 1, 1])
+    assert "row 1: label 'good'" in refusal(path)
+    assert load(path, labels={"bad": 0, "good": 1})["label"].tolist() == [1, 0, 0]
+    path = class_label(tmp_path / "r.parquet", ["neg", "pos"], [0, 1, -1])
+    assert "row 3: label -1 is none of the table's classes ('neg', 'pos'): it is unlabelled" in refusal(path)
+    path = class_label(tmp_path / "r.parquet", ["neg", "neutral", "pos"], [0, 1, 2])
+    assert "row 2: label 'neutral'" in refusal(path)
+    assert "cannot be read as Parquet" in refusal(class_label(tmp_path / "r.parquet", {"0": "neg"}, [0, 1]))
+
+
+def test_two_parquet_columns_of_one_name_are_refused_where_they_are_read(tmp_path):
+    columns = [pa.array(["a", "b"]), pa.array([0, 1]), pa.array([1, 0])]
+    pq.write_table(pa.Table.from_arrays(columns, names=["text", "label", "label"]), tmp_path / "r.parquet")
+    assert "2 columns called 'label'" in refusal(tmp_path / "r.parquet")
+    columns.append(pa.array([1, 0]))
+    pq.write_table(pa.Table.from_arrays(columns, names=["text", "label", "x", "x"]), tmp_path / "r.parquet")
+    assert load(tmp_path / "r.parquet")["label"].tolist() == [0, 1]
+
+
+# Folders ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def data_set() -> datasets.Dataset:
+    """Three reviews whose class 0 is positive."""
+    features = {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["pos", "neg"])}
+    rows = {"text": ["a", "b", "c"], "label": [0, 1, 1]}
+    return datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+
+
+def test_a_folder_that_save_to_disk_wrote_is_read(data_set, tmp_path):
+    data_set.save_to_disk(tmp_path / "one", num_shards=2)
+    reviews = load(tmp_path / "one")
+    assert reviews["id"].tolist() == ["1", "2", "3"]
+    assert reviews["text"].tolist() == ["a", "b", "c"] and reviews["label"].tolist() == [1, 0, 0]
+    assert reviews["split"].tolist() == [None] * 3
+    parts = {"test": data_set, "unsupervised": data_set, "validation": data_set, "train": data_set}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "many")
+    reviews = load(tmp_path / "many")
+    assert reviews["id"].tolist() == [f"{split}/{row}" for split in ("train", "validation", "test") for row in range(3)]
+    assert reviews["split"].tolist() == ["train"] * 6 + ["test"] * 3
+    assert [text for _, text in to_predict(tmp_path / "many")] == ["a", "b", "c"] * 3
+
+
+@pytest.mark.parametrize("spoilt", ["state.json", "dataset_info.json", "data-00000-of-00001.arrow"])
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]"])
+def test_a_damaged_folder_of_save_to_disk_is_refused(data_set, tmp_path, spoilt, content):
+    data_set.save_to_disk(tmp_path / "one")
+    (tmp_path / "one" / spoilt).write_bytes(content)
+    assert "save the data set again" in refusal(tmp_path / "one")
+
+
+def test_the_hubs_folder_of_parquet_files_is_read_as_the_hub_is(data_set, tmp_path):
+    folder = tmp_path / "plain_text"
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001", "unsupervised-00000-of-00001"):
+        data_set.to_parquet(folder / f"{name}.parquet")
+    for path in (tmp_path, folder):
+        reviews = load(path)
+        assert reviews["id"].tolist() == [*(f"train/{row}" for row in range(6)), "test/0", "test/1", "test/2"]
+        assert reviews["label"].tolist() == [1, 0, 0] * 3
+        assert reviews["split"].tolist() == ["train"] * 6 + ["test"] * 3
+    data_set.to_parquet(tmp_path / "other" / "train-0.parquet")
+    assert "several data sets ('other', 'plain_text')" in refusal(tmp_path)
+
+
+# What is predicted -----------------------------------------------------------------------------------------------
+
+
+def test_lines_of_a_text_end_at_newline_alone(tmp_path):
+    path = written(tmp_path, "r.txt", "a\rb\n\x0c\n\nc\x85d\u2028e\x0bf\r\n g \n")
+    assert to_predict(path) == [("1", "a\rb"), ("4", "c\x85d\u2028e\x0bf"), ("5", " g ")]
+
+
+def test_a_table_longer_than_a_batch_is_read_whole_and_in_order(tmp_path):
+    rows = [f"text {row}" for row in range(5000)]
+    pd.DataFrame({"text": rows}).to_parquet(tmp_path / "r.parquet", row_group_size=700)
+    assert [text for _, text in to_predict(tmp_path / "r.parquet")] == rows
