@@ -272,8 +272,8 @@ def _data(record: Record) -> Iterator[str]:
     if data.get("deduplicate"):
         yield "Exact copies were removed before splitting."
     if data.get("overlap"):
-        table = contamination_table([record])[["reviews", "exact", "near", "of"]]
-        yield "Copies of a review among the others (exact: but for white space; — is not measured):"
+        table = contamination_table([record])[["reviews", "copies", "of"]]
+        yield "Copies of a review among the others, up to white space:"
         yield markdown_table(table)
     else:
         yield f"Copies of a review among the others: {NOT_MEASURED}."

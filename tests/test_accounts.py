@@ -7,19 +7,18 @@ from fabricate import failed, record
 from lora_study.report.accounts import compute_table, contamination_table
 
 
-def test_contamination_counts_exact_and_near_copies():
-    near = {"near": {"across": {"test_in_train": 9}, "within": {"train": 7}, "threshold": 0.5}}
-    runs = [record("full"), record("lora_default", data={"overlap": near})]
+def test_contamination_counts_copies_of_records_old_and_new():
+    near = {"near": {"across": {"test_in_train": 9}, "within": {"train": 7}, "threshold": 0.5}}  # of old records
+    runs = [record("full"), record("lora_default", data={"overlap": near, "sizes": {"test": 800}})]
     table = contamination_table(runs)
-    rows = [tuple(row) for row in table[["reviews", "exact", "of", "experiments"]].itertuples(index=False)]
+    rows = [tuple(row) for row in table[["reviews", "copies", "of", "experiments"]].itertuples(index=False)]
     assert rows[:2] == [
         ("test reviews with a copy in train", 4, 1000, "full"),
-        ("test reviews with a copy in train", 4, 1000, "lora_default"),
+        ("test reviews with a copy in train", 4, 800, "lora_default"),
     ]
-    assert pd.isna(table["near"][0]) and table["near"][1] == 9
-    assert table["exact_share"][0] == pytest.approx(0.4)
-    same = table[table["reviews"] == "test reviews that repeat another"]
-    assert same["experiments"].tolist() == ["all"] and same["exact"].tolist() == [1]
+    assert table["share"][:2].tolist() == pytest.approx([0.4, 0.5])
+    same = table[table["reviews"] == "train reviews that repeat another"]
+    assert same["copies"].tolist() == [3]
 
 
 def test_records_without_an_overlap_make_an_empty_table():

@@ -208,8 +208,8 @@ def test_names_every_run_and_fact(study):
     runs = section(page, "Runs")
     assert runs.count("| completed |") == 7 and "loss is not finite" in runs
     assert "[lora_default/seed-2/record.json](lora_default/seed-2/record.json)" in runs
-    assert "| overlap.across.test_in_train | 4 | all |" in section(page, "Data")
-    assert "| test reviews with a copy in train | 4 | — | 1,000 | 0.40 | all |" in section(page, "Contamination")
+    assert "| sizes.train | 2,000 | all |" in section(page, "Data")
+    assert "| test reviews with a copy in train | 4 | 1,000 | 0.40 | all |" in section(page, "Contamination")
     assert "| versions.torch | 2.13.0 | all |" in section(page, "Hardware and versions")
     assert "lora-study report --results-dir results/embedded" in section(page, "How to regenerate")
     comparison = section(page, "Comparison with the article")

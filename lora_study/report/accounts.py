@@ -11,10 +11,9 @@ from lora_study.tables import all_measured, all_or
 
 CONTAMINATION = {
     "reviews": "string",
-    "exact": "Int64",
-    "near": "Int64",
+    "copies": "Int64",
     "of": "Int64",
-    "exact_share": "float64",
+    "share": "float64",
     "experiments": "string",
 }
 
@@ -30,10 +29,10 @@ COMPUTE = {
 
 
 def contamination_table(records: Iterable[Record]) -> pd.DataFrame:
-    """Reviews that have a copy among the others: exact (white space folded) and near copies, per pair of parts.
+    """Reviews that have a copy among the others (white space folded), per pair of parts.
 
-    Columns: reviews (what is counted), exact, near (null where it was not looked for), of (reviews of that part),
-    exact_share (percent of these), experiments ('all' if every one has these counts).
+    Columns: reviews (what is counted), copies, of (reviews of that part), share (percent of these), experiments ('all'
+    if every one has these counts).
     """
     records = [record for record in records if record.data.get("overlap")]
     holds: dict[tuple[Any, ...], list[str]] = {}
@@ -45,13 +44,12 @@ def contamination_table(records: Iterable[Record]) -> pd.DataFrame:
     rows = [
         {
             "reviews": what,
-            "exact": exact,
-            "near": near,
+            "copies": copies,
             "of": size,
-            "exact_share": 100 * exact / size if exact is not None and size else None,
+            "share": 100 * copies / size if copies is not None and size else None,
             "experiments": all_or(names, everyone),
         }
-        for (what, exact, near, size), names in holds.items()
+        for (what, copies, size), names in holds.items()
     ]
     order = list(dict.fromkeys(row["reviews"] for row in rows))
     rows.sort(key=lambda row: order.index(row["reviews"]))
@@ -93,14 +91,12 @@ def hardware_label(record: Record) -> str | None:
     return hardware.get("cpu") and f"{hardware['cpu']}{f', {threads} threads' if threads else ''}"
 
 
-def _copies(record: Record) -> Iterator[tuple[str, int | None, int | None, int | None]]:
-    """What is counted, exact copies, near copies and out of how many reviews; the most telling pair first."""
+def _copies(record: Record) -> Iterator[tuple[str, int | None, int | None]]:
+    """What is counted, copies and out of how many reviews; the most telling pair first."""
     overlap, sizes = record.data["overlap"], record.data.get("sizes") or {}
-    near = overlap.get("near") or {}
-    near_across, near_within = near.get("across") or {}, near.get("within") or {}
     across, within = overlap.get("across") or {}, overlap.get("within") or {}
     for pair in sorted(across, key=lambda pair: pair != "test_in_train"):
         part, _, other = pair.partition("_in_")
-        yield f"{part} reviews with a copy in {other}", across[pair], near_across.get(pair), sizes.get(part)
+        yield f"{part} reviews with a copy in {other}", across[pair], sizes.get(part)
     for part, count in within.items():
-        yield f"{part} reviews that repeat another", count, near_within.get(part), sizes.get(part)
+        yield f"{part} reviews that repeat another", count, sizes.get(part)
