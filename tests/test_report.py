@@ -91,8 +91,9 @@ def test_writes_tables_figures_and_pages(study):
     folder, files = study
     assert set(files) == {
         *("summary.csv", "parameters.csv", "report.md", "report.html", "checklist.md"),
-        *(f"figures/{name}.{end}" for name in FIGURES for end in ("png", "svg")),
-        *(f"tables/{name}.{end}" for name in TABLES for end in ("csv", "md", "tex")),
+        *(f"figures/{name}.png" for name in FIGURES),
+        *(f"tables/{name}.csv" for name in TABLES),
+        "tables/comparison.tex",
         *(path.relative_to(folder).with_name("config.yaml").as_posix() for path in folder.glob("*/*/record.json")),
     }
     summary = pd.read_csv(folder / "summary.csv").set_index("experiment")
@@ -111,19 +112,21 @@ def test_the_same_records_give_the_same_bytes_anywhere(study, tmp_path):
 
 def test_every_table_and_figure_names_the_encoder(study):
     _, files = study
-    for name in TABLES:
-        assert ENCODER in files[f"tables/{name}.tex"].decode().partition("\n\\label")[0]
-        assert files[f"tables/{name}.md"].decode().splitlines()[0].endswith(ENCODER)
+    titles = [line for line in files["report.md"].decode().splitlines() if "](tables/" in line]
+    assert len(titles) == len(TABLES) and all(f"{ENCODER}** (" in title for title in titles)
+    assert files["tables/comparison.tex"].decode().splitlines()[0].endswith(ENCODER)
     page = Page(files["report.html"].decode())
     assert all(ENCODER in image["aria-label"] for image in page.images)
 
 
 def test_tables_are_the_same_in_every_format(study):
-    _, files = study
-    for name in TABLES:
-        rows = len(pd.read_csv(study[0] / f"tables/{name}.csv"))
-        assert files[f"tables/{name}.tex"].decode().count(r" \\") == rows + 1
-        assert files[f"tables/{name}.md"].decode().count("\n|") == rows + 2
+    folder, files = study
+    for text in files["report.md"].decode().split("([CSV](tables/")[1:]:
+        name, table = text.partition(".csv)")[0], text.partition("\n\n")[2].partition("\n\n")[0]
+        assert table.count("\n|") == len(pd.read_csv(folder / f"tables/{name}.csv")) + 1, name
+    latex = files["tables/comparison.tex"].decode()
+    assert latex.count(r" \\") == len(pd.read_csv(folder / "tables/comparison.csv")) + 1
+    assert r"lora\_best & 80.20 &" in latex
 
 
 def test_verdicts_come_first_with_evidence_and_links_to_the_runs(study):
@@ -199,7 +202,7 @@ def test_figures_and_tables_that_no_longer_apply_are_removed_and_nothing_else(re
         path.write_text("a file the report did not write")
     shutil.rmtree(results / layer)
     write_report(results)
-    assert sorted(path.name for path in results.glob("figures/errors_*")) == ["errors_full.png", "errors_full.svg"]
+    assert sorted(path.name for path in results.glob("figures/errors_*")) == ["errors_full.png"]
     assert not list(results.glob("figures/layerwise.*")) and all(path.exists() for path in mine)
 
 

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import yaml
 
 from lora_study.config import ConfigError
-from lora_study.formats import csv_table, escape
+from lora_study.formats import csv_table, escape, latex_table
 from lora_study.records import atomic
 from lora_study.report.checklist import checklist_page
 from lora_study.report.exhibits import config_path, draw_up
@@ -24,7 +24,7 @@ from lora_study.tables import parameters_table, summary_table
 
 logger = logging.getLogger(__name__)
 
-# A figure or a table as a page links it, and the files there are of each.
+# A figure or a table as a page links it, and the files that this report or one of an earlier version made of each.
 LINK = re.compile(r"\]\((figures|tables)/([^/()]+)\.(?:png|csv)\)")
 ENDINGS = {"figures": ("png", "svg"), "tables": ("csv", "md", "tex")}
 
@@ -37,8 +37,8 @@ def write_report(
 ) -> list[Path]:
     """Write the report of a study into its results folder.
 
-    summary.csv, parameters.csv, report.md, report.html, checklist.md; every figure as PNG and SVG in figures/; every
-    table as CSV, Markdown and LaTeX in tables/; the config of each run beside its record. Figures and tables of an
+    summary.csv, parameters.csv, report.md, report.html, checklist.md; every figure as PNG in figures/; every table as
+    CSV in tables/, and the comparison as LaTeX too; the config of each run beside its record. Figures and tables of an
     earlier report that this one does not have are removed.
 
     Args:
@@ -83,15 +83,14 @@ def report_files(study: Study) -> dict[str, bytes]:
         "report.html": html_page(title_of(study), page, images),
         "checklist.md": checklist_page(study),
     }
-    for name, table in tables.items():
-        texts |= {f"tables/{file}": text for file, text in table.files(name).items()}
+    texts |= {f"tables/{name}.csv": csv_table(table.frame) for name, table in tables.items()}
+    if comparison := tables.get("comparison"):
+        texts["tables/comparison.tex"] = latex_table(comparison.frame, comparison.title)
     for record in study.records:
         if record.config:
             texts[config_path(record)] = yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True)
     contents = {name: text.encode() for name, text in texts.items()}
-    for name, picture in pictures.items():
-        contents |= {f"figures/{name}.{end}": data for end, data in picture.formats.items()}
-    return contents
+    return contents | {f"figures/{name}.png": picture.formats["png"] for name, picture in pictures.items()}
 
 
 def readme_results(results_dir: Path) -> str:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from lora_study.claims import VERDICTS, ClaimResult
 from lora_study.config import flatten
-from lora_study.formats import csv_table, escape, latex_table, markdown_table
+from lora_study.formats import escape, markdown_table
 from lora_study.predictions import confusion, reliability
 from lora_study.records import Record
 from lora_study.report.accounts import compute_table, contamination_table
@@ -54,14 +54,6 @@ class Table:
             if column:
                 frame[column] = [None if pd.isna(value) else render(value) for value in frame[column]]
         return markdown_table(frame, markdown=[column for column in (self.links, self.code) if column])
-
-    def files(self, name: str) -> dict[str, str]:
-        """The table as files: their text by name."""
-        return {
-            f"{name}.csv": csv_table(self.frame),
-            f"{name}.md": f"{escape(self.title)}\n\n{self.markdown()}\n",
-            f"{name}.tex": latex_table(self.frame, self.title, f"tab:{name}"),
-        }
 
 
 def draw_up(study: Study, summary: pd.DataFrame, variants: list[Variant]) -> dict[str, Table]:

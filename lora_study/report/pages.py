@@ -29,8 +29,8 @@ def report_page(study: Study, tables: Mapping[str, Table], pictures: Mapping[str
     def table(name: str, otherwise: str = "") -> Iterator[str]:
         if name in tables:
             shown = tables[name]
-            stem = f"tables/{name}"
-            yield f"**{escape(shown.title)}** ([CSV]({stem}.csv), [Markdown]({stem}.md), [LaTeX]({stem}.tex))"
+            latex = ", [LaTeX](tables/comparison.tex)" if name == "comparison" else ""
+            yield f"**{escape(shown.title)}** ([CSV](tables/{name}.csv){latex})"
             yield shown.markdown()
         elif otherwise:
             yield otherwise
