@@ -13,7 +13,6 @@ import yaml
 from lora_study.config import ConfigError
 from lora_study.formats import csv_table, escape, latex_table
 from lora_study.records import atomic
-from lora_study.report.checklist import checklist_page
 from lora_study.report.exhibits import config_path, draw_up
 from lora_study.report.figures import draw_figures
 from lora_study.report.inputs import Study, read_study
@@ -37,7 +36,7 @@ def write_report(
 ) -> list[Path]:
     """Write the report of a study into its results folder.
 
-    summary.csv, parameters.csv, report.md, report.html, checklist.md; every figure as PNG in figures/; every table as
+    summary.csv, parameters.csv, report.md, report.html; every figure as PNG in figures/; every table as
     CSV in tables/, and the comparison as LaTeX too; the config of each run beside its record. Figures and tables of an
     earlier report that this one does not have are removed.
 
@@ -81,7 +80,6 @@ def report_files(study: Study) -> dict[str, bytes]:
         "parameters.csv": csv_table(parameters_table(study.records, study.reported.rows)),
         "report.md": page,
         "report.html": html_page(title_of(study), page, images),
-        "checklist.md": checklist_page(study),
     }
     texts |= {f"tables/{name}.csv": csv_table(table.frame) for name, table in tables.items()}
     if comparison := tables.get("comparison"):
@@ -112,8 +110,8 @@ def readme_results(results_dir: Path) -> str:
         [
             f"**{escape(comparison.title)}**",
             comparison.markdown(),
-            f"{budget(study)}{verdicts_in_words(study)} The [report]({folder}/report.md) has the evidence for each and "
-            f"all that was run, the [checklist]({folder}/checklist.md) what is needed to repeat it.",
+            f"{budget(study)}{verdicts_in_words(study)} The [report]({folder}/report.md) has the evidence for each, "
+            "all that was run and what is needed to repeat it.",
         ]
     )
 

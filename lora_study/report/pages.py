@@ -1,7 +1,7 @@
 """The report's page as Markdown: what it says, in which order, and in which words."""
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -9,12 +9,28 @@ import pandas as pd
 
 from lora_study.config import flatten
 from lora_study.formats import escape
+from lora_study.records import Record
 from lora_study.report.exhibits import Table, verdict_counts
 from lora_study.report.figures import Picture
 from lora_study.report.inputs import Study
 from lora_study.tables import encoder_label
 
 REFERENCE_COMMAND = "make reproduce PROFILE=reference"
+# What a record has to hold for others to repeat its run, and how to tell; a failed run measured nothing.
+HELD: dict[str, Callable[[Record], object]] = {
+    "the commit, with no change to it": lambda r: r.provenance.get("commit") and r.provenance.get("dirty") is False,
+    "versions of the libraries": lambda r: r.provenance.get("versions"),
+    "the encoder's revision or checksum": lambda r: (
+        (encoder := r.provenance.get("encoder") or {}).get("revision") or encoder.get("sha256")
+    ),
+    "the resolved config": lambda r: r.config,
+    "the command": lambda r: r.provenance.get("command"),
+    "the seed of each random choice": lambda r: r.provenance.get("seeds"),
+    "source and fingerprint of the data": lambda r: r.data.get("source") and r.data.get("fingerprint"),
+    "how many reviews have a copy among the others": lambda r: r.data.get("overlap"),
+    "the epoch that validation chose": lambda r: r.metrics.get("best_epoch"),
+    "time and peak memory": lambda r: r.timing.get("total_seconds") and r.memory.get("peak_bytes"),
+}
 
 
 def report_page(study: Study, tables: Mapping[str, Table], pictures: Mapping[str, Picture]) -> str:
@@ -101,6 +117,8 @@ def report_page(study: Study, tables: Mapping[str, Table], pictures: Mapping[str
         "## How to regenerate",
         *_commands(study),
         *table("commands"),
+        "## What the records hold",
+        *_checklist(study),
     ]
     return "\n\n".join(blocks) + "\n"
 
@@ -139,8 +157,7 @@ def _opening(study: Study) -> Iterator[str]:
     yield (
         f"{_count(completed, 'completed run')} of {_count(len(study.curves), 'experiment')} beside the numbers "
         f"reported in {escape(reported.article)}. Those were measured on {escape(reported.encoder)}. "
-        f"Run here: **{escape(encoder)}**. {budget(study)}"
-        "A [reproducibility checklist](checklist.md) is filled in beside this page."
+        f"Run here: **{escape(encoder)}**. {budget(study)}".strip()
     )
     if is_stand_in(study):
         yield (
@@ -236,6 +253,22 @@ def _commands(study: Study) -> Iterator[str]:
     yield "The runs again, with the commands in their records (a study skips runs that are done):"
     yield _code("\n".join(str(line) for line in lines if line) or "make reproduce")
     yield "One row alone, from its config as the report writes it out of the record; its results go to results/single:"
+
+
+def _checklist(study: Study) -> Iterator[str]:
+    """What checklists of reproducibility ask for (Pineau et al., JMLR 22, 2021), counted over the records."""
+    records = study.records
+    kept = sum(len(runs) for runs in study.predictions.values())
+    seeds = [sum(r.name == name and r.status == "completed" for r in records) for name in study.curves]
+    held = {what: sum(map(bool, map(holds, records))) for what, holds in HELD.items()}
+    held["predictions that can be read and agree with it"] = kept
+    yield f"Completed seeds per experiment: {min(seeds)} to {max(seeds)}. Of {_count(len(records), 'record')} hold"
+    yield "\n".join(f"- {count}: {what}" for what, count in held.items())
+    yield (
+        "No record can tell how settings were chosen and how many were tried (the comments of the configs do), whether "
+        "the data and weights may be shared (the README names licences), what harm the work could do, and whether "
+        "others get the same."
+    )
 
 
 def _code(text: str) -> str:
