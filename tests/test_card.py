@@ -69,6 +69,7 @@ def test_stand_in_is_named_by_its_origin_and_labelled() -> None:
     card = model_card(record(), "adapter")
     assert card.data.base_model == "sentence-transformers/all-MiniLM-L6-v2"
     assert "**Stand-in encoder.**" in card.text and "rewritten as a DistilBERT" in card.text
+    assert not any(f"{word} the article" in card.text for word in ("reproduces", "reproduced", "reproducing"))
     assert "Stand-in encoder" not in model_card(with_encoder(**REFERENCE), "adapter").text
 
 
@@ -148,8 +149,11 @@ def test_commands_keep_all_but_absolute_folders(command: str, shown: str) -> Non
 
 def test_text_of_a_record_cannot_become_markup() -> None:
     run = on_own_table("a<script>|[x](y).csv")
-    text = model_card(dataclasses.replace(run, mode="<b>"), "model").text
+    run.deviations[0]["here"] = "<i>"
+    run.provenance["versions"]["python"] = "{{ 7 * 7 }} *3*"
+    text = model_card(dataclasses.replace(run, name="| <u> |", mode="<b>"), "model").text
     assert "<script>" not in text and "<b>" not in text and "[x](y)" not in text
+    assert r"\<i\>" in text and r"# \| \<u\> \|, seed 1" in text and r"python {{ 7 \* 7 }} \*3\*" in text
 
 
 def run_code(card: ModelCard, **replaced: str) -> str:
