@@ -21,7 +21,6 @@ from lora_study.claims.evidence import Runs
 from lora_study.config import flatten
 from lora_study.formats import escape, plain
 from lora_study.records import Record, write_text
-from lora_study.report.accounts import hardware_label
 from lora_study.reported import load_reported
 from lora_study.statistics import wilson
 from lora_study.tables import measured
@@ -212,13 +211,22 @@ def _facts(record: Record) -> dict[str, str]:
         **{key: plain(config.get(key)) for key in (*lora, *SETTINGS)},
         "precision": hardware.get("precision"),
         "seeds": plain([f"{name} {seed}" for name, seed in (provenance.get("seeds") or {}).items()]),
-        "hardware": hardware_label(record),
+        "hardware": _hardware(record),
         "seconds of training steps": None if seconds is None else f"{seconds:,.1f}",
         "commit of lora_study": commit and commit + (", with uncommitted changes" if provenance.get("dirty") else ""),
         "versions": plain([f"{name} {found}" for name, found in versions.items() if found]),
         "started (UTC)": provenance.get("started"),
     }
     return {escape(name): escape(str(value or UNKNOWN)) for name, value in facts.items()}
+
+
+def _hardware(record: Record) -> str | None:
+    """What a run computed on, such as 'NVIDIA A100' or a processor's name and its threads."""
+    hardware = record.provenance.get("hardware") or {}
+    if (accelerator := hardware.get("accelerator")) not in (None, "cpu"):
+        return str(accelerator)
+    threads = hardware.get("threads")
+    return hardware.get("cpu") and f"{hardware['cpu']}{f', {threads} threads' if threads else ''}"
 
 
 def without_folders(command: str) -> str:

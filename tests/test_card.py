@@ -81,6 +81,12 @@ def test_local_encoder_claims_no_origin_and_no_licence() -> None:
     assert "/home" not in str(card)
 
 
+def test_the_accelerator_is_the_hardware_where_there_is_one() -> None:
+    assert "| hardware | a CPU, 2 threads |" in model_card(record(), "model").text
+    on_gpu = record(provenance={"hardware": {"accelerator": "NVIDIA A100"}})
+    assert "| hardware | NVIDIA A100 |" in model_card(on_gpu, "model").text
+
+
 def test_own_table_is_not_called_imdb() -> None:
     card = model_card(on_own_table(), "model")
     assert card.data.datasets is None and card.data.language is None

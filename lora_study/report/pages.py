@@ -1,11 +1,10 @@
 """The report's page as Markdown: what it says, in which order, and in which words."""
 
+import math
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
-
-import pandas as pd
 
 from lora_study.config import flatten
 from lora_study.formats import escape
@@ -13,7 +12,7 @@ from lora_study.records import Record
 from lora_study.report.exhibits import Table, verdict_counts
 from lora_study.report.figures import Picture
 from lora_study.report.inputs import Study
-from lora_study.tables import encoder_label
+from lora_study.tables import all_measured, encoder_label
 
 REFERENCE_COMMAND = "make reproduce PROFILE=reference"
 # What a record has to hold for others to repeat its run, and how to tell; a failed run measured nothing.
@@ -97,16 +96,14 @@ def report_page(study: Study, tables: Mapping[str, Table], pictures: Mapping[str
         "## Errors and calibration",
         *_errors(tables),
         *table("errors", "No predictions were kept."),
-        *figures("errors_"),
+        *figures("calibration"),
         "## Contamination",
         *_contamination(tables),
         *table("contamination", "The records say nothing about copies."),
         "## Time, memory and compute spent",
         *table("cost"),
         "Training seconds are optimizer steps alone, fit seconds include validation.",
-        *figures("training_time", "peak_memory"),
-        *table("compute"),
-        *_compute(tables["compute"].frame),
+        _compute(study),
         *speed(),
         "## Data",
         *table("data", "The records say nothing about the data."),
@@ -116,7 +113,6 @@ def report_page(study: Study, tables: Mapping[str, Table], pictures: Mapping[str
         *table("runs"),
         "## How to regenerate",
         *_commands(study),
-        *table("commands"),
         "## What the records hold",
         *_checklist(study),
     ]
@@ -232,17 +228,18 @@ def _contamination(tables: Mapping[str, Table]) -> Iterator[str]:
         yield "A review that also stands in the training part is no test. Copies agree up to white space."
 
 
-def _compute(compute: pd.DataFrame) -> Iterator[str]:
-    total = compute.iloc[-1]
-    if pd.isna(total["hours"]):
-        yield "No run has recorded its time."
-        return
-    words = f"All {_count(total['runs'], 'run')} together took {total['hours']:,.2f} hours of wall time"
-    if total["failed"]:
-        words += f", {total['of these in failed runs (hours)']:,.2f} of them in {_count(total['failed'], 'failed run')}"
-    if total["not timed"]:
-        words += f"; {total['not timed']} of them ended without recording a time and count as none"
-    yield words + ". Runs that were repeated, and runs for choosing settings, are not in these records."
+def _compute(study: Study) -> str:
+    failed = [record for record in study.records if record.status != "completed"]
+    timed = all_measured(study.records, "timing.total_seconds")
+    if not timed:
+        return "No run has recorded its time."
+    words = f"All {_count(len(study.records), 'run')} together took {math.fsum(timed) / 3600:,.2f} hours of wall time"
+    if failed:
+        lost = math.fsum(all_measured(failed, "timing.total_seconds")) / 3600
+        words += f", {lost:,.2f} of them in {_count(len(failed), 'failed run')}"
+    if untimed := len(study.records) - len(timed):
+        words += f"; {untimed} of them ended without recording a time and count as none"
+    return words + ". Runs that were repeated, and runs for choosing settings, are not in these records."
 
 
 def _commands(study: Study) -> Iterator[str]:
@@ -252,7 +249,8 @@ def _commands(study: Study) -> Iterator[str]:
     lines = dict.fromkeys(shlex.join(command) if isinstance(command, list) else command for command in commands)
     yield "The runs again, with the commands in their records (a study skips runs that are done):"
     yield _code("\n".join(str(line) for line in lines if line) or "make reproduce")
-    yield "One row alone, from its config as the report writes it out of the record; its results go to results/single:"
+    yield "One run alone, from its config as the report writes it out of the record; its results go to results/single:"
+    yield _code(f"lora-study run --config {shlex.quote(study.address)}/EXPERIMENT/seed-N/config.yaml")
 
 
 def _checklist(study: Study) -> Iterator[str]:
