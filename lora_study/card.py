@@ -1,25 +1,26 @@
 """The model card of a trained model: what it is and how good, for those who find it without this repository.
 
-Every number is the record's; what the record does not hold is called unknown or not measured. The same record gives
-the same card. The folders of the machine that trained are nobody's business and are left out.
+The words are in ``card.md.jinja``. Every number is the record's; what the record does not hold is called unknown or not
+measured. The same record gives the same card. Text of a record is escaped, and the folders of the machine that trained
+are left out.
 """
 
+import dataclasses
 import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import pandas as pd
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from lora_study.claims.evidence import Runs
 from lora_study.config import flatten
-from lora_study.formats import escape, markdown_table, plain
+from lora_study.formats import escape, plain
 from lora_study.records import Record, write_text
-from lora_study.report.accounts import contamination_table, hardware_label
 from lora_study.reported import load_reported
 from lora_study.statistics import wilson
 from lora_study.tables import measured
@@ -36,9 +37,10 @@ IMDB_SOURCES = {
     "aclImdb": "IMDb, Stanford's folder aclImdb",
     "aclImdb_v1.tar.gz": "IMDb, Stanford's archive aclImdb_v1.tar.gz",
 }
+STAND_IN = "sentence-transformers/all-MiniLM-L6-v2"
+LICENCES = {"distilbert/distilbert-base-uncased": "apache-2.0", STAND_IN: "apache-2.0"}
 # The folders of an absolute path: a slash or ~ where no other part of a path or an address stands before it.
 ABSOLUTE = re.compile(r"""(?<![\w.:/~])[~/][^"',]*/(?=[^/"',])""")
-REPOSITORY = "USER/NAME"  # in the example; whoever reads the card knows where they found it
 
 SETTINGS = (
     *("train.epochs", "train.optimizer", "train.learning_rate", "train.weight_decay", "data.batch_size"),
@@ -52,16 +54,23 @@ class Base:
 
     Attributes:
         hub_name: Its repository on the Hugging Face hub, None for a local folder.
-        licence: Licence of its weights, None if unknown.
-        words: What it is.
+        words: What it is, as Markdown.
+        code: What from_pretrained takes for it, as Python.
     """
 
     hub_name: str | None
-    licence: str | None
     words: str
+    code: str
 
+    @property
+    def licence(self) -> str | None:
+        """Licence of its weights, None if unknown."""
+        return LICENCES.get(self.hub_name or "")
 
-LICENCES = {"distilbert/distilbert-base-uncased": "apache-2.0", "sentence-transformers/all-MiniLM-L6-v2": "apache-2.0"}
+    @property
+    def shown(self) -> str:
+        """Its name, as Markdown."""
+        return escape(self.hub_name or "a local folder")
 
 
 def model_card(record: Record, kind: Kind) -> ModelCard:
@@ -72,33 +81,57 @@ def model_card(record: Record, kind: Kind) -> ModelCard:
         kind: What the folder holds: "adapter" is LoRA's updates and the head in PEFT's format, "model" a whole model of
             transformers, "onnx" a whole model in ONNX.
     """
-    base = _base(record)
+    base, imdb = _base(record), record.data.get("source") in IMDB_SOURCES
     data = ModelCardData(
-        language="en" if _on_imdb(record) else None,
+        language="en" if imdb else None,
         license=base.licence,
         library_name=LIBRARIES[kind],
         pipeline_tag="text-classification",
         base_model=base.hub_name,
-        datasets=[IMDB] if _on_imdb(record) else None,
+        datasets=[IMDB] if imdb else None,
         metrics=["accuracy", "f1"],
         tags=["lora_study", *(["lora"] if record.mode == "lora" else []), "sentiment-analysis"],
         model_name=record.name,
-        eval_results=_eval_results(record) or None,
+        eval_results=_eval_results(record, imdb) or None,
     )
-    sections = {
-        "Use": _use(record, kind),
-        "Results": _results(record),
-        "Data": _data(record),
-        "Training": _training(record),
-        "Departures from the article": _departures(record),
-        "Limits": _limits(record),
-        "Licence": _licence(record, base),
-        "Citation": _citation(),
-    }
-    blocks = [f"# {escape(record.name)}, seed {record.seed}", *_opening(record, base, kind)]
-    for title, content in sections.items():
-        blocks += [f"## {title}", *content]
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(blocks) + "\n")
+    values = flatten(dataclasses.asdict(record))
+    label, command = Runs([record], Path()).label([record]), record.provenance.get("command")
+
+    def number(form: str, factor: int = 1) -> Callable[[str], str]:
+        """How the template shows a number of the record, by its dotted path."""
+
+        def show(path: str) -> str:
+            value = measured(record, path)
+            return NOT_MEASURED if value is None else format(factor * value, form)
+
+        return show
+
+    card: ModelCard = ModelCard.from_template(
+        data,
+        template_str=files("lora_study").joinpath("card.md.jinja").read_text(encoding="utf-8"),
+        said=lambda path: escape(plain(values.get(path)) or UNKNOWN),
+        count=number(",.0f"),
+        percent=number(".2f", 100),
+        fraction=number(".4f"),
+        record=record,
+        kind=kind,
+        base=base,
+        imdb=imdb,
+        stand_in=_encoder(record).get("stand_in"),
+        max_length=json.dumps(values.get("config.data.max_length")).replace("null", "None"),
+        interval=_interval(record),
+        source=_source(record),
+        facts=_facts(record),
+        command=command and without_folders(command),
+        departures=[
+            [escape(ABSOLUTE.sub("", plain(row.get(name)) or "null")) for name in ("field", "article", "here")]
+            for row in record.deviations
+        ],
+        leaked=measured(record, "data.overlap.across.test_in_train"),
+        label=label and escape(label),
+        article=escape(load_reported().article),
+    )
+    return card
 
 
 def write_card(record: Record, kind: Kind, folder: Path) -> None:
@@ -106,35 +139,34 @@ def write_card(record: Record, kind: Kind, folder: Path) -> None:
     write_text(folder / "README.md", str(model_card(record, kind)))
 
 
-def _on_imdb(record: Record) -> bool:
-    return record.data.get("source") in IMDB_SOURCES
+def _encoder(record: Record) -> dict[str, Any]:
+    return record.provenance.get("encoder") or {}
 
 
 def _base(record: Record) -> Base:
-    encoder = record.provenance.get("encoder") or {}
+    encoder = _encoder(record)
     name, revision, digest = encoder.get("name"), encoder.get("revision"), encoder.get("sha256")
     if encoder.get("stand_in"):
-        hub_name = "sentence-transformers/all-MiniLM-L6-v2"
-        return Base(
-            hub_name, LICENCES[hub_name], f"{hub_name}, a BERT, rewritten as a DistilBERT that computes the same"
-        )
+        return Base(STAND_IN, f"{STAND_IN}, a BERT, rewritten as a DistilBERT that computes the same", "")
     if revision:  # only a model of the hub has one
         hub_name = str(encoder["backbone"])
         hub_name = hub_name if "/" in hub_name else f"distilbert/{hub_name}"  # the hub's old names without an owner
-        return Base(hub_name, LICENCES.get(hub_name), f"{hub_name} at revision {revision}")
+        code = f"{json.dumps(hub_name)}, revision={json.dumps(revision)}"
+        return Base(hub_name, escape(f"{hub_name} at revision {revision}"), code)
     described = f"a local folder named {name}" if name else "an unknown encoder"
-    return Base(None, None, f"{described} (SHA-256 of its weights: {digest or UNKNOWN})")
+    words = f"{described} (SHA-256 of its weights: {digest or UNKNOWN})"
+    return Base(None, escape(words), json.dumps(f"FOLDER/OF/{name}"))
 
 
-def _eval_results(record: Record) -> list[EvalResult]:
-    source, is_imdb = str(record.data.get("source") or UNKNOWN), _on_imdb(record)
+def _eval_results(record: Record, imdb: bool) -> list[EvalResult]:
+    source = str(record.data.get("source") or UNKNOWN)
     names = {"accuracy": "Accuracy", "f1": "F1 (macro)"}
     return [
         EvalResult(
             task_type="text-classification",
             task_name="Sentiment classification",
-            dataset_type=IMDB if is_imdb else "local",
-            dataset_name=f"IMDb, {_test_part(record)}" if is_imdb else source,
+            dataset_type=IMDB if imdb else "local",
+            dataset_name=f"IMDb, {_test_part(record)}" if imdb else source,
             dataset_revision=record.data.get("revision") if source == "hub" else None,
             metric_type=metric,
             metric_name=name,
@@ -146,219 +178,55 @@ def _eval_results(record: Record) -> list[EvalResult]:
 
 
 def _test_part(record: Record) -> str:
-    reviews = _count(record.metrics.get("test", {}).get("n"))
+    n = measured(record, "metrics.test.n")
+    reviews = f"{NOT_MEASURED if n is None else f'{n:,.0f}'} reviews"
     if record.data.get("source") == "embedded":
-        return f"{reviews} reviews held out of the official training part"
+        return f"{reviews} held out of the official training part"
     split = {"pooled": "drawn from all reviews together", "official": "of the official test part"}
-    return f"{reviews} reviews {split.get(str(record.data.get('split')), 'of an unknown split')}"
+    return f"{reviews} {split.get(str(record.data.get('split')), 'of an unknown split')}"
 
 
-def _opening(record: Record, base: Base, kind: Kind) -> Iterator[str]:
-    merged = ", with LoRA's updates merged in," if record.mode == "lora" else ""
-    what = {
-        "adapter": "A LoRA adapter, in PEFT's format with its classification head,",
-        "model": f"A whole model of transformers{merged}",
-        "onnx": f"A whole model in ONNX{merged}",
-    }
-    review = "an English movie review" if _on_imdb(record) else "a review"
-    yield (
-        f"{what[kind]} that says whether {review} is negative (0) or positive (1), made by lora_study, which "
-        f"reproduces the article *Code LoRA from Scratch*. Its encoder is {escape(base.words)}."
-    )
-    if (record.provenance.get("encoder") or {}).get("stand_in"):
-        yield (
-            "> **Stand-in encoder.** all-MiniLM-L6-v2 stands in for distilbert-base-uncased, so that the study can run "
-            "without a model hub. It was made for sentence embeddings and is smaller; these numbers are not "
-            "distilbert-base-uncased's and say nothing about the article's."
-        )
-    counts = record.parameters
-    yield (
-        f"Mode {escape(record.mode)} trained {_count(counts.get('trainable'))} of {_count(counts.get('total'))} "
-        f"parameters: {_count(counts.get('lora'))} of LoRA, {_count(counts.get('head'))} of the head and "
-        f"{_count(counts.get('base'))} of the encoder."
-    )
+def _interval(record: Record) -> str:
+    """Of the test accuracy alone: the epoch was chosen by validation and the weights by the training part."""
+    n, accuracy = measured(record, "metrics.test.n"), measured(record, "metrics.test.accuracy")
+    if accuracy is None or not n:
+        return ""
+    low, high = wilson(round(accuracy * n), int(n))
+    return f"{100 * low:.2f} to {100 * high:.2f}"
 
 
-def _use(record: Record, kind: Kind) -> Iterator[str]:
-    length = flatten(record.config).get("data.max_length")
-    encoder = record.provenance.get("encoder") or {}
-    if kind == "model":
-        yield _code(
-            "from transformers import pipeline",
-            "",
-            f'classify = pipeline("text-classification", "{REPOSITORY}")  # or this folder',
-            f'print(classify("A wonderful film.", truncation=True, max_length={length}))',
-        )
-        return
-    texts = f'texts = tokenizer(["A wonderful film."], return_tensors="{{}}", truncation=True, max_length={length})'
-    if kind == "onnx":
-        yield _code(
-            "import onnxruntime",
-            "from transformers import AutoTokenizer",
-            "",
-            'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
-            texts.format("np"),
-            'session = onnxruntime.InferenceSession("FOLDER/model.onnx")',
-            'print(session.run(["logits"], dict(texts)))  # negative, positive',
-        )
-        return
-    if encoder.get("stand_in"):
-        imports = [
-            "from lora_study.backbones import build_model, build_tokenizer",
-            "from lora_study.config import ModelConfig",
-        ]
-        load = [
-            'encoder = ModelConfig(backbone="embedded")',
-            "base, tokenizer = build_model(encoder, head_seed=1), build_tokenizer(encoder)",
-        ]
-        yield "lora_study rewrites the encoder; the adapter does not fit all-MiniLM-L6-v2 as it is published."
-    else:
-        imports = ["from transformers import AutoModelForSequenceClassification, AutoTokenizer"]
-        where = json.dumps(_base(record).hub_name or f"FOLDER/OF/{encoder.get('name')}")
-        where += f", revision={json.dumps(encoder['revision'])}" if encoder.get("revision") else ""
-        load = [
-            f"base = AutoModelForSequenceClassification.from_pretrained({where})",
-            f"tokenizer = AutoTokenizer.from_pretrained({where})",
-        ]
-    yield _code(
-        "from peft import PeftModel",
-        *imports,
-        "",
-        *load,
-        f'model = PeftModel.from_pretrained(base, "{REPOSITORY}").eval()  # or this folder',
-        texts.format("pt"),
-        "print(model(**texts).logits.softmax(-1))  # negative, positive",
-    )
+def _source(record: Record) -> str:
+    source = str(record.data.get("source") or UNKNOWN)
+    revision = f" at revision {record.data.get('revision') or UNKNOWN}" if source == "hub" else ""
+    return escape(IMDB_SOURCES.get(source, f"{source}, of which nothing else is known here") + revision)
 
 
-def _results(record: Record) -> Iterator[str]:
-    rows = []
-    for part in ("train", "val", "test"):
-        n, accuracy = measured(record, f"metrics.{part}.n"), measured(record, f"metrics.{part}.accuracy")
-        # The epoch was chosen by the validation accuracy and the weights by the training part, so an interval around
-        # those would promise too much.
-        interval = wilson(round(accuracy * n), int(n)) if part == "test" and accuracy is not None and n else None
-        rows.append(
-            {
-                "part": part,
-                "reviews": _count(n),
-                "accuracy (%)": _percent(accuracy),
-                "95% interval": f"{_percent(interval[0])} to {_percent(interval[1])}" if interval else "",
-                "F1 (macro)": _fraction(measured(record, f"metrics.{part}.f1")),
-                "AUROC": _fraction(measured(record, f"metrics.{part}.auroc")),
-                "loss": _fraction(measured(record, f"metrics.{part}.loss")),
-            }
-        )
-    yield markdown_table(pd.DataFrame(rows))
-    yield (
-        f"The epoch with the best validation accuracy was kept: {_count(record.metrics.get('best_epoch'))} of "
-        f"{_count(flatten(record.config).get('train.epochs'))}. The interval is Wilson's for another sample of test "
-        "reviews; it says nothing about another seed."
-    )
-
-
-def _data(record: Record) -> Iterator[str]:
-    data, source = record.data, str(record.data.get("source") or UNKNOWN)
-    sizes, cut = data.get("sizes") or {}, measured(record, "data.share_truncated.test")
-    shown = IMDB_SOURCES.get(source, f"{source}, of which nothing else is known here")
-    revision = f" at revision {data.get('revision') or UNKNOWN}" if source == "hub" else ""
-    yield (
-        f"Source: {escape(shown + revision)}. Fingerprint: {escape(plain(data.get('fingerprint')) or UNKNOWN)}. Split "
-        f"{escape(str(data.get('split') or UNKNOWN))}: "
-        + ", ".join(f"{_count(sizes.get(part))} {part}" for part in ("train", "val", "test"))
-        + f". Reviews are cut to {_count(flatten(record.config).get('data.max_length'))} tokens; of the test reviews "
-        + (f"{_percent(cut)}% were." if cut is not None else f"the share that were is {NOT_MEASURED}.")
-    )
-    if data.get("deduplicate"):
-        yield "Exact copies were removed before splitting."
-    if data.get("overlap"):
-        table = contamination_table([record])[["reviews", "exact", "near", "of"]]
-        yield "Copies of a review among the others (exact: but for white space; — is not measured):"
-        yield markdown_table(table)
-    else:
-        yield f"Copies of a review among the others: {NOT_MEASURED}."
-
-
-def _training(record: Record) -> Iterator[str]:
+def _facts(record: Record) -> dict[str, str]:
+    """Settings, seeds, hardware and versions, as Markdown by name."""
     config, provenance = flatten(record.config), record.provenance
     hardware, versions = provenance.get("hardware") or {}, provenance.get("versions") or {}
     seconds, commit = measured(record, "timing.train_seconds"), provenance.get("commit")
-    state = ", with uncommitted changes" if provenance.get("dirty") else ""
     lora = [key for key in config if key.startswith("lora.")] if record.mode == "lora" else []
-    settings = {key: config.get(key) for key in (*lora, *SETTINGS)}
     facts = {
-        **{key: plain(value) for key, value in settings.items()},
+        **{key: plain(config.get(key)) for key in (*lora, *SETTINGS)},
         "precision": hardware.get("precision"),
-        "seeds": plain([f"{name} {seed}" for name, seed in (provenance.get("seeds") or {}).items()]) or None,
-        "hardware": hardware_label(record),
+        "seeds": plain([f"{name} {seed}" for name, seed in (provenance.get("seeds") or {}).items()]),
+        "hardware": _hardware(record),
         "seconds of training steps": None if seconds is None else f"{seconds:,.1f}",
-        "commit of lora_study": f"{commit}{state}" if commit else None,
-        "versions": plain([f"{name} {found}" for name, found in versions.items() if found]) or None,
+        "commit of lora_study": commit and commit + (", with uncommitted changes" if provenance.get("dirty") else ""),
+        "versions": plain([f"{name} {found}" for name, found in versions.items() if found]),
         "started (UTC)": provenance.get("started"),
     }
-    rows = [{"what": name, "value": UNKNOWN if value is None else str(value)} for name, value in facts.items()]
-    yield markdown_table(pd.DataFrame(rows))
-    if command := provenance.get("command"):
-        yield "Command (of absolute paths only the last part):"
-        yield f"    {without_folders(command)}"
+    return {escape(name): escape(str(value or UNKNOWN)) for name, value in facts.items()}
 
 
-def _departures(record: Record) -> Iterator[str]:
-    if not record.deviations:
-        yield "None recorded."
-        return
-    shown = [
-        {name: ABSOLUTE.sub("", plain(row.get(name)) or "null") for name in ("field", "article", "here")}
-        for row in record.deviations
-    ]
-    yield markdown_table(pd.DataFrame(shown))
-
-
-def _limits(record: Record) -> Iterator[str]:
-    label = Runs([record], Path()).label([record])
-    leaked = measured(record, "data.overlap.across.test_in_train")
-    texts = "English movie reviews" if _on_imdb(record) else "the reviews above"
-    lines = [
-        "It knows two answers. A neutral or mixed text, or one that is no review, gets one of them all the same.",
-        f"It was trained and tested on {texts} only, and inherits the biases of reviews and encoder.",
-        f"One seed ({record.seed}). Another seed gives another model, and its accuracy may differ by more than the "
-        "interval above.",
-        "The test part is of the same source as the training part; on other texts expect less.",
-    ]
-    if leaked != 0:
-        found = f"{_count(leaked)} test reviews have" if leaked else f"{NOT_MEASURED} whether test reviews have"
-        lines.append(f"Contamination: {found} an exact copy in the training part, which flatters the accuracy.")
-    if _on_imdb(record) and record.data.get("split") == "pooled":
-        lines.append("Reviews were pooled before splitting, so the same film may be in the training and the test part.")
-    lines.append(
-        f"Not the article's recipe ({escape(label)}), so its numbers are not the article's."
-        if label
-        else "The article's recipe on its encoder; the departures above do not make it another experiment."
-    )
-    yield "\n".join(f"- {line}" for line in lines)
-
-
-def _licence(record: Record, base: Base) -> Iterator[str]:
-    weights = f"{base.licence}" if base.licence else f"{UNKNOWN}; ask whoever published them"
-    reviews = (
-        " The terms of the IMDb reviews are unknown; none of them is in this repository." if _on_imdb(record) else ""
-    )
-    yield (
-        f"Weights of the encoder ({escape(base.hub_name or 'a local folder')}): {weights}. The code that trained this "
-        f"model, lora_study: MIT.{reviews}"
-    )
-
-
-def _citation() -> Iterator[str]:
-    yield "\n".join(
-        f"- {work}"
-        for work in (
-            f"{load_reported().article}: what lora_study reproduces.",
-            "E. J. Hu et al., *LoRA: Low-Rank Adaptation of Large Language Models*, ICLR 2022, arXiv 2106.09685.",
-            "V. Sanh et al., *DistilBERT, a distilled version of BERT*, 2019, arXiv 1910.01108.",
-            "A. L. Maas et al., *Learning Word Vectors for Sentiment Analysis*, ACL 2011: the IMDb reviews.",
-        )
-    )
+def _hardware(record: Record) -> str | None:
+    """What a run computed on, such as 'NVIDIA A100' or a processor's name and its threads."""
+    hardware = record.provenance.get("hardware") or {}
+    if (accelerator := hardware.get("accelerator")) not in (None, "cpu"):
+        return str(accelerator)
+    threads = hardware.get("threads")
+    return hardware.get("cpu") and f"{hardware['cpu']}{f', {threads} threads' if threads else ''}"
 
 
 def without_folders(command: str) -> str:
@@ -368,19 +236,3 @@ def without_folders(command: str) -> str:
     except ValueError:  # not as a shell would quote it
         words = command.split()
     return " ".join(shlex.join(ABSOLUTE.sub("", word) for word in words).split())
-
-
-def _code(*lines: str) -> str:
-    return "\n".join(["```python", *lines, "```"])
-
-
-def _count(value: float | None) -> str:
-    return NOT_MEASURED if value is None else f"{value:,.0f}"
-
-
-def _percent(fraction: float | None) -> str:
-    return NOT_MEASURED if fraction is None else f"{100 * fraction:.2f}"
-
-
-def _fraction(value: float | None) -> str:
-    return NOT_MEASURED if value is None else f"{value:.4f}"

@@ -137,13 +137,6 @@ def build_parser() -> ConfigParser:
     commands.add_subcommand(
         "predict", predict, help="Classify reviews: id, label and probability of the label positive, in their order."
     )
-
-    push = ConfigParser(exit_on_error=False)
-    push.add_argument("--folder", type=Path, required=True, help="Folder that export or merge wrote.")
-    push.add_argument("--repo", required=True, help="Repository on the hub, USER/NAME; made if there is none.")
-    push.add_argument("--private", action="store_true", help="Refuse to send to a repository that others can see.")
-    push.add_argument("--yes", action="store_true", help="Send without asking.")
-    commands.add_subcommand("push", push, help="Put an exported or merged model on the Hugging Face hub.")
     return parser
 
 
@@ -324,19 +317,6 @@ def predict(options: Any, command: str) -> int:
     return 0
 
 
-def push(options: Any, command: str) -> int:
-    """Send a folder to a model hub, after showing what is sent and asking."""
-    from lora_study.push import prepare, send
-
-    upload = prepare(options.folder, options.repo, options.private)
-    print(upload.describe(), flush=True)
-    if not options.yes and not _confirmed("Send this?"):
-        print("nothing was sent", file=sys.stderr)
-        return 1
-    print(send(upload))
-    return 0
-
-
 COMMANDS = {
     "run": run,
     "reproduce": reproduce,
@@ -347,18 +327,7 @@ COMMANDS = {
     "export": export,
     "merge": merge,
     "predict": predict,
-    "push": push,
 }
-
-
-def _confirmed(question: str) -> bool:
-    """Ask on the terminal; anything but yes is no."""
-    if not sys.stdin.isatty():
-        raise ConfigError("--yes: there is no terminal to ask on, so nothing was sent; pass --yes to send this")
-    try:
-        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
-    except EOFError:
-        return False
 
 
 def _experiment(options: Any) -> ExperimentConfig:

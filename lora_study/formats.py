@@ -1,4 +1,4 @@
-"""A data frame as text: Markdown, LaTeX with booktabs, CSV.
+"""A data frame as text: Markdown, LaTeX, CSV.
 
 Text is escaped, so that what a record says can never become markup. A missing value is '—', in CSV nothing.
 """
@@ -11,25 +11,6 @@ from typing import Any
 import pandas as pd
 
 MISSING = "—"
-LATEX = str.maketrans(
-    {
-        **{character: f"\\{character}" for character in "&%$#_{}"},
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        "|": r"\textbar{}",
-        "—": "---",
-        "\N{EN DASH}": "--",
-        "±": r"$\pm$",
-        "\N{MULTIPLICATION SIGN}": r"$\times$",
-        "≤": r"$\le$",
-        "≥": r"$\ge$",
-        "\N{MINUS SIGN}": r"$-$",
-        "\u00a0": "~",
-    }
-)
 
 
 def markdown_table(frame: pd.DataFrame, markdown: Collection[str] = ()) -> str:
@@ -48,29 +29,15 @@ def markdown_table(frame: pd.DataFrame, markdown: Collection[str] = ()) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def latex_table(frame: pd.DataFrame, caption: str, label: str) -> str:
-    """A data frame as a LaTeX table for the package booktabs; text escaped, numbers right-aligned.
+def latex_table(frame: pd.DataFrame, title: str) -> str:
+    """A data frame as a LaTeX tabular for the package booktabs, its title a comment above it.
 
     Args:
         frame: The table; its index is not shown.
-        caption: What the table shows, as plain text.
-        label: Its label, such as 'tab:comparison'.
+        title: What the table shows, for whoever writes its caption.
     """
-    columns = "".join("r" if is_number else "l" for is_number in _numeric(frame))
-    head, *rows = [" & ".join(map(latex_escape, row)) + r" \\" for row in [map(str, frame.columns), *_shown(frame)]]
-    return "\n".join(
-        [
-            r"\begin{table}[htbp]",
-            r"\centering",
-            rf"\caption{{{latex_escape(caption)}}}",
-            rf"\label{{{label}}}",
-            rf"\begin{{tabular}}{{{columns}}}",
-            *(r"\toprule", head, r"\midrule", *rows, r"\bottomrule"),
-            r"\end{tabular}",
-            r"\end{table}",
-            "",
-        ]
-    )
+    style = frame.style.hide(axis="index").format(precision=2, thousands=",", na_rep=MISSING, escape="latex")
+    return f"% {' '.join(title.split())}\n" + str(style.format_index(escape="latex", axis=1).to_latex(hrules=True))
 
 
 def csv_table(frame: pd.DataFrame) -> str:
@@ -83,11 +50,6 @@ def escape(text: str) -> str:
     one_line = re.sub(r"[^\S\u00a0]+", " ", text).strip(" ")
     text = re.sub(r"([\\`*\[\]<>|&~])", r"\\\1", one_line)
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
-
-
-def latex_escape(text: str) -> str:
-    """Any text as LaTeX that shows it, on one line."""
-    return re.sub(r"[^\S\u00a0]+", " ", text).strip(" ").translate(LATEX)
 
 
 def plain(value: Any) -> str | None:

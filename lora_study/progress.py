@@ -1,4 +1,8 @@
-"""How far long work has come: a bar in a terminal, and in a log a line every ten seconds."""
+"""How far long work has come: a bar in a terminal, and in a log a line every ten seconds.
+
+The bar is rich's. The lines are ours: where there is no terminal, rich shows nothing before the end, and tqdm one line
+that grows.
+"""
 
 import contextlib
 import sys

@@ -65,7 +65,6 @@ class Record:
 
 _NUMBER = int | float
 _NUMBERS, _COUNTS = {"*": _NUMBER}, {"*": int}
-_COPIES = {"within": _COUNTS, "across": _COUNTS}
 # What is read of the nested values, and its types; "*" is any other key. Each may be missing, or null.
 _SHAPE: dict[str, Any] = {
     "config": {
@@ -77,7 +76,7 @@ _SHAPE: dict[str, Any] = {
     "metrics": {"best_epoch": _NUMBER, "train": _NUMBERS, "val": _NUMBERS, "test": _NUMBERS},
     "timing": _NUMBERS,
     "memory": {"peak_bytes": _NUMBER, "peak_bytes_with_scoring": _NUMBER},
-    "data": {"sizes": _COUNTS, "share_truncated": _NUMBERS, "overlap": {**_COPIES, "near": _COPIES}},
+    "data": {"sizes": _COUNTS, "share_truncated": _NUMBERS, "overlap": {"within": _COUNTS, "across": _COUNTS}},
     "provenance": {"encoder": {}, "hardware": {}, "versions": {}, "seeds": {}},
 }
 _EMPTY = Record(name="", mode="", seed=0, status="")  # a value of each field's type

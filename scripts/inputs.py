@@ -38,7 +38,6 @@ from lora_study.data.sources import load_reviews
 from lora_study.data.stream import open_reviews
 from lora_study.lora import inject_lora
 from lora_study.peft_config import ADAPTER_CONFIG
-from lora_study.push import sendable
 from lora_study.search import listed_points
 from lora_study.trained import ADAPTER, completed_record
 from lora_study.weights import read_weights
@@ -110,9 +109,8 @@ def kinds() -> list[Kind]:
         Kind("study's report", 3, _results, lambda folder: command("report", "--results-dir", f"{folder}/study")),
         Kind("run's weights", 80, _weights, lambda folder: read_weights(folder / ADAPTER, _shapes(), "run it again")),
         Kind("checkpoint", 112, _checkpoint, lambda folder: read_checkpoint(folder / "epoch.safetensors")),
-        Kind("PEFT adapter", 80, _adapter, lambda folder: load_adapter(_network(), folder)),
+        Kind("PEFT adapter", 120, _adapter, lambda folder: load_adapter(_network(), folder)),
         Kind("encoder's config", 40, _encoder, lambda folder: read_shape(folder, ModelConfig(backbone=str(folder)))),
-        Kind("folder to push", 40, _adapter, sendable),
         *(
             Kind(f"reviews: {ending}", 80, functools.partial(inputs, f"reviews.{ending}"), _reads(f"reviews.{ending}"))
             for ending, inputs in (("csv", _csv), ("jsonl", _jsonl), ("parquet", _parquet), ("tar.gz", _archive))

@@ -2,15 +2,12 @@
 
 It answers what huggingface_hub, transformers and datasets ask of the real one: a repository's description, the
 list of its files, facts about given paths, and the files. Each repository has one branch, main, with one commit.
-Who has an account may also make a repository, and commit files to it: all of them in the commit itself, none by LFS.
 """
 
-import base64
 import hashlib
 import json
-import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,17 +24,11 @@ class Repository:
         kind: 'models' or 'datasets'.
         name: OWNER/NAME.
         folder: Its files.
-        private: Whether only its owner may see it.
     """
 
     kind: str
     name: str
     folder: Path
-    private: bool = False
-
-    @property
-    def owner(self) -> str:
-        return self.name.partition("/")[0]
 
     def paths(self) -> list[str]:
         return sorted(p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*") if p.is_file())
@@ -54,7 +45,7 @@ class Repository:
             "_id": self.commit[:24],
             "id": self.name,
             "sha": self.commit,
-            "private": self.private,
+            "private": False,
             "gated": False,
             "disabled": False,
             "tags": [],
@@ -81,18 +72,12 @@ class MiniatureHub:
 
     Attributes:
         repositories: What it serves.
-        accounts: Name of the user of each token.
-        home: Where the files of new repositories go.
         requests: The requests so far, such as "GET /api/models/tiny/distilbert".
         url: Its address, to be set as HF_ENDPOINT.
     """
 
-    def __init__(
-        self, repositories: list[Repository], accounts: Mapping[str, str] | None = None, home: Path | None = None
-    ) -> None:
+    def __init__(self, repositories: list[Repository]) -> None:
         self.repositories = repositories
-        self.accounts = accounts or {}
-        self.home = home
         self.requests: list[str] = []
         hub = self
 
@@ -102,8 +87,7 @@ class MiniatureHub:
             def do_GET(self) -> None:
                 form = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
                 hub.requests.append(f"{self.command} {self.path}")
-                token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
-                status, headers, body = hub.answer(self.path, form, hub.accounts.get(token))
+                status, headers, body = hub.answer(self.path, form)
                 self.send_response(status)
                 for name, value in {**headers, "Content-Length": str(len(body))}.items():
                     self.send_header(name, value)
@@ -122,10 +106,8 @@ class MiniatureHub:
 
     @classmethod
     @contextmanager
-    def serving(
-        cls, repositories: list[Repository], accounts: Mapping[str, str] | None = None, home: Path | None = None
-    ) -> Iterator["MiniatureHub"]:
-        hub = cls(repositories, accounts, home)
+    def serving(cls, repositories: list[Repository]) -> Iterator["MiniatureHub"]:
+        hub = cls(repositories)
         thread = threading.Thread(target=hub.server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
@@ -135,13 +117,9 @@ class MiniatureHub:
             hub.server.server_close()
             thread.join()
 
-    def answer(self, target: str, form: str, user: str | None) -> tuple[int, dict[str, str], bytes]:
+    def answer(self, target: str, form: str) -> tuple[int, dict[str, str], bytes]:
         """Status, headers and body of the answer to one request."""
         url = urlsplit(target)
-        if url.path == "/api/repos/create":
-            return self.create(json.loads(form), user)
-        if url.path == "/api/validate-yaml":
-            return self.validate(json.loads(form)["content"])
         parts = [unquote(part) for part in url.path.strip("/").split("/")]
         api = parts[0] == "api"
         if not api and parts[0] != "datasets":
@@ -152,16 +130,6 @@ class MiniatureHub:
         if not found:
             return refusal("RepoNotFound")
         repository = found[0]
-        if repository.private and repository.owner != user:
-            return refusal("RepoNotFound", status=401)
-        if api and action in ("preupload", "commit") and repository.owner != user:
-            return refusal("Forbidden", status=403)
-        if api and action == "preupload":
-            asked = [file["path"] for file in json.loads(form)["files"]]
-            modes = [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in asked]
-            return answer_json({"files": modes})
-        if api and action == "commit":
-            return self.commit(repository, [json.loads(line) for line in form.splitlines()])
         if revision not in ("", "main", repository.commit):
             return refusal("RevisionNotFound")
         if api and action in ("", "revision"):
@@ -176,42 +144,11 @@ class MiniatureHub:
             return 200, headers, (repository.folder / path).read_bytes()
         return refusal("EntryNotFound", {"X-Repo-Commit": repository.commit})
 
-    def validate(self, card: str) -> tuple[int, dict[str, str], bytes]:
-        """Whether a model card's licence is one, or why not; of the real hub's rules this one alone."""
-        if re.search(r"^license: (?!apache-2.0$|mit$)", card, re.MULTILINE) is None:
-            return answer_json({})
-        return 400, {}, json.dumps({"errors": [{"message": '"license" must be one of apache-2.0, mit'}]}).encode()
-
-    def create(self, asked: dict[str, Any], user: str | None) -> tuple[int, dict[str, str], bytes]:
-        """Make a model repository for a user, or say why not."""
-        if user is None:
-            return refusal("Unauthorized", status=401)
-        name = f"{asked['organization']}/{asked['name']}"
-        if asked["organization"] != user:
-            return refusal("Forbidden", status=403)
-        status = 409 if any(r.name == name for r in self.repositories) else 200
-        if status == 200:
-            assert self.home is not None
-            folder = self.home / name
-            folder.mkdir(parents=True)
-            self.repositories.append(Repository("models", name, folder, asked.get("visibility") == "private"))
-        return status, {}, json.dumps({"url": f"{self.url}/{name}"}).encode()
-
-    def commit(self, repository: Repository, lines: list[dict[str, Any]]) -> tuple[int, dict[str, str], bytes]:
-        """Write the files of one commit."""
-        for line in lines:
-            if line["key"] == "file":
-                path = repository.folder / line["value"]["path"]
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(base64.b64decode(line["value"]["content"]))
-        url = f"{self.url}/{repository.name}/commit/{repository.commit}"
-        return answer_json({"commitUrl": url, "commitOid": repository.commit})
-
 
 def answer_json(content: Any) -> tuple[int, dict[str, str], bytes]:
     return 200, {"Content-Type": "application/json"}, json.dumps(content).encode()
 
 
-def refusal(code: str, headers: dict[str, str] | None = None, status: int = 404) -> tuple[int, dict[str, str], bytes]:
-    """A refusal with the hub's own word for what was not found, or not allowed."""
-    return status, {"X-Error-Code": code, "X-Error-Message": code, **(headers or {})}, b""
+def refusal(code: str, headers: dict[str, str] | None = None) -> tuple[int, dict[str, str], bytes]:
+    """A refusal with the hub's own word for what was not found."""
+    return 404, {"X-Error-Code": code, "X-Error-Message": code, **(headers or {})}, b""

@@ -162,7 +162,7 @@ def test_a_report_shows_the_benchmarks_beside_its_folder(results):
     for name in ("training_cpu", "inference"):
         link = f"../benchmarks/{name.replace('_', '-')}.json"
         assert f"]({link})" in page and (results / link).exists()
-        for path in (f"figures/speed_{name}.png", f"tables/speed_{name}.csv", f"tables/speed_{name}.tex"):
+        for path in (f"figures/speed_{name}.png", f"tables/speed_{name}.csv"):
             assert (results / path).exists()
         assert f"(figures/speed_{name}.png)" in page and f"(tables/speed_{name}.csv)" in page
     assert "LoRA q,v, 2.50\u00a0(2.25\u00a0to\u00a03.00) times that of PEFT + Trainer" in page

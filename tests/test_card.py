@@ -69,6 +69,7 @@ def test_stand_in_is_named_by_its_origin_and_labelled() -> None:
     card = model_card(record(), "adapter")
     assert card.data.base_model == "sentence-transformers/all-MiniLM-L6-v2"
     assert "**Stand-in encoder.**" in card.text and "rewritten as a DistilBERT" in card.text
+    assert not any(f"{word} the article" in card.text for word in ("reproduces", "reproduced", "reproducing"))
     assert "Stand-in encoder" not in model_card(with_encoder(**REFERENCE), "adapter").text
 
 
@@ -78,6 +79,12 @@ def test_local_encoder_claims_no_origin_and_no_licence() -> None:
     assert card.data.base_model is None and card.data.license is None
     assert "a local folder named mine" in card.text and "5c" * 32 in card.text
     assert "/home" not in str(card)
+
+
+def test_the_accelerator_is_the_hardware_where_there_is_one() -> None:
+    assert "| hardware | a CPU, 2 threads |" in model_card(record(), "model").text
+    on_gpu = record(provenance={"hardware": {"accelerator": "NVIDIA A100"}})
+    assert "| hardware | NVIDIA A100 |" in model_card(on_gpu, "model").text
 
 
 def test_own_table_is_not_called_imdb() -> None:
@@ -148,8 +155,11 @@ def test_commands_keep_all_but_absolute_folders(command: str, shown: str) -> Non
 
 def test_text_of_a_record_cannot_become_markup() -> None:
     run = on_own_table("a<script>|[x](y).csv")
-    text = model_card(dataclasses.replace(run, mode="<b>"), "model").text
+    run.deviations[0]["here"] = "<i>"
+    run.provenance["versions"]["python"] = "{{ 7 * 7 }} *3*"
+    text = model_card(dataclasses.replace(run, name="| <u> |", mode="<b>"), "model").text
     assert "<script>" not in text and "<b>" not in text and "[x](y)" not in text
+    assert r"\<i\>" in text and r"# \| \<u\> \|, seed 1" in text and r"python {{ 7 \* 7 }} \*3\*" in text
 
 
 def run_code(card: ModelCard, **replaced: str) -> str:

@@ -5,7 +5,7 @@ import io
 import pandas as pd
 from markdown_it import MarkdownIt
 
-from lora_study.formats import csv_table, latex_escape, latex_table, markdown_table
+from lora_study.formats import csv_table, latex_table, markdown_table
 
 NUMBERS = pd.DataFrame({"n": pd.array([1234567, None], dtype="Int64"), "x": [1234.5, None], "s": [None, "ok"]})
 
@@ -35,28 +35,24 @@ def test_markdown_of_a_column_may_be_given():
     assert markdown_table(frame, markdown=["b"]).splitlines()[-1] == r"| \*x\* | *x* |"
 
 
-def test_latex_is_a_booktabs_table():
-    assert latex_table(NUMBERS, "A 100% & true_caption", "tab:n").splitlines() == [
-        r"\begin{table}[htbp]",
-        r"\centering",
-        r"\caption{A 100\% \& true\_caption}",
-        r"\label{tab:n}",
+def test_latex_is_a_booktabs_tabular_under_its_title():
+    assert latex_table(NUMBERS, "A 100% true\n\\input{x}").splitlines() == [
+        r"% A 100% true \input{x}",
         r"\begin{tabular}{rrl}",
         r"\toprule",
         r"n & x & s \\",
         r"\midrule",
-        r"1,234,567 & 1,234.50 & --- \\",
-        r"--- & --- & ok \\",
+        r"1,234,567 & 1,234.50 & — \\",
+        r"— & — & ok \\",
         r"\bottomrule",
         r"\end{tabular}",
-        r"\end{table}",
     ]
 
 
-def test_latex_escapes_every_special_character_once():
-    assert latex_escape("#$%&_{}") == r"\#\$\%\&\_\{\}"
-    assert latex_escape("\\input{x}\n~^") == r"\textbackslash{}input\{x\} \textasciitilde{}\textasciicircum{}"
-    assert latex_escape("<a|b>") == r"\textless{}a\textbar{}b\textgreater{}"
+def test_latex_shows_the_text_of_cells_and_heads():
+    head, _, cell = latex_table(pd.DataFrame({"a_b (%)": ["#$&_{}\\x"]}), "t").splitlines()[3:6]
+    assert head == r"a\_b (\%) \\"
+    assert cell == r"\#\$\&\_\{\}\textbackslash x \\"
 
 
 def test_csv_reads_back():

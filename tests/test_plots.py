@@ -56,7 +56,7 @@ def all_plots(summary, histories):
         "loss": partial(plots.learning_curves, histories, "train_loss", ENCODER),
         "val": partial(plots.learning_curves, histories, "val_accuracy", ENCODER),
         "layers": partial(plots.layerwise, summary, REPORTED.layerwise, ENCODER),
-        "time": partial(plots.bars, summary, "train_seconds", "seconds", "Training time", ENCODER),
+        "calibration": partial(plots.calibration, {}, ENCODER),
         "ratios": partial(plots.ratios, RATIOS, "Speed", ENCODER),
     }
 
@@ -135,32 +135,12 @@ def test_layerwise_puts_ours_over_the_reported_row(ax):
     assert [label.get_text() for label in ax.get_xticklabels()] == list(NAMES)
 
 
-def test_confusion_shows_counts_and_shares_of_the_true_class(ax):
-    plots.confusion(np.array([[30.0, 10.0], [5.0, 0.0]]), ax)
-    texts = {text.get_position(): text.get_text() for text in ax.texts}
-    assert texts == {(0, 0): "30\n75.0%", (1, 0): "10\n25.0%", (0, 1): "5\n100.0%", (1, 1): "0\n0.0%"}
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("predicted", "true")
-
-
-def test_calibration_draws_each_bin_and_the_error(ax):
+def test_calibration_draws_each_bin_and_the_error_of_each_experiment(ax):
     found = Reliability(np.array([0.2, 0.9]), np.array([0.1, 0.7]), np.array([3, 1]), 0.125)
-    plots.calibration(found, ax)
-    assert {(0.2, 0.1), (0.9, 0.7)} <= drawn_points(ax)
-    assert "calibration error 12.5 points" in ax.get_title(loc="left") + ax.get_title()
-
-
-def test_plots_stand_side_by_side_under_a_title():
-    drawn = [plots.draw(lambda ax: ax.plot([0, 1]), title=title) for title in (None, "one", "two")]
-    assert len({image["png"] for image in drawn}) == 3
-    two = plots.draw(lambda ax: ax.set_title("left"), lambda ax: ax.set_title("right"))
-    assert two["png"].startswith(b"\x89PNG")
-
-
-def test_bars_show_values_and_what_was_not_measured(ax):
-    runs = [record("full", 1), record("lora_default", 1, memory={"peak_bytes": None})]
-    plots.bars(summary_table(runs, REPORTED.rows), "peak_memory_mib", "MiB", "Peak memory", ENCODER, ax)
-    assert [bar.get_width() for bar in ax.patches] == [0, 900]
-    assert [text.get_text() for text in ax.texts] == ["not measured", "900"]
+    other = Reliability(np.array([0.4]), np.array([0.6]), np.array([4]), 0.2)
+    plots.calibration({"full": found, "lora_best": other}, ENCODER, ax)
+    lines = {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in ax.lines[1:]}
+    assert lines == {"full, error 12.5 points": [(0.2, 0.1), (0.9, 0.7)], "lora_best, error 20.0 points": [(0.4, 0.6)]}
 
 
 def test_ratios_are_bars_with_their_range_and_a_line_at_one(ax):

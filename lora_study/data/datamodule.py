@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from lora_study.config import DataConfig, check
 from lora_study.data.batching import BucketSampler, collate, evaluation_batches
 from lora_study.data.cache import fingerprint
-from lora_study.data.duplicates import deduplicate, near_overlap_report, overlap_report
+from lora_study.data.duplicates import deduplicate, overlap_report
 from lora_study.data.sources import load_reviews
 from lora_study.data.splits import split_reviews
 from lora_study.data.tokens import TokenisedReviews, tokenise
@@ -63,7 +63,7 @@ class ReviewDataModule(L.LightningDataModule):
         splits = split_reviews(reviews, self.config)
         for part, rows in splits.items():
             self.config.check_scored(part, len(rows))
-        self._identity = identity(splits, self.config.cache_dir)
+        self._identity = identity(splits)
         self.parts = {
             part: tokenise(rows, self.tokenizer, self.config.max_length, self.config.cache_dir)
             for part, rows in splits.items()
@@ -106,7 +106,7 @@ class ReviewDataModule(L.LightningDataModule):
         Returns:
             source (of a path only its name), revision, split, split_seed, deduplicate, max_length; sizes, labels
             (reviews per class), mean_tokens, share_truncated and fingerprints (of ids, texts and labels) per part;
-            fingerprint over all parts; overlap (see `overlap_report`), and in it near (see `near_overlap_report`).
+            fingerprint over all parts; overlap (see `overlap_report`).
         """
         source = self.config.source
         local = source not in ("hub", "embedded")
@@ -141,7 +141,7 @@ class ReviewDataModule(L.LightningDataModule):
         return DataLoader(rows, batch_sampler=batches, collate_fn=join)
 
 
-def identity(splits: dict[str, pd.DataFrame], cache_dir: str) -> dict[str, Any]:
+def identity(splits: dict[str, pd.DataFrame]) -> dict[str, Any]:
     """Fingerprints and overlap of a split, for which the texts are needed."""
     fingerprints = {
         part: fingerprint([*rows["id"], *rows["text"], *rows["label"].map(str)]) for part, rows in splits.items()
@@ -149,5 +149,5 @@ def identity(splits: dict[str, pd.DataFrame], cache_dir: str) -> dict[str, Any]:
     return {
         "fingerprint": fingerprint(fingerprints.values()),
         "fingerprints": fingerprints,
-        "overlap": {**overlap_report(splits), "near": near_overlap_report(splits, cache_dir)},
+        "overlap": overlap_report(splits),
     }

@@ -11,9 +11,8 @@ from urllib.parse import unquote
 import yaml
 
 from lora_study.config import ConfigError
-from lora_study.formats import csv_table, escape
+from lora_study.formats import csv_table, escape, latex_table
 from lora_study.records import atomic
-from lora_study.report.checklist import checklist_page
 from lora_study.report.exhibits import config_path, draw_up
 from lora_study.report.figures import draw_figures
 from lora_study.report.inputs import Study, read_study
@@ -24,7 +23,7 @@ from lora_study.tables import parameters_table, summary_table
 
 logger = logging.getLogger(__name__)
 
-# A figure or a table as a page links it, and the files there are of each.
+# A figure or a table as a page links it, and the files that this report or one of an earlier version made of each.
 LINK = re.compile(r"\]\((figures|tables)/([^/()]+)\.(?:png|csv)\)")
 ENDINGS = {"figures": ("png", "svg"), "tables": ("csv", "md", "tex")}
 
@@ -37,8 +36,8 @@ def write_report(
 ) -> list[Path]:
     """Write the report of a study into its results folder.
 
-    summary.csv, parameters.csv, report.md, report.html, checklist.md; every figure as PNG and SVG in figures/; every
-    table as CSV, Markdown and LaTeX in tables/; the config of each run beside its record. Figures and tables of an
+    summary.csv, parameters.csv, report.md, report.html; every figure as PNG in figures/; every table as
+    CSV in tables/, and the comparison as LaTeX too; the config of each run beside its record. Figures and tables of an
     earlier report that this one does not have are removed.
 
     Args:
@@ -81,17 +80,15 @@ def report_files(study: Study) -> dict[str, bytes]:
         "parameters.csv": csv_table(parameters_table(study.records, study.reported.rows)),
         "report.md": page,
         "report.html": html_page(title_of(study), page, images),
-        "checklist.md": checklist_page(study),
     }
-    for name, table in tables.items():
-        texts |= {f"tables/{file}": text for file, text in table.files(name).items()}
+    texts |= {f"tables/{name}.csv": csv_table(table.frame) for name, table in tables.items()}
+    if comparison := tables.get("comparison"):
+        texts["tables/comparison.tex"] = latex_table(comparison.frame, comparison.title)
     for record in study.records:
         if record.config:
             texts[config_path(record)] = yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True)
     contents = {name: text.encode() for name, text in texts.items()}
-    for name, picture in pictures.items():
-        contents |= {f"figures/{name}.{end}": data for end, data in picture.formats.items()}
-    return contents
+    return contents | {f"figures/{name}.png": picture.formats["png"] for name, picture in pictures.items()}
 
 
 def readme_results(results_dir: Path) -> str:
@@ -113,8 +110,8 @@ def readme_results(results_dir: Path) -> str:
         [
             f"**{escape(comparison.title)}**",
             comparison.markdown(),
-            f"{budget(study)}{verdicts_in_words(study)} The [report]({folder}/report.md) has the evidence for each and "
-            f"all that was run, the [checklist]({folder}/checklist.md) what is needed to repeat it.",
+            f"{budget(study)}{verdicts_in_words(study)} The [report]({folder}/report.md) has the evidence for each, "
+            "all that was run and what is needed to repeat it.",
         ]
     )
 

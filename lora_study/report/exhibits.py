@@ -1,6 +1,5 @@
 """The tables of the report as a reader sees them: which columns, under which names, from a study's evidence."""
 
-import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,10 +10,10 @@ import pandas as pd
 
 from lora_study.claims import VERDICTS, ClaimResult
 from lora_study.config import flatten
-from lora_study.formats import csv_table, escape, latex_table, markdown_table
+from lora_study.formats import escape, markdown_table
 from lora_study.predictions import confusion, reliability
 from lora_study.records import Record
-from lora_study.report.accounts import compute_table, contamination_table
+from lora_study.report.accounts import contamination_table
 from lora_study.report.inputs import Study
 from lora_study.report.variants import Variant, deviations_table, variants_table
 from lora_study.tables import encoder_label, facts_table, measured, parameters_table, rows_of
@@ -39,29 +38,19 @@ class Table:
         title: What it shows, and the encoder it was measured with.
         frame: Its content; text is plain text.
         links: A column of paths below the results folder, comma-separated, which the page shows as links.
-        code: A column of commands.
     """
 
     title: str
     frame: pd.DataFrame
     links: str | None = None
-    code: str | None = None
 
     def markdown(self) -> str:
         """The table for the page, its title not included."""
+        if self.links is None:
+            return markdown_table(self.frame)
         frame = self.frame.copy()
-        for column, render in ((self.links, _links), (self.code, _code)):
-            if column:
-                frame[column] = [None if pd.isna(value) else render(value) for value in frame[column]]
-        return markdown_table(frame, markdown=[column for column in (self.links, self.code) if column])
-
-    def files(self, name: str) -> dict[str, str]:
-        """The table as files: their text by name."""
-        return {
-            f"{name}.csv": csv_table(self.frame),
-            f"{name}.md": f"{escape(self.title)}\n\n{self.markdown()}\n",
-            f"{name}.tex": latex_table(self.frame, self.title, f"tab:{name}"),
-        }
+        frame[self.links] = [None if pd.isna(paths) else _links(paths) for paths in frame[self.links]]
+        return markdown_table(frame, markdown=[self.links])
 
 
 def draw_up(study: Study, summary: pd.DataFrame, variants: list[Variant]) -> dict[str, Table]:
@@ -71,11 +60,7 @@ def draw_up(study: Study, summary: pd.DataFrame, variants: list[Variant]) -> dic
     def titled(what: str, frame: pd.DataFrame, **columns: str) -> Table:
         return Table(f"{what}, {encoder}", frame, **columns)
 
-    names = list(study.curves)
-    compute = compute_table(study.records, names).rename(
-        columns={"untimed": "not timed", "failed_hours": "of these in failed runs (hours)"}
-    )
-    contamination = contamination_table(study.records).rename(columns={"exact_share": "exact (%)"})
+    contamination = contamination_table(study.records).rename(columns={"share": "share (%)"})
     tables = {
         "verdict_counts": titled("Verdicts by kind of claim", _counts(study)),
         "verdicts": titled("Verdicts on what the article says is better, and by how much", _verdicts(study, encoder)),
@@ -88,11 +73,9 @@ def draw_up(study: Study, summary: pd.DataFrame, variants: list[Variant]) -> dic
         "variants": titled("What one setting changes", variants_table(variants)),
         "errors": titled("Errors and calibration on the test reviews, means over seeds", _errors(study)),
         "contamination": titled("Reviews with a copy among the others", contamination),
-        "compute": titled("Compute spent", compute),
         "data": titled("The data", _facts(study, _data)),
         "machine": titled("Hardware and versions", _facts(study, _machine)),
         "runs": titled("Runs", _runs(study), links="record"),
-        "commands": titled("A command for each row", _commands(study), code="command"),
     }
     for benchmark in study.benchmarks:
         tables[benchmark.exhibit] = Table(f"{benchmark.title}, {benchmark.encoder}", benchmark.table)
@@ -249,21 +232,6 @@ def _runs(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows).astype({"best epoch": "Int64"} | dict.fromkeys(numbers, "float64"))
 
 
-def _commands(study: Study) -> pd.DataFrame:
-    """For each run the command that repeats it, from the config that the report writes out of its record."""
-    rows = [
-        {
-            "experiment": name,
-            "seed": record.seed,
-            "command": shlex.join(["lora-study", "run", "--config", f"{study.address}/{config_path(record)}"]),
-        }
-        for name in study.curves
-        for record in study.records
-        if record.name == name and record.config
-    ]
-    return pd.DataFrame(rows)
-
-
 def _facts(study: Study, facts: Callable[[Record], list[dict[str, Any]]]) -> pd.DataFrame:
     """A table of what ``facts`` says of each record, and for which experiments."""
     by_experiment: dict[str, list[dict[str, Any]]] = {name: [] for name in study.curves}
@@ -273,7 +241,9 @@ def _facts(study: Study, facts: Callable[[Record], list[dict[str, Any]]]) -> pd.
 
 
 def _data(record: Record) -> list[dict[str, Any]]:
-    return [fact for fact in _fields(record.data) if not fact["field"].startswith("overlap.near.examples")]
+    # The copies have a table of their own; records of before hold near copies, which are no longer looked for.
+    told = ("overlap.within.", "overlap.across.", "overlap.near.")
+    return [fact for fact in _fields(record.data) if not fact["field"].startswith(told)]
 
 
 def _machine(record: Record) -> list[dict[str, Any]]:
@@ -292,8 +262,3 @@ def _share(part: float, of: float) -> float | None:
 
 def _links(paths: str) -> str:
     return ", ".join(f"[{escape(path)}]({quote(path)})" for path in paths.split(", "))
-
-
-def _code(command: str) -> str:
-    """A command as code where no character of it could end the code or the cell."""
-    return escape(command) if set(command) & set("`|\\\n") else f"`{command}`"

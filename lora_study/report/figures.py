@@ -6,7 +6,7 @@ from functools import partial
 
 import pandas as pd
 
-from lora_study.predictions import confusion, reliability
+from lora_study.predictions import reliability
 from lora_study.report import plots
 from lora_study.report.benchmarks import ratio_text
 from lora_study.report.inputs import Study
@@ -29,8 +29,7 @@ def draw_figures(study: Study, summary: pd.DataFrame) -> dict[str, Picture]:
         **_accuracies(study, summary),
         **_layerwise(study, summary),
         **_learning_curves(study),
-        **_costs(study, summary),
-        **_errors(study),
+        **_calibration(study),
         **_speeds(study),
     }
 
@@ -94,40 +93,14 @@ def _learning_curves(study: Study) -> dict[str, Picture]:
     return pictures
 
 
-def _costs(study: Study, summary: pd.DataFrame) -> dict[str, Picture]:
+def _calibration(study: Study) -> dict[str, Picture]:
+    if not study.predictions:
+        return {}
     encoder = encoder_label(study.records)
-    kinds = sorted(set(summary["memory_kind"].dropna()))
-    memory = f"peak memory (MiB), {' / '.join(kinds)}" if kinds else "peak memory (MiB)"
-    pictures = {}
-    for file, column, label, what in (
-        ("training_time", "train_seconds", "seconds of training steps, mean over seeds", "Training time"),
-        ("peak_memory", "peak_memory_mib", memory, "Peak memory"),
-    ):
-        if summary[column].notna().any():
-            plot = partial(plots.bars, summary, column, label, what, encoder)
-            values = "; ".join(f"{row.experiment} {_number(getattr(row, column))}" for row in rows_of(summary))
-            drawn = plots.draw(plot, height=1.5 + 0.55 * len(summary))
-            pictures[file] = Picture(drawn, f"{what}, {label}, {encoder}: {values}")
-    return pictures
-
-
-def _errors(study: Study) -> dict[str, Picture]:
-    encoder = encoder_label(study.records)
-    pictures = {}
-    for name, runs in study.predictions.items():
-        counts, calibration = confusion(runs.values()), reliability(runs.values())
-        pictures[f"errors_{name}"] = Picture(
-            plots.draw(
-                partial(plots.confusion, counts),
-                partial(plots.calibration, calibration),
-                title=f"{name}: errors and calibration on the test reviews\n{encoder}",
-                height=3.4,
-            ),
-            f"Errors and calibration of {name}, {encoder}: of {counts[0].sum():,.0f} negative reviews "
-            f"{counts[0, 0]:,.0f} are called negative, of {counts[1].sum():,.0f} positive ones {counts[1, 1]:,.0f} "
-            f"positive; expected calibration error {100 * calibration.error:.1f} points",
-        )
-    return pictures
+    found = {name: reliability(runs.values()) for name, runs in study.predictions.items()}
+    values = "; ".join(f"{name} {100 * each.error:.1f} points" for name, each in found.items())
+    drawn = plots.draw(partial(plots.calibration, found, encoder), height=4.4 + 0.12 * len(found))
+    return {"calibration": Picture(drawn, f"Calibration on the test reviews, {encoder}; expected error: {values}")}
 
 
 def _speeds(study: Study) -> dict[str, Picture]:
@@ -155,7 +128,3 @@ def _ends(rows: pd.DataFrame, column: str) -> str:
 
 def _percent(value: float) -> str:
     return "missing" if pd.isna(value) else f"{value:.2f}%"
-
-
-def _number(value: float) -> str:
-    return "not measured" if pd.isna(value) else f"{value:,.1f}"

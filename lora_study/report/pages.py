@@ -1,20 +1,35 @@
 """The report's page as Markdown: what it says, in which order, and in which words."""
 
+import math
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
-import pandas as pd
-
 from lora_study.config import flatten
 from lora_study.formats import escape
+from lora_study.records import Record
 from lora_study.report.exhibits import Table, verdict_counts
 from lora_study.report.figures import Picture
 from lora_study.report.inputs import Study
-from lora_study.tables import encoder_label
+from lora_study.tables import all_measured, encoder_label
 
 REFERENCE_COMMAND = "make reproduce PROFILE=reference"
+# What a record has to hold for others to repeat its run, and how to tell; a failed run measured nothing.
+HELD: dict[str, Callable[[Record], object]] = {
+    "the commit, with no change to it": lambda r: r.provenance.get("commit") and r.provenance.get("dirty") is False,
+    "versions of the libraries": lambda r: r.provenance.get("versions"),
+    "the encoder's revision or checksum": lambda r: (
+        (encoder := r.provenance.get("encoder") or {}).get("revision") or encoder.get("sha256")
+    ),
+    "the resolved config": lambda r: r.config,
+    "the command": lambda r: r.provenance.get("command"),
+    "the seed of each random choice": lambda r: r.provenance.get("seeds"),
+    "source and fingerprint of the data": lambda r: r.data.get("source") and r.data.get("fingerprint"),
+    "how many reviews have a copy among the others": lambda r: r.data.get("overlap"),
+    "the epoch that validation chose": lambda r: r.metrics.get("best_epoch"),
+    "time and peak memory": lambda r: r.timing.get("total_seconds") and r.memory.get("peak_bytes"),
+}
 
 
 def report_page(study: Study, tables: Mapping[str, Table], pictures: Mapping[str, Picture]) -> str:
@@ -29,8 +44,8 @@ def report_page(study: Study, tables: Mapping[str, Table], pictures: Mapping[str
     def table(name: str, otherwise: str = "") -> Iterator[str]:
         if name in tables:
             shown = tables[name]
-            stem = f"tables/{name}"
-            yield f"**{escape(shown.title)}** ([CSV]({stem}.csv), [Markdown]({stem}.md), [LaTeX]({stem}.tex))"
+            latex = ", [LaTeX](tables/comparison.tex)" if name == "comparison" else ""
+            yield f"**{escape(shown.title)}** ([CSV](tables/{name}.csv){latex})"
             yield shown.markdown()
         elif otherwise:
             yield otherwise
@@ -81,16 +96,14 @@ def report_page(study: Study, tables: Mapping[str, Table], pictures: Mapping[str
         "## Errors and calibration",
         *_errors(tables),
         *table("errors", "No predictions were kept."),
-        *figures("errors_"),
+        *figures("calibration"),
         "## Contamination",
-        *_contamination(study),
+        *_contamination(tables),
         *table("contamination", "The records say nothing about copies."),
         "## Time, memory and compute spent",
         *table("cost"),
         "Training seconds are optimizer steps alone, fit seconds include validation.",
-        *figures("training_time", "peak_memory"),
-        *table("compute"),
-        *_compute(tables["compute"].frame),
+        _compute(study),
         *speed(),
         "## Data",
         *table("data", "The records say nothing about the data."),
@@ -100,7 +113,8 @@ def report_page(study: Study, tables: Mapping[str, Table], pictures: Mapping[str
         *table("runs"),
         "## How to regenerate",
         *_commands(study),
-        *table("commands"),
+        "## What the records hold",
+        *_checklist(study),
     ]
     return "\n\n".join(blocks) + "\n"
 
@@ -139,8 +153,7 @@ def _opening(study: Study) -> Iterator[str]:
     yield (
         f"{_count(completed, 'completed run')} of {_count(len(study.curves), 'experiment')} beside the numbers "
         f"reported in {escape(reported.article)}. Those were measured on {escape(reported.encoder)}. "
-        f"Run here: **{escape(encoder)}**. {budget(study)}"
-        "A [reproducibility checklist](checklist.md) is filled in beside this page."
+        f"Run here: **{escape(encoder)}**. {budget(study)}".strip()
     )
     if is_stand_in(study):
         yield (
@@ -210,28 +223,23 @@ def _errors(tables: Mapping[str, Table]) -> Iterator[str]:
         )
 
 
-def _contamination(study: Study) -> Iterator[str]:
-    overlaps = [record.data.get("overlap") or {} for record in study.records]
-    rules = {(near.get("shingle"), near.get("threshold")) for overlap in overlaps if (near := overlap.get("near"))}
-    words = "A review that also stands in the training part is no test. Exact copies agree up to white space. "
-    if not rules:
-        words += "Near copies were not looked for. "
-    for shingle, threshold in sorted(rules, key=str):
-        words += f"Near copies share {threshold} or more of their runs of {shingle} words; exact ones count as near. "
-    yield escape(words)
+def _contamination(tables: Mapping[str, Table]) -> Iterator[str]:
+    if "contamination" in tables:
+        yield "A review that also stands in the training part is no test. Copies agree up to white space."
 
 
-def _compute(compute: pd.DataFrame) -> Iterator[str]:
-    total = compute.iloc[-1]
-    if pd.isna(total["hours"]):
-        yield "No run has recorded its time."
-        return
-    words = f"All {_count(total['runs'], 'run')} together took {total['hours']:,.2f} hours of wall time"
-    if total["failed"]:
-        words += f", {total['of these in failed runs (hours)']:,.2f} of them in {_count(total['failed'], 'failed run')}"
-    if total["not timed"]:
-        words += f"; {total['not timed']} of them ended without recording a time and count as none"
-    yield words + ". Runs that were repeated, and runs for choosing settings, are not in these records."
+def _compute(study: Study) -> str:
+    failed = [record for record in study.records if record.status != "completed"]
+    timed = all_measured(study.records, "timing.total_seconds")
+    if not timed:
+        return "No run has recorded its time."
+    words = f"All {_count(len(study.records), 'run')} together took {math.fsum(timed) / 3600:,.2f} hours of wall time"
+    if failed:
+        lost = math.fsum(all_measured(failed, "timing.total_seconds")) / 3600
+        words += f", {lost:,.2f} of them in {_count(len(failed), 'failed run')}"
+    if untimed := len(study.records) - len(timed):
+        words += f"; {untimed} of them ended without recording a time and count as none"
+    return words + ". Runs that were repeated, and runs for choosing settings, are not in these records."
 
 
 def _commands(study: Study) -> Iterator[str]:
@@ -241,7 +249,24 @@ def _commands(study: Study) -> Iterator[str]:
     lines = dict.fromkeys(shlex.join(command) if isinstance(command, list) else command for command in commands)
     yield "The runs again, with the commands in their records (a study skips runs that are done):"
     yield _code("\n".join(str(line) for line in lines if line) or "make reproduce")
-    yield "One row alone, from its config as the report writes it out of the record; its results go to results/single:"
+    yield "One run alone, from its config as the report writes it out of the record; its results go to results/single:"
+    yield _code(f"lora-study run --config {shlex.quote(study.address)}/EXPERIMENT/seed-N/config.yaml")
+
+
+def _checklist(study: Study) -> Iterator[str]:
+    """What checklists of reproducibility ask for (Pineau et al., JMLR 22, 2021), counted over the records."""
+    records = study.records
+    kept = sum(len(runs) for runs in study.predictions.values())
+    seeds = [sum(r.name == name and r.status == "completed" for r in records) for name in study.curves]
+    held = {what: sum(map(bool, map(holds, records))) for what, holds in HELD.items()}
+    held["predictions that can be read and agree with it"] = kept
+    yield f"Completed seeds per experiment: {min(seeds)} to {max(seeds)}. Of {_count(len(records), 'record')} hold"
+    yield "\n".join(f"- {count}: {what}" for what, count in held.items())
+    yield (
+        "No record can tell how settings were chosen and how many were tried (the comments of the configs do), whether "
+        "the data and weights may be shared (the README names licences), what harm the work could do, and whether "
+        "others get the same."
+    )
 
 
 def _code(text: str) -> str:

@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
@@ -51,14 +50,11 @@ STYLE = {
 }
 
 
-def draw(
-    *plots: Callable[[Axes], object], title: str | None = None, width: float = 6.2, height: float = 4.2
-) -> dict[str, bytes]:
-    """The figure that the plots draw, each on an Axes of its own and side by side.
+def draw(plot: Callable[[Axes], object], width: float = 6.2, height: float = 4.2) -> dict[str, bytes]:
+    """The figure that a plot draws.
 
     Args:
-        plots: What to draw.
-        title: Title of the whole, where the plots have none.
+        plot: What to draw.
         width: In inches.
         height: In inches.
 
@@ -67,10 +63,7 @@ def draw(
     """
     with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(width, height), layout="constrained")
-        if title:
-            figure.suptitle(title, x=0.02, ha="left", fontsize=10.5)
-        for plot, ax in zip(plots, figure.subplots(1, len(plots), squeeze=False)[0], strict=True):
-            plot(ax)
+        plot(figure.subplots())
         return {
             "png": _bytes(figure, "png", dpi=160, metadata={"Software": None}),
             "svg": _bytes(figure, "svg", metadata={"Date": None, "Creator": None}),
@@ -151,14 +144,11 @@ def learning_curves(curves: Mapping[str, pd.DataFrame], column: str, encoder: st
             continue
         runs = rows.dropna(subset=[column]).groupby(["epoch", "seed"])[column].mean() * (100 if is_accuracy else 1)
         values = runs.groupby("epoch").agg(["mean", "min", "max"])
-        colour = COLOURS[index % len(COLOURS)]
-        style: dict[str, Any] = {
-            "marker": MARKERS[index % len(MARKERS)],
-            "linestyle": ("-", "--", ":")[index // len(COLOURS) % 3],
-        }
-        ax.plot(values.index, values["mean"], color=colour, label=name, **style)
+        style = _line_style(index)
+        ax.plot(values.index, values["mean"], label=name, **style)
         if rows["seed"].nunique() > 1:
-            ax.fill_between(values.index, values["min"], values["max"], color=colour, alpha=0.18, linewidth=0)
+            band = {"color": style["color"], "alpha": 0.18, "linewidth": 0}
+            ax.fill_between(values.index, values["min"], values["max"], **band)
             banded = True
     what, unit = ("Validation accuracy", " (%)") if is_accuracy else ("Training loss", "")
     ax.margins(x=0.1)
@@ -197,68 +187,23 @@ def layerwise(summary: pd.DataFrame, reported: Mapping[str, ReportedRow], encode
     return ax
 
 
-def confusion(counts: np.ndarray, ax: Axes) -> Axes:
-    """Test reviews by true and predicted class, the shade the share of the true class.
+def calibration(found: Mapping[str, Reliability], encoder: str, ax: Axes) -> Axes:
+    """How often what was called likely came true: a line per experiment, the diagonal is perfect.
 
     Args:
-        counts: `predictions.confusion`, of shape (2, 2).
-        ax: Where to draw.
-    """
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    for (true, said), share in np.ndenumerate(shares):
-        # Translucent, so that the words stay readable on a dark page too.
-        ax.add_patch(Rectangle((said - 0.5, true - 0.5), 1, 1, color=COLOURS[0], alpha=0.55 * share, linewidth=0))
-        ax.text(said, true, f"{counts[true, said]:,.0f}\n{100 * share:.1f}%", ha="center", va="center")
-    classes = ("negative", "positive")
-    ax.set(xlim=(-0.5, 1.5), ylim=(1.5, -0.5), xlabel="predicted", ylabel="true", aspect="equal")
-    ax.set_xticks((0, 1), classes)
-    ax.set_yticks((0, 1), classes, rotation=90, va="center")
-    ax.tick_params(length=0)
-    ax.grid(visible=False)
-    return ax
-
-
-def calibration(found: Reliability, ax: Axes) -> Axes:
-    """How often what was called likely came true; a bigger point stands for more reviews, the diagonal is perfect.
-
-    Args:
-        found: `predictions.reliability`.
-        ax: Where to draw.
-    """
-    ax.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1)
-    ax.plot(found.predicted, found.observed, "-", color=COLOURS[0])
-    ax.scatter(found.predicted, found.observed, 10 + 190 * found.reviews / found.reviews.sum(), color=COLOURS[0])
-    ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal", xlabel="predicted probability of positive")
-    ax.set(ylabel="share of positive")
-    ax.set_title(f"calibration error {100 * found.error:.1f} points", fontsize=9.5, pad=6)
-    return ax
-
-
-def bars(summary: pd.DataFrame, column: str, label: str, title: str, encoder: str, ax: Axes) -> Axes:
-    """One bar per experiment and its mode, with the value at its end, or 'not measured'.
-
-    Args:
-        summary: `tables.summary_table`.
-        column: The column to show, such as 'train_seconds'.
-        label: Label of the axis, with the unit.
-        title: What is shown.
+        found: `predictions.reliability` of each experiment.
         encoder: Which encoder was run, for the title.
         ax: Where to draw.
     """
-    for y, (row, colour) in enumerate(_coloured(summary)):
-        value = getattr(row, column)
-        missing = pd.isna(value)
-        ax.barh(y, 0 if missing else value, color=colour, height=0.62)
-        text = "not measured" if missing else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-        ax.annotate(text, (0 if missing else value, y), (5, 0), textcoords="offset points", va="center")
-    ax.set_yticks(range(len(summary)), [f"{row.experiment}\n({row.mode})" for row in rows_of(summary)])
-    ax.set_ylim(len(summary) - 0.4, -0.6)
-    largest = summary[column].max()
-    ax.set_xlim(0, 1 if pd.isna(largest) or largest <= 0 else 1.16 * largest)
-    ax.xaxis.set_major_formatter("{x:,.6g}")
-    ax.grid(axis="y", visible=False)
-    ax.set(xlabel=label)
-    ax.set_title(_title(title, encoder))
+    ax.plot([0, 1], [0, 1], color=GREY, linewidth=1)
+    for index, (name, each) in enumerate(found.items()):
+        label = f"{name}, error {100 * each.error:.1f} points"
+        ax.plot(each.predicted, each.observed, label=label, **_line_style(index))
+    ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="predicted probability of positive")
+    ax.set(ylabel="share of positive")
+    ax.set_title(_title("Calibration on the test reviews", encoder))
+    if found:
+        ax.legend(**BELOW, ncols=2)
     return ax
 
 
@@ -298,6 +243,15 @@ def ratios(found: pd.DataFrame, title: str, encoder: str, ax: Axes) -> Axes:
 def _coloured(summary: pd.DataFrame) -> list[tuple[Any, str]]:
     """The rows with a colour each, the same in every figure."""
     return [(row, COLOURS[index % len(COLOURS)]) for index, row in enumerate(rows_of(summary))]
+
+
+def _line_style(index: int) -> dict[str, Any]:
+    """Colour, marker and dashes of the line of an experiment."""
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "linestyle": ("-", "--", ":")[index // len(COLOURS) % 3],
+    }
 
 
 def _title(what: str, encoder: str) -> str:

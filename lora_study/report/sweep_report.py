@@ -64,9 +64,7 @@ def sweep_files(sweep: SweepConfig, records: list[Record], problems: list[str]) 
         "sweep.csv": csv_table(table),
     }
     contents = {name: text.encode() for name, text in texts.items()}
-    for name, picture in pictures.items():
-        contents |= {f"figures/{name}.{end}": data for end, data in picture.formats.items()}
-    return contents
+    return contents | {f"figures/{name}.png": picture.formats["png"] for name, picture in pictures.items()}
 
 
 def _draw(table: pd.DataFrame, parameters: list[str], chosen: str | None) -> dict[str, Picture]:
