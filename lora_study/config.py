@@ -454,7 +454,7 @@ def _check_parameter(name: str, values: Any, method: str) -> None:
     ends = next(iter(values.values())) if isinstance(values, dict) and len(values) == 1 else None
     numbers = isinstance(ends, list) and len(ends) == 2 and all(type(end) in (int, float) for end in ends)
     known = numbers and next(iter(values)) in ("uniform", "loguniform")
-    remedy = "give a list of values, or {uniform: [low, high]} or {loguniform: [low, high]} with numbers such as 1.0e-5"
+    remedy = "give a list of values, or {uniform: [low, high]} or {loguniform: [low, high]} with two numbers"
     check(known, field_name, values, remedy)
     check(method != "grid", field_name, values, "a grid takes lists of values; use search.method random or adaptive")
     low, high = next(iter(values.values()))

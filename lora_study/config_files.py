@@ -11,45 +11,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, _loaders_dumpers, set_dumper
 
 from lora_study.config import ConfigError, ExperimentConfig, StudyConfig, SweepConfig, check, one_line
+from lora_study.plain_yaml import Loader, dump_yaml, load_yaml
 from lora_study.small_files import read_text
 
 Config = TypeVar("Config", StudyConfig, SweepConfig)
 
-ALIASES = 100  # in a file
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML's plain values. A few lines of aliases within aliases stand for gigabytes, or have no end: none are read."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self._aliases = 0
-        self._anchors = 0  # that are around the node which is read
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """As SafeLoader's, but refuse an alias within what another may stand for, and too many of them."""
-        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
-        if self.check_event(yaml.AliasEvent):
-            self._aliases += 1
-            if self._anchors or self._aliases > ALIASES:
-                problem = f"an alias is in what another stands for, or one of over {ALIASES}; write the value out"
-                raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
-            return super().compose_node(parent, index)
-        anchored = event.anchor is not None
-        self._anchors += anchored
-        node = super().compose_node(parent, index)
-        self._anchors -= anchored
-        return node
+# jsonargparse reads flags with a loader of its own, and has no public way to change how it reads a single number.
+_loaders_dumpers.yaml_default_loader = Loader
+set_dumper("yaml", dump_yaml)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file, or a `ConfigError` that names the file and the place."""
     try:
-        content = yaml.load(read_text(path), Loader=_Loader)  # noqa: S506 - a SafeLoader
+        content = load_yaml(read_text(path))
     except FileNotFoundError:
         raise ConfigError(f"config file {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -8,11 +8,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lora_study.config import ConfigError, ExperimentConfig, SweepConfig, check, to_dict
 from lora_study.config_files import experiment_from, read_yaml
 from lora_study.launchers import Launcher
+from lora_study.plain_yaml import dump_yaml
 from lora_study.points import BEST, SWEEP_FILE, chosen_point, point_table, trials_of
 from lora_study.records import Record, read_records, write_text
 from lora_study.run_folder import writing_to
@@ -85,7 +84,7 @@ def _claim(results_dir: Path, sweep: SweepConfig) -> None:
                 f"{results_dir} holds another sweep (other {', '.join(changed)}); choose another --results-dir"
             )
     with writing_to(results_dir):
-        write_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+        write_text(path, dump_yaml(content))
 
 
 def _identity(settings: dict[str, Any]) -> dict[str, Any]:

@@ -8,10 +8,9 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
-import yaml
-
 from lora_study.config import ConfigError
 from lora_study.formats import csv_table, escape
+from lora_study.plain_yaml import dump_yaml
 from lora_study.records import atomic
 from lora_study.report.checklist import checklist_page
 from lora_study.report.exhibits import config_path, draw_up
@@ -87,7 +86,7 @@ def report_files(study: Study) -> dict[str, bytes]:
         texts |= {f"tables/{file}": text for file, text in table.files(name).items()}
     for record in study.records:
         if record.config:
-            texts[config_path(record)] = yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True)
+            texts[config_path(record)] = dump_yaml(record.config)
     contents = {name: text.encode() for name, text in texts.items()}
     for name, picture in pictures.items():
         contents |= {f"figures/{name}.{end}": data for end, data in picture.formats.items()}
