@@ -11,24 +11,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lora_study.errors import ConfigError as ConfigError
+from lora_study.errors import check as check
+from lora_study.errors import one_line as one_line
+from lora_study.settings import Settings
+
 # Where this study's default is not what the article did: no padding that is masked anyway, no unscored review.
 NOT_FOLLOWED = {"data.padding": "max_length", "data.drop_last": True}
 
 Mode = Literal["lora", "last_two_layers", "partial", "full"]
 
 
-class ConfigError(ValueError):
-    """A user's mistake in a config, a file or an argument; the message is the one line to show."""
-
-
-def check(condition: bool, field_name: str, value: object, remedy: str) -> None:
-    """Raise `ConfigError` naming the field, its value and what would be right, unless condition holds."""
-    if not condition:
-        raise ConfigError(f"{field_name}: {value!r} is not valid; {remedy}")
-
-
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Settings, section="model"):
     """The pretrained encoder and the classification head on top of it.
 
     Args:
@@ -46,6 +41,7 @@ class ModelConfig:
     attention_dropout: float = 0.1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(bool(self.backbone.strip()), "model.backbone", self.backbone, "name a hub model, a folder or 'embedded'")
         check(self.num_labels == 2, "model.num_labels", self.num_labels, "the reviews have 2 classes")
         check(0 <= self.dropout < 1, "model.dropout", self.dropout, "use a probability in [0, 1)")
@@ -58,7 +54,7 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class LoRAConfig:
+class LoRAConfig(Settings, section="lora"):
     """Low-rank adapters (Hu et al., arXiv 2106.09685); only read in mode 'lora'.
 
     Args:
@@ -86,15 +82,16 @@ class LoRAConfig:
     train_head: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(self.r >= 1, "lora.r", self.r, "the rank must be 1 or more")
         check(self.alpha > 0, "lora.alpha", self.alpha, "use a number above 0")
         check(0 <= self.dropout < 1, "lora.dropout", self.dropout, "use a probability in [0, 1)")
         check(len(self.targets) > 0, "lora.targets", self.targets, "name at least one layer, such as query")
-        check(0 < self.lr_ratio < math.inf, "lora.lr_ratio", self.lr_ratio, "use a number above 0")
+        check(self.lr_ratio > 0, "lora.lr_ratio", self.lr_ratio, "use a number above 0")
 
 
 @dataclass(frozen=True)
-class PartialConfig:
+class PartialConfig(Settings, section="partial"):
     """How much of the top of the model is trained; only read in mode 'partial' (the layerwise experiment).
 
     Args:
@@ -106,6 +103,7 @@ class PartialConfig:
     blocks: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(self.blocks >= 0, "partial.blocks", self.blocks, "use 0 or more")
         check(
             self.pre_classifier or self.blocks == 0,
@@ -116,7 +114,7 @@ class PartialConfig:
 
 
 @dataclass(frozen=True)
-class SeedsConfig:
+class SeedsConfig(Settings, section="seeds"):
     """Seeds of the single random choices; null takes the run's seed.
 
     Args:
@@ -132,13 +130,14 @@ class SeedsConfig:
     dropout: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for f in dataclasses.fields(self):
             seed = getattr(self, f.name)
             check(seed is None or 0 <= seed < 2**32, f"seeds.{f.name}", seed, "use 0 to 4294967295, or null")
 
 
 @dataclass(frozen=True)
-class SplitSizes:
+class SplitSizes(Settings, section="data.sizes"):
     """How many reviews each part holds; every part is stratified by label.
 
     Args:
@@ -152,13 +151,14 @@ class SplitSizes:
     test: int | None = 10_000
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for part in ("train", "val", "test"):
             size = getattr(self, part)
             check(size is None or size >= 2, f"data.sizes.{part}", size, "use 2 or more, one review of each class")
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Settings, section="data"):
     """Where the reviews come from, how they are split, tokenised and batched.
 
     Args:
@@ -199,6 +199,7 @@ class DataConfig:
     cache_dir: str = ".cache/lora-study"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(bool(self.source.strip()), "data.source", self.source, "use hub, embedded or a path")
         check(0 <= self.split_seed < 2**32, "data.split_seed", self.split_seed, "use 0 to 4294967295")
         check(3 <= self.max_length <= 512, "data.max_length", self.max_length, "DistilBERT takes 3 to 512 tokens")
@@ -208,7 +209,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Settings, section="train"):
     """Optimisation and hardware.
 
     Args:
@@ -254,6 +255,7 @@ class TrainConfig:
     keep_weights: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(self.epochs >= 1, "train.epochs", self.epochs, "use 1 or more")
         check(0 < self.learning_rate < 1, "train.learning_rate", self.learning_rate, "use a number in (0, 1)")
         check(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "use 0 or more")
@@ -289,7 +291,7 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class ExperimentConfig:
+class ExperimentConfig(Settings):
     """One experiment: with a seed, everything that decides a run.
 
     Args:
@@ -318,6 +320,7 @@ class ExperimentConfig:
     score_test: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_name("name", self.name)
         check(0 <= self.seed < 2**32, "seed", self.seed, "use 0 to 4294967295")
         head_only = self.mode == "last_two_layers" or (self.mode == "partial" and self.partial.blocks == 0)
@@ -349,7 +352,7 @@ class ExperimentConfig:
 
 
 @dataclass(frozen=True)
-class StudyConfig:
+class StudyConfig(Settings):
     """A study: experiments times seeds, with optional settings laid over every experiment.
 
     Args:
@@ -367,6 +370,7 @@ class StudyConfig:
     overrides: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_name("name", self.name)
         check(len(self.experiments) > 0, "experiments", self.experiments, "list at least one experiment file")
         check(len(self.seeds) > 0, "seeds", self.seeds, "list at least one seed")
@@ -374,7 +378,7 @@ class StudyConfig:
 
 
 @dataclass(frozen=True)
-class SearchConfig:
+class SearchConfig(Settings, section="search"):
     """How a sweep chooses its points.
 
     Args:
@@ -397,6 +401,7 @@ class SearchConfig:
     pruner: Literal["none", "median", "halving"] = "none"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         remedy = "a grid has a number of its own; leave it out" if self.method == "grid" else "use 1 or more"
         valid = self.trials is None if self.method == "grid" else self.trials is not None and self.trials >= 1
         check(valid, "search.trials", self.trials, remedy)
@@ -405,7 +410,7 @@ class SearchConfig:
 
 
 @dataclass(frozen=True)
-class SweepConfig:
+class SweepConfig(Settings):
     """A sweep: one experiment at many points, of which validation accuracy chooses the one that is tested.
 
     Args:
@@ -429,6 +434,7 @@ class SweepConfig:
     overrides: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_name("name", self.name)
         check(len(self.parameters) > 0, "parameters", self.parameters, "name at least one field, such as lora.r")
         check(len(self.seeds) > 0, "seeds", self.seeds, "list at least one seed")
@@ -467,13 +473,6 @@ def check_name(field_name: str, name: str) -> None:
     """Refuse a name that could not be, or would escape from, a folder of results."""
     valid = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) is not None
     check(valid, field_name, name, "use letters, digits, '.', '_' and '-'")
-
-
-def one_line(error: object) -> str:
-    """An error's message on one line that any terminal shows as it is, without the library's own words for a key."""
-    line = re.sub(r"\s+", " ", str(error)).replace("Parser key ", "").strip()
-    # What an input holds may be in it: control characters move the cursor, half a surrogate pair cannot be printed.
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -88,9 +88,9 @@ def test_run_writes_one_run_and_says_where(capsys, experiment, tmp_path):
 
 
 def test_a_run_that_fails_ends_with_status_1_and_says_why(capsys, experiment, tmp_path):
-    arguments = ["run", "--config", str(experiment), "--results-dir", str(tmp_path / "out"), "--lora.alpha", "1e39"]
-    assert main(arguments) == 1
-    assert "not finite at step 1" in capsys.readouterr().out
+    too_much = ["--train.optimizer", "adamw", "--train.weight_decay", "3e38"]
+    assert main(["run", "--config", str(experiment), "--results-dir", str(tmp_path / "out"), *too_much]) == 1
+    assert "not finite at step 2" in capsys.readouterr().out
     assert read_record(tmp_path / "out" / "tiny" / "seed-1" / "record.json").status == "failed"
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors import safe_open
-from tiny_experiments import MODES
+from tiny_experiments import DIVERGES, MODES
 
 from lora_study import provenance
 from lora_study.config import ConfigError
@@ -173,9 +173,9 @@ def test_each_random_choice_has_a_seed_of_its_own(tiny, runs, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_ends_in_a_failed_record_that_names_the_step(tiny, tmp_path):
-    record = run_experiment(tiny("lora", lora={"alpha": 1e39}), tmp_path)
+    record = run_experiment(tiny("lora", train=DIVERGES), tmp_path)
     assert record.status == "failed"
-    assert "not finite at step 1;" in record.error
+    assert "not finite at step 2;" in record.error
     assert "lora.alpha" in record.error
     assert sorted(path.name for path in (tmp_path / "lora" / "seed-1").iterdir()) == ["record.json"]
 
@@ -229,7 +229,7 @@ def test_a_full_disk_leaves_the_run_that_was_there(tiny, tmp_path, monkeypatch):
 
 
 def test_a_failed_run_is_tried_again(tiny, tmp_path):
-    assert run_experiment(tiny("lora", lora={"alpha": 1e39}), tmp_path).status == "failed"
+    assert run_experiment(tiny("lora", train=DIVERGES), tmp_path).status == "failed"
     assert run_experiment(tiny("lora"), tmp_path).status == "completed"
 
 
