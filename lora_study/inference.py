@@ -25,6 +25,7 @@ from lora_study.lora import merge_lora
 from lora_study.progress import progress
 from lora_study.provenance import computes_in_bf16
 from lora_study.records import atomic
+from lora_study.small_files import user_path
 from lora_study.speed import finish_first_token_only
 from lora_study.trained import TrainedModel
 
@@ -123,11 +124,11 @@ def check_output(output: Path, file: str | None) -> None:
     check(not output.is_dir(), "--output", str(output), "it is a folder")
     above = next(folder for folder in output.absolute().parents if folder.exists())
     check(os.access(above, os.W_OK) and above.is_dir(), "--output", str(output), f"{above} is no folder to write into")
-    same = file is not None and output.exists() and Path(file).exists() and output.samefile(file)
+    same = file is not None and output.exists() and user_path(file).exists() and output.samefile(file)
     check(not same, "--output", str(output), "it is the file of the reviews; name another")
 
 
-def write_predictions(trained: TrainedModel, reviews: Iterable[Review], output: Path | None) -> Totals:
+def write_predictions(trained: TrainedModel, reviews: Iterable[Review], output: str | Path | None) -> Totals:
     """Classify reviews and write id, label and probability (of class 1, positive) of each, in their order.
 
     Args:
@@ -136,6 +137,7 @@ def write_predictions(trained: TrainedModel, reviews: Iterable[Review], output: 
         output: A .csv or .jsonl file, written whole or not at all; None prints csv, row by row.
     """
     start = time.perf_counter()
+    output = None if output is None else user_path(output)
     if output is None:
         # In a terminal that shows the rows a bar would be in their way.
         with contextlib.nullcontext() if sys.stdout.isatty() else progress() as done:

@@ -16,13 +16,14 @@ from lora_study.points import BEST, SWEEP_FILE, chosen_point, point_table, trial
 from lora_study.records import Record, read_records, write_text
 from lora_study.run_folder import writing_to
 from lora_study.search import ListedSearch, Point, Search, listed_points
+from lora_study.small_files import user_path
 from lora_study.study import run_all
 
 
 def run_sweep(
     sweep: SweepConfig,
     base: ExperimentConfig,
-    results_dir: Path,
+    results_dir: str | Path,
     launcher: Launcher,
     *,
     max_trials: int | None = None,
@@ -45,6 +46,7 @@ def run_sweep(
         ConfigError: the folder cannot be written, or holds another sweep; a point is not a valid experiment; Optuna is
             missing; or the chosen point is not the one that was tested here before. Points run until then are kept.
     """
+    results_dir = user_path(results_dir)
     check(max_trials is None or max_trials >= 1, "--max-trials", max_trials, "use 1 or more")
     search = _search(sweep, base, results_dir, max_trials)
     _claim(results_dir, sweep)

@@ -19,6 +19,7 @@ from simulate_scheduler import Scenario, simulate
 from lora_study.formats import markdown_table
 from lora_study.records import Record, read_records, write_text
 from lora_study.reported import load_reported
+from lora_study.small_files import user_path
 
 RUNS, SEEDS = 576, 5
 FAILURES = 0.05
@@ -81,8 +82,8 @@ way: reading a record takes {1000 * reading:.1f} ms, {RUNS * SEEDS * reading:.0f
 def main() -> int:
     """Print the plan, or write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results-dir", type=Path, default=Path("results/published/embedded"))
-    parser.add_argument("--output", type=Path, help="a .md file; default: print")
+    parser.add_argument("--results-dir", type=user_path, default=Path("results/published/embedded"))
+    parser.add_argument("--output", type=user_path, help="a .md file; default: print")
     options = parser.parse_args()
     text = page(options.results_dir)
     if options.output:

@@ -26,6 +26,7 @@ import pandas as pd
 from scipy import sparse
 
 from lora_study.data.cache import Arrays, cached, fingerprint
+from lora_study.small_files import user_path
 
 PAIRS = (("val", "train"), ("test", "train"), ("test", "val"))
 SHINGLE = 5  # words
@@ -143,7 +144,7 @@ def pairs_between(copies: Arrays, ones: np.ndarray, others: np.ndarray) -> list[
 def cached_near_copies(texts: Sequence[str], cache_dir: str | Path) -> Arrays:
     """`near_copies`, or what it gave for the same texts before; a cache that cannot be used costs only time."""
     name = fingerprint([f"format {FORMAT}, {SHINGLE} words, similarity {THRESHOLD}", *texts])
-    return cached(Path(cache_dir).expanduser() / "near_copies" / f"{name}.safetensors", lambda: near_copies(texts))
+    return cached(user_path(cache_dir) / "near_copies" / f"{name}.safetensors", lambda: near_copies(texts))
 
 
 def near_copies(texts: Sequence[str], threshold: float = THRESHOLD) -> Arrays:

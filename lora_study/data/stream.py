@@ -3,12 +3,12 @@
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from lora_study.config import ConfigError, check
 from lora_study.data.sources import name_of, text_of
 from lora_study.data.tables import AS_UTF8, Row, csv_rows, jsonl_rows, utf8_lines
+from lora_study.small_files import user_path
 
 STDIN = "-"
 
@@ -41,7 +41,7 @@ def open_reviews(file: str) -> Iterator[Iterator[Review]]:
         sys.stdin.reconfigure(**AS_UTF8)  # type: ignore[union-attr]
         yield text_reviews(sys.stdin, "standard input")
         return
-    path = Path(file).expanduser()
+    path = user_path(file)
     check(path.suffix in READERS, "--file", file, f"use {', '.join(READERS)}, or - for lines of standard input")
     try:
         stream = path.open(**AS_UTF8)

@@ -19,6 +19,7 @@ from lora_study.report.inputs import Study, read_study
 from lora_study.report.pages import budget, report_page, title_of, verdicts_in_words
 from lora_study.report.variants import find_variants
 from lora_study.report.webpage import html_page
+from lora_study.small_files import user_path
 from lora_study.tables import parameters_table, summary_table
 
 logger = logging.getLogger(__name__)
@@ -29,10 +30,10 @@ ENDINGS = {"figures": ("png", "svg"), "tables": ("csv", "md", "tex")}
 
 
 def write_report(
-    results_dir: Path,
-    published_dir: Path | None = None,
+    results_dir: str | Path,
+    published_dir: str | Path | None = None,
     address: str | None = None,
-    benchmarks_dir: Path | None = None,
+    benchmarks_dir: str | Path | None = None,
 ) -> list[Path]:
     """Write the report of a study into its results folder.
 
@@ -52,6 +53,7 @@ def write_report(
     Raises:
         ConfigError: there is no record, or the folder cannot be written.
     """
+    results_dir = user_path(results_dir)
     study = read_study(results_dir, published_dir, address, benchmarks_dir)
     for line in study.warnings:
         logger.warning(line)
