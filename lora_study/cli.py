@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from lora_study.config import ConfigError, ExperimentConfig, check, one_line
 from lora_study.config_files import ConfigParser, experiment_from, experiment_parser, load_study, load_sweep
+from lora_study.small_files import user_path
 from lora_study.threads import wait_briefly
 
 DESCRIPTION = "LoRA, last-two-layers and full fine-tuning of DistilBERT on IMDb reviews."
@@ -34,11 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not options.subcommand:
             parser.print_help()
             return 0
+        command = options[options.subcommand]
+        for name, value in vars(command).items():
+            if isinstance(value, Path):
+                command[name] = user_path(value)
         if "RANK" in os.environ and options.subcommand in ("reproduce", "sweep"):
             raise ConfigError(
                 f"{options.subcommand} starts the processes of its runs itself; start it without torchrun"
             )
-        return COMMANDS[options.subcommand](options[options.subcommand], shlex.join(["lora-study", *arguments]))
+        return COMMANDS[options.subcommand](command, shlex.join(["lora-study", *arguments]))
     except ConfigError as error:
         if debug:
             raise

@@ -11,7 +11,7 @@ import yaml
 
 from lora_study.cli import main
 from lora_study.launchers.worker import work
-from lora_study.records import read_record
+from lora_study.records import read_record, read_records
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -73,6 +73,58 @@ def test_print_config_shows_what_would_run_and_runs_nothing(capsys, experiment, 
     printed = yaml.safe_load(capsys.readouterr().out)
     assert (printed["name"], printed["lora"]["r"], printed["train"]["epochs"]) == ("tiny", 3, 1)
     assert not (tmp_path / "results").exists()
+
+
+def test_print_config_prints_a_file_that_runs_the_same_from_any_folder(capsys, experiment, tmp_path, monkeypatch):
+    arguments = ["run", "--train.epochs", "7", "--config", str(experiment), "--print_config"]
+    with pytest.raises(SystemExit):
+        main(arguments)
+    printed = capsys.readouterr().out
+    (tmp_path / "printed.yaml").write_text(printed)
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    with pytest.raises(SystemExit):
+        main(["inspect", "--config", "../printed.yaml", "--print_config"])
+    assert capsys.readouterr().out == printed
+    assert yaml.safe_load(printed)["train"]["epochs"] == 7
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--lora.r", "0"], "lora.r: 0"),
+        (["--lora.alpha", ".inf"], "lora.alpha: inf"),
+        (["--lora.alpha", "1e39"], "lora.alpha: 1e+39"),
+        (["--train.cache_trunk", "true"], "train.cache_trunk"),
+        (["--data.source", "nowhere.csv"], "nowhere.csv"),
+        (["--model.backbone", "./nowhere"], "./nowhere"),
+    ],
+)
+def test_print_config_refuses_what_a_run_would(capsys, experiment, flags, words):
+    for command in (["run"], ["inspect"]):
+        assert main([*command, "--config", str(experiment), "--print_config", *flags]) == 2
+        printed = capsys.readouterr()
+        assert printed.out == "" and words in printed.err and printed.err.count("\n") == 1
+
+
+def test_a_home_folder_is_found_in_every_option(capsys, experiment, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["run", f"--config=~/{experiment.name}", "--results-dir=~/out"]) == 0
+    assert (tmp_path / "out" / "tiny" / "seed-1" / "record.json").exists()
+    (tmp_path / "texts.txt").write_text("good\nbad\n")
+    run = "--run=~/out/tiny/seed-1"
+    assert main(["predict", run, "--file=~/texts.txt", "--output=~/labels.csv"]) == 0
+    assert main(["export", run, "--output=~/adapter"]) == 0
+    assert main(["merge", run, "--output=~/merged"]) == 0
+    assert {"labels.csv", "adapter", "merged"} <= {path.name for path in tmp_path.iterdir()}
+    study = {"name": "mini", "title": "A miniature", "experiments": [experiment.name]}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    assert main(["reproduce", "--study=~/study.yaml", "--results-dir=~/out"]) == 0
+    assert main(["report", "--results-dir=~/out"]) == 0
+    assert main(["claims", "--results-dir=~/out"]) == 0
+    records, problems = read_records("~/out")
+    assert [record.name for record in records] == ["tiny"] and not problems
+    assert not [path for path in Path.cwd().iterdir() if path.name.startswith("~")]
 
 
 def test_run_writes_one_run_and_says_where(capsys, experiment, tmp_path):
