@@ -1,8 +1,11 @@
 """The command line: exit statuses, one-line errors, and a miniature study from its command to its report."""
 
 import json
+import os
+import shlex
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
@@ -172,6 +175,46 @@ def test_a_mistake_is_one_line_on_stderr_and_status_2(capsys, tmp_path, monkeypa
     assert printed.err.startswith("lora-study: error: ")
     assert printed.err.count("\n") == 1
     assert all(word in printed.err for word in words), printed.err
+
+
+def shell(command, **environment):
+    """Run a command of bash, in which lora-study is ours."""
+    ours = f'lora-study() {{ {shlex.quote(sys.executable)} -m lora_study "$@"; }}; '
+    return subprocess.run(
+        ["bash", "-c", ours + command], capture_output=True, text=True, env=os.environ | environment, check=False
+    )
+
+
+def test_the_version_is_told():
+    done = shell("lora-study --version")
+    assert (done.returncode, done.stdout) == (0, f"lora-study {version('lora-study')}\n")
+
+
+@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C"}])
+def test_output_of_any_encoding_is_no_failure(environment, tmp_path):
+    """The name of the file, the message and the printed config hold what ASCII has not."""
+    (tmp_path / "é.csv").touch()
+    printed = shell(f"cd {tmp_path} && lora-study run --data.source é.csv --print_config", **environment)
+    assert (printed.returncode, printed.stderr) == (0, "")
+    assert "source:" in printed.stdout and "name: lora_default" in printed.stdout
+    refused = shell(f"lora-study run --config {tmp_path}/é.yaml", **environment)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_no_failure(closed, tmp_path):
+    for command, status in (("run --print_config --data.source embedded", 0), ("run --lora.r 0", 2), ("--help", 0)):
+        done = shell(f"lora-study {command} {closed}")
+        assert done.returncode == status, done.stderr
+        assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+        assert done.stderr.count("\n") == (status == 2 and "2>&-" not in closed)
+
+
+def test_a_full_disk_and_a_reader_that_has_seen_enough_are_said_or_taken_before_the_end():
+    done = shell("lora-study run --print_config --data.source embedded > /dev/full")
+    assert (done.returncode, done.stderr) == (1, "lora-study: error: [Errno 28] No space left on device\n")
+    done = shell("lora-study run --print_config --data.source embedded | true; exit ${PIPESTATUS[0]}")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_debug_shows_the_traceback():
