@@ -104,7 +104,12 @@ def _text(value: Any, name: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        check(False, name, value, "it is no text in UTF-8, so no record can hold it; choose another name, or set PYTHONUTF8=1")
+        check(
+            False,
+            name,
+            value,
+            "it is no text in UTF-8, so no record can hold it; choose another name, or set PYTHONUTF8=1",
+        )
     return str(value)
 
 

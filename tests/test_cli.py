@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -215,6 +216,27 @@ def test_a_full_disk_and_a_reader_that_has_seen_enough_are_said_or_taken_before_
     assert (done.returncode, done.stderr) == (1, "lora-study: error: [Errno 28] No space left on device\n")
     done = shell("lora-study run --print_config --data.source embedded | true; exit ${PIPESTATUS[0]}")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize("target", ["reproduce", "sweep"])
+def test_make_hands_on_a_path_as_it_is_given(tmp_path, target):
+    command = tmp_path / "lora-study"
+    command.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    command.chmod(0o755)
+    paths = ["a b.csv", 'it\'s "$(date)" for $5.csv']
+    done = subprocess.run(
+        [
+            *("make", "--silent", "--old-file=setup", target, f"BIN={tmp_path}", "WORKERS=2"),
+            *(f"SOURCE={paths[0]}", f"BACKBONE={paths[1]}"),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=CONFIGS.parent,
+    )
+    printed = done.stdout.splitlines()
+    assert printed[printed.index("--source") :] == ["--source", paths[0], "--backbone", paths[1], "--workers", "2"]
 
 
 def test_debug_shows_the_traceback():
