@@ -428,9 +428,9 @@ class SweepConfig(Settings):
         name: Name of the sweep and of its results folder.
         title: One line for the head of its page.
         experiment: Experiment file, relative to the sweep file.
-        parameters: What varies: for each field of the experiment, such as 'lora.r', a list of its values, or (not in a
-            grid) 'uniform' or 'loguniform' with the lowest and the highest, as in {loguniform: [1.0e-5, 1.0e-3]}. Two
-            whole numbers draw whole numbers; others are rounded to three digits.
+        parameters: What varies: for each field of the experiment, such as 'lora.r', a list of its values (equal ones
+            count once), or (not in a grid) 'uniform' or 'loguniform' with the lowest and the highest, as in
+            {loguniform: [1e-5, 1e-3]}. Two whole numbers draw whole numbers; others are rounded to three digits.
         search: How the points are chosen.
         seeds: Seeds every point is run with; the mean over them is compared.
         overrides: Settings laid over the experiment, as in an experiment file; ``extends`` works too.
@@ -461,12 +461,11 @@ class SweepConfig(Settings):
 
 
 def _check_parameter(name: str, values: Any, method: str) -> None:
-    """Refuse a parameter of a sweep that is neither a list of different values nor a range."""
+    """Refuse a parameter of a sweep that is neither a list of values nor a range."""
     field_name = f"parameters.{name}"
     check(name not in ("name", "seed", "score_test"), "parameters", name, "the sweep sets it; vary another field")
     if isinstance(values, list):
-        distinct = len({repr(value) for value in values}) == len(values) > 0
-        check(distinct, field_name, values, "list one value or more, each once")
+        check(len(values) > 0, field_name, values, "list one value or more")
         return
     ends = next(iter(values.values())) if isinstance(values, dict) and len(values) == 1 else None
     numbers = isinstance(ends, list) and len(ends) == 2 and all(type(end) in (int, float) for end in ends)

@@ -227,8 +227,19 @@ def load_sweep(file: str | Path) -> tuple[SweepConfig, ExperimentConfig]:
     sweep = read_config(path, SweepConfig, "sweep")
     for name in sweep.parameters:
         check_fields(nested(name, ""), ExperimentConfig, f"sweep file {path}: parameters")
+    sweep = dataclasses.replace(sweep, parameters={n: _different(n, v) for n, v in sweep.parameters.items()})
     overrides = lay_over_extended(sweep.overrides, path)
     return sweep, load_experiment([beside(path, sweep.experiment)], overlay(overrides, {"score_test": False}))
+
+
+def _different(name: str, values: Any) -> Any:
+    """A parameter's values, of equal ones the first: 8 and 8.0 are two texts and one alpha."""
+    if not isinstance(values, list):
+        return values
+    kept: dict[Any, Any] = {}
+    for value in values:
+        kept.setdefault(field_value(name, value), value)
+    return list(kept.values())
 
 
 def nested(name: str, value: Any) -> dict[str, Any]:

@@ -104,12 +104,8 @@ def _text(value: Any, name: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        check(
-            False,
-            name,
-            value,
-            "it is no text in UTF-8, so no record can hold it; choose another name, or set PYTHONUTF8=1",
-        )
+        remedy = "it is no text in UTF-8, so no record can hold it; choose another name, or set PYTHONUTF8=1"
+        check(False, name, value, remedy)
     return str(value)
 
 
