@@ -21,6 +21,9 @@ from lora_study.small_files import from_anywhere, user_path
 # Where this study's default is not what the article did: no padding that is masked anyway, no unscored review.
 NOT_FOLLOWED = {"data.padding": "max_length", "data.drop_last": True}
 
+# Fields of older versions, which records and saved configs still have, and the value that they could only have now.
+RETIRED = {"train.compile": False}
+
 EMBEDDED = "embedded"  # the stand-in for reviews or encoder from PyPI
 
 Mode = Literal["lora", "last_two_layers", "partial", "full"]
@@ -241,8 +244,6 @@ class TrainConfig(Settings, section="train"):
             where nothing below the head is trained.
         dropout_active: Whether dropout acts while training. False trains in eval mode, as happens unnoticed when
             Lightning >= 2.2 is given a freshly loaded model.
-        compile: Compile the model with torch.compile: minutes at the start, for steps that cost less to launch on a GPU
-            (as CUDA graphs). Every length is compiled for itself; set data.pad_to_multiple_of to 64 or so.
         fast: Arrange the model for speed; see lora_study/speed.py. False computes with torch's and transformers' own
             layers. Results differ by rounding, and on a CPU by other dropout masks of the same distribution.
         keep_weights: Mode full only: keep all weights in the run's folder, as large as the model. The other modes
@@ -261,7 +262,6 @@ class TrainConfig(Settings, section="train"):
     threads: int | None = None
     cache_trunk: bool = False
     dropout_active: bool = True
-    compile: bool = False
     fast: bool = True
     keep_weights: bool = False
 
@@ -503,6 +503,16 @@ def to_dict(config: Any) -> dict[str, Any]:
     }
 
 
+def without_retired(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config in nested mappings without the fields of `RETIRED`."""
+    kept = dict(config)
+    for name in RETIRED:
+        section, _, field_name = name.partition(".")
+        if isinstance(fields := kept.get(section), Mapping) and field_name in fields:
+            kept[section] = {key: value for key, value in fields.items() if key != field_name}
+    return kept
+
+
 def deviations(config: ExperimentConfig) -> list[dict[str, Any]]:
     """Where a run departs from the article's recipe: one {field, article, here} per departure.
 
@@ -513,8 +523,7 @@ def deviations(config: ExperimentConfig) -> list[dict[str, Any]]:
         *("name", "mode", "seed", "lora.r", "lora.alpha", "lora.targets", "model.revision", "data.revision"),
         *("data.cache_dir", "data.eval_batch_size", "data.split_seed", "train.accelerator", "train.devices"),
         *("train.num_nodes", "train.strategy", "train.threads", "train.keep_weights", "train.fast"),
-        *("train.compile", "data.pad_to_multiple_of"),
-        *("partial.blocks", "partial.pre_classifier", "score_test"),
+        *("data.pad_to_multiple_of", "partial.blocks", "partial.pre_classifier", "score_test"),
     }
     article, here = flatten(to_dict(ExperimentConfig())) | NOT_FOLLOWED, flatten(to_dict(config))
     neutral |= {key for key in here if key.startswith("seeds.") or (key.startswith("lora.") and config.mode != "lora")}

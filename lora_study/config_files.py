@@ -16,14 +16,17 @@ from typing import Any, TypeVar, get_args, get_origin
 from jsonargparse import ArgumentError, ArgumentParser, _loaders_dumpers, set_dumper
 
 from lora_study.config import (
+    RETIRED,
     ConfigError,
     ExperimentConfig,
     StudyConfig,
     SweepConfig,
     check,
+    flatten,
     local_folder,
     one_line,
     to_dict,
+    without_retired,
 )
 from lora_study.plain_yaml import Loader, dump_yaml, load_yaml
 from lora_study.small_files import read_text, user_path
@@ -111,6 +114,18 @@ def lay_over_extended(content: dict[str, Any], path: Path, above: tuple[Path, ..
     return overlay(below, {key: value for key, value in content.items() if key != "extends"})
 
 
+def experiment_fields(content: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """Content of an experiment's files, whose fields are those of today; see `check_fields` and `RETIRED`."""
+    found = flatten(content)
+    for name, value in RETIRED.items():
+        check(
+            found.get(name, value) == value, f"{origin}: {name}", found.get(name), "this setting is gone; leave it out"
+        )
+    content = without_retired(content)
+    check_fields(content, ExperimentConfig, origin)
+    return content
+
+
 class ConfigParser(ArgumentParser):
     """jsonargparse's parser, with `ConfigError` instead of a usage text and an exit."""
 
@@ -141,8 +156,7 @@ class ExperimentParser(ConfigParser):
     def parse_path(self, cfg_path: Any, **kwargs: Any) -> Any:
         """Parse one experiment file after resolving what it extends."""
         kwargs.pop("_fail_no_subcommand", None)  # known to parse_path alone
-        content = read_layers(user_path(cfg_path))
-        check_fields(content, ExperimentConfig, f"config file {cfg_path}")
+        content = experiment_fields(read_layers(user_path(cfg_path)), f"config file {cfg_path}")
         return self.parse_object(content, **kwargs)
 
     def dump(self, cfg: Any, **kwargs: Any) -> str:
@@ -191,10 +205,9 @@ def load_experiment(
 
 def experiment_from(mapping: Mapping[str, Any], origin: str = "") -> ExperimentConfig:
     """An experiment from a nested mapping, such as the config of a record; errors name its origin."""
-    check_fields(mapping, ExperimentConfig, origin or "config")
-    parser = experiment_parser()
+    content, parser = experiment_fields(mapping, origin or "config"), experiment_parser()
     try:
-        values = parser.instantiate(parser.parse_object(dict(mapping)))
+        values = parser.instantiate(parser.parse_object(content))
     except (ArgumentError, TypeError, ValueError) as error:
         prefix = f"{origin}: " if origin else ""
         raise ConfigError(prefix + one_line(error)) from error

@@ -35,7 +35,7 @@ from lora_study.progress import PlainProgress
 from lora_study.records import Record, read_record, run_dir
 from lora_study.run_folder import completed_run, locked, write_run
 from lora_study.small_files import user_path
-from lora_study.speed import COMPUTE_DTYPE, compile_model, make_fast
+from lora_study.speed import COMPUTE_DTYPE, make_fast
 
 
 @dataclass
@@ -214,8 +214,6 @@ def _build(config: ExperimentConfig, record: Record, place: devices.Place) -> Bu
     head = {name: value.clone() for name, value in model.state_dict().items() if name.startswith(HEAD)}
     if config.train.fast and config.train.strategy != "fsdp":  # FSDP shares out weights of one type only
         make_fast(model, device, precision)
-    if config.train.compile:
-        compile_model(model, device)
     record.provenance["hardware"]["attention"] = model.config._attn_implementation
     return Built(data, model, head, device, precision, COMPUTE_DTYPE[precision], memory)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lora_study.config import without_retired
 from lora_study.redaction import without_secrets
 from lora_study.small_files import read_json, user_path
 
@@ -184,6 +185,7 @@ def read_record(path: str | Path) -> Record:
             raise RecordError(f"{path} has {f.name}: {getattr(record, f.name)!r}, which is not of that field's type")
     if place := _misfit(content, _SHAPE):
         raise RecordError(f"{path} has a value of another type than a record's at {place}")
+    record.config = without_retired(record.config)
     return record
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lora_study.cli import main
 from lora_study.config import ConfigError, ExperimentConfig, deviations, flatten, to_dict
-from lora_study.config_files import experiment_from, experiment_parser, load_experiment, load_study
+from lora_study.config_files import experiment_from, experiment_parser, load_experiment, load_study, nested, overlay
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 VARIANTS = sorted(CONFIGS.glob("variants/*/*.yaml"))
@@ -303,6 +304,20 @@ def test_a_mistake_is_one_line_that_names_it(tmp_path, content, words):
     message = str(error.value)
     assert "\n" not in message
     assert all(word in message for word in words), message
+
+
+RETIRED = {"train.compile": (False, True)}
+
+
+@pytest.mark.parametrize(("name", "values"), RETIRED.items())
+def test_a_setting_that_is_gone_may_stand_in_a_saved_config_where_it_says_what_is_always_so(tmp_path, name, values):
+    always, never = values
+    path = write(tmp_path, "old.yaml", overlay({"seed": 2}, nested(name, always)))
+    assert load_experiment(path) == parsed("--config", str(path)) == load_experiment(overrides={"seed": 2})
+    path = write(tmp_path, "old.yaml", nested(name, never))
+    with pytest.raises(ConfigError, match=rf"old.yaml: {name}: {never} is not valid; this setting is gone"):
+        load_experiment(path)
+    assert main(["inspect", "--config", str(path)]) == 2
 
 
 def test_undecodable_and_missing_files_are_named(tmp_path):
