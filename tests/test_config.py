@@ -277,7 +277,7 @@ def test_numbers_in_scientific_notation_are_numbers(tmp_path):
         ({"name": "../../etc"}, ["name", "../../etc"]),
         ({"name": ""}, ["name"]),
         ({"model": {"dropout": 1.5}}, ["model.dropout", "1.5"]),
-        ({"model": {"num_labels": 3}}, ["model.num_labels", "3", "2 classes"]),
+        ({"model": {"num_labels": 3}}, ["model.num_labels", "3", "leave it out"]),
         ({"data": {"sizes": {"val": 0}}}, ["data.sizes.val", "0"]),
         ({"data": {"max_length": 1024}}, ["data.max_length", "1024", "512"]),
         ({"data": {"batch_size": 0}}, ["data.batch_size", "0"]),
@@ -306,7 +306,7 @@ def test_a_mistake_is_one_line_that_names_it(tmp_path, content, words):
     assert all(word in message for word in words), message
 
 
-RETIRED = {"train.compile": (False, True)}
+RETIRED = {"train.compile": (False, True), "model.num_labels": (2, 3)}
 
 
 @pytest.mark.parametrize(("name", "values"), RETIRED.items())

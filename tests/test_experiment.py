@@ -240,6 +240,7 @@ def test_a_record_with_settings_that_are_gone_is_of_the_same_run(tiny, tmp_path)
     path = tmp_path / "lora" / "seed-1" / "record.json"
     content = json.loads(path.read_text())
     content["config"]["train"]["compile"] = True
+    content["config"]["model"]["num_labels"] = 2
     path.write_text(json.dumps(content))
     assert read_record(path) == done
     assert run_experiment(config, tmp_path) == done, "it is not run again, and not refused"
