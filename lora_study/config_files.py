@@ -34,7 +34,7 @@ from lora_study.small_files import read_text, user_path
 Config = TypeVar("Config", StudyConfig, SweepConfig)
 
 # jsonargparse reads flags with a loader of its own, and has no public way to change how it reads a single number.
-_loaders_dumpers.yaml_default_loader = Loader
+_loaders_dumpers.yaml_default_loader = Loader  # type: ignore[assignment]
 set_dumper("yaml", dump_yaml)
 
 

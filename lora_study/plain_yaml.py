@@ -31,7 +31,7 @@ class Loader(yaml.SafeLoader):
     A few lines of aliases within aliases stand for gigabytes, or have no end: none are read.
     """
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
     yaml_constructors: ClassVar[dict[Any, Any]] = {
         f"{_TAG}{kind}": yaml.SafeLoader.yaml_constructors[f"{_TAG}{kind}"]
         for kind in ("null", "bool", "float", "str", "seq", "map")
@@ -68,7 +68,7 @@ class Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 continue  # refused later: it cannot be a key
             merge = key.tag == f"{_TAG}merge"
-            name = key.value if merge else self.construct_object(key)  # type: ignore[no-untyped-call]
+            name = key.value if merge else self.construct_object(key)
             if name in lines:
                 problem = f"the key {name!r} stands there twice, first at line {lines[name]}; keep one"
                 raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
@@ -87,7 +87,7 @@ class Dumper(yaml.SafeDumper):
 
 for _kind, (_pattern, _first) in _CORE.items():
     for _class in (Loader, Dumper):
-        _class.add_implicit_resolver(f"{_TAG}{_kind}", re.compile(f"(?:{_pattern})\\Z"), _first)  # type: ignore[no-untyped-call]
+        _class.add_implicit_resolver(f"{_TAG}{_kind}", re.compile(f"(?:{_pattern})\\Z"), _first)
 Loader.add_constructor(f"{_TAG}int", Loader.construct_core_int)
 
 
