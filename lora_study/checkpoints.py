@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lora_study.callbacks import BestEpoch, Curves, TrainingPeak, trainable
-from lora_study.config import ConfigError, one_line
+from lora_study.config import RETIRED, ConfigError, one_line
 from lora_study.devices import spread_like, whole
 from lora_study.records import atomic
 
@@ -161,7 +161,7 @@ class Checkpoints(Callback):
         shutil.rmtree(self.path.parent, ignore_errors=True)
 
     def _check(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        then, now = state["identity"], self.identity
+        then, now = {key: value for key, value in state["identity"].items() if key not in RETIRED}, self.identity
         if changed := [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]:
             raise CheckpointError(
                 f"it is of a run with another {changed[0]} ({then.get(changed[0])!r}, now {now.get(changed[0])!r})"

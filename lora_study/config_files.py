@@ -7,49 +7,41 @@ another from left to right, and flags win over files. Unknown keys are errors at
 import dataclasses
 import difflib
 import functools
+import itertools
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, _loaders_dumpers, set_dumper
 
-from lora_study.config import ConfigError, ExperimentConfig, StudyConfig, SweepConfig, check, one_line
-from lora_study.small_files import read_text
+from lora_study.config import (
+    RETIRED,
+    ConfigError,
+    ExperimentConfig,
+    StudyConfig,
+    SweepConfig,
+    check,
+    flatten,
+    local_folder,
+    one_line,
+    to_dict,
+    without_retired,
+)
+from lora_study.plain_yaml import Loader, dump_yaml, load_yaml
+from lora_study.small_files import read_text, user_path
 
 Config = TypeVar("Config", StudyConfig, SweepConfig)
 
-ALIASES = 100  # in a file
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML's plain values. A few lines of aliases within aliases stand for gigabytes, or have no end: none are read."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self._aliases = 0
-        self._anchors = 0  # that are around the node which is read
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """As SafeLoader's, but refuse an alias within what another may stand for, and too many of them."""
-        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
-        if self.check_event(yaml.AliasEvent):
-            self._aliases += 1
-            if self._anchors or self._aliases > ALIASES:
-                problem = f"an alias is in what another stands for, or one of over {ALIASES}; write the value out"
-                raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
-            return super().compose_node(parent, index)
-        anchored = event.anchor is not None
-        self._anchors += anchored
-        node = super().compose_node(parent, index)
-        self._anchors -= anchored
-        return node
+# jsonargparse reads flags with a loader of its own, and has no public way to change how it reads a single number.
+_loaders_dumpers.yaml_default_loader = Loader  # type: ignore[assignment]
+set_dumper("yaml", dump_yaml)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file, or a `ConfigError` that names the file and the place."""
     try:
-        content = yaml.load(read_text(path), Loader=_Loader)  # noqa: S506 - a SafeLoader
+        content = load_yaml(read_text(path))
     except FileNotFoundError:
         raise ConfigError(f"config file {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -77,6 +69,9 @@ def check_fields(content: Mapping[str, Any], kind: type, origin: str, prefix: st
     """Refuse a field that a config of this kind does not have, or that has no value, naming the file and the field."""
     known = {f.name: f.type for f in dataclasses.fields(kind)}
     for name, value in content.items():
+        first, _, rest = str(name).partition(".")
+        if first in known and rest:
+            raise ConfigError(f"{origin}: {prefix}{name} is no field here; write it as {first}: {{{rest}: ...}}")
         if name not in known:
             close = difflib.get_close_matches(str(name), known, n=1)
             hint = f"did you mean {prefix}{close[0]}?" if close else f"the fields are {', '.join(known)}"
@@ -94,30 +89,44 @@ def read_layers(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     content = read_yaml(path)
     if path.resolve() in above:
         raise ConfigError(f"config file {path} extends itself")
-    return lay_over_extended(content, path.parent, (*above, path.resolve()))
+    return lay_over_extended(content, path, (*above, path.resolve()))
 
 
-def lay_over_extended(content: dict[str, Any], folder: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A config's content laid over the files its ``extends`` names, relative to a folder."""
+def beside(path: Path, name: str) -> Path:
+    """The file that a config file names, relative to itself.
+
+    Of a symbolic link, relative to the file it links to; or, where there is none, to the link.
+    """
+    folders = [path.resolve().parent, path.parent] if path.is_symlink() else [path.parent]
+    files = [folder / user_path(name) for folder in folders]
+    return next((file for file in files if file.exists()), files[0])
+
+
+def lay_over_extended(content: dict[str, Any], path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Content of a config file laid over the files its ``extends`` names; see `beside`."""
     extends = content.get("extends", [])
     names = [extends] if isinstance(extends, str) else extends
     valid = isinstance(names, list) and all(isinstance(name, str) for name in names)
     check(valid, "extends", extends, "name a file, or list some")
     below: dict[str, Any] = {}
     for name in names:
-        below = overlay(below, read_layers(folder / name, above))
+        below = overlay(below, read_layers(beside(path, name), above))
     return overlay(below, {key: value for key, value in content.items() if key != "extends"})
 
 
-class ConfigParser(ArgumentParser):
-    """jsonargparse's parser, with layered files and `ConfigError` instead of a usage text and an exit."""
+def experiment_fields(content: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """Content of an experiment's files, whose fields are those of today; see `check_fields` and `RETIRED`."""
+    found = flatten(content)
+    for name, only in RETIRED.items():
+        value = found.get(name, only)
+        check(value == only, f"{origin}: {name}", value, "this setting is gone; leave it out")
+    content = without_retired(content)
+    check_fields(content, ExperimentConfig, origin)
+    return content
 
-    def parse_path(self, cfg_path: Any, **kwargs: Any) -> Any:
-        """Parse one experiment file after resolving what it extends."""
-        kwargs.pop("_fail_no_subcommand", None)  # known to parse_path alone
-        content = read_layers(Path(cfg_path))
-        check_fields(content, ExperimentConfig, f"config file {cfg_path}")
-        return self.parse_object(content, **kwargs)
+
+class ConfigParser(ArgumentParser):
+    """jsonargparse's parser, with `ConfigError` instead of a usage text and an exit."""
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Raise instead of printing the usage and exiting."""
@@ -125,9 +134,56 @@ class ConfigParser(ArgumentParser):
         raise ConfigError(one_line(message) + hint) from ex
 
 
+class ExperimentParser(ConfigParser):
+    """The flags of an experiment over its files, in whatever order they are given."""
+
+    def parse_args(self, args: Sequence[str] = (), *more: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Parse the files first, so that flags win; 'query,value' is a list where the field is one."""
+        files, flags = [], []
+        arguments = iter(args)
+        for argument in arguments:
+            flag, equals, value = argument.partition("=")
+            if len(flag) > 2 and "--config".startswith(flag):
+                files += [argument] if equals else [argument, *itertools.islice(arguments, 1)]
+            elif flag.removeprefix("--") in _lists(ExperimentConfig):
+                value = value if equals else next(arguments, "")
+                flags.append(f"{flag}={value if value.lstrip().startswith('[') else json.dumps(value.split(','))}")
+            else:
+                flags.append(argument)
+        return super().parse_args([*files, *flags], *more, **kwargs)
+
+    def parse_path(self, cfg_path: Any, **kwargs: Any) -> Any:
+        """Parse one experiment file after resolving what it extends."""
+        kwargs.pop("_fail_no_subcommand", None)  # known to parse_path alone
+        content = experiment_fields(read_layers(user_path(cfg_path)), f"config file {cfg_path}")
+        return self.parse_object(content, **kwargs)
+
+    def dump(self, cfg: Any, **kwargs: Any) -> str:
+        """What --print_config prints: a file of the experiment that a run would run, or its refusal."""
+        from lora_study.data.sources import check_source
+
+        fields = [f.name for f in dataclasses.fields(ExperimentConfig)]
+        config = experiment_from({name: value for name, value in cfg.as_dict().items() if name in fields})
+        check_source(config.data.source)
+        local_folder(config.model.backbone)
+        printed = load_yaml(super().dump(self.parse_object(to_dict(config)), **kwargs))
+        return dump_yaml({name: value for name, value in printed.items() if name in fields})
+
+
+def _lists(kind: type, prefix: str = "") -> set[str]:
+    """The dotted names of the fields that hold several values."""
+    names = set()
+    for f in dataclasses.fields(kind):
+        if isinstance(f.type, type) and dataclasses.is_dataclass(f.type):
+            names |= _lists(f.type, f"{prefix}{f.name}.")
+        elif get_origin(f.type) is tuple:
+            names.add(f"{prefix}{f.name}")
+    return names
+
+
 def experiment_parser() -> ConfigParser:
     """The flags of one experiment: ``--config FILE`` (repeatable) and one flag per field."""
-    parser = ConfigParser(prog="lora-study run", exit_on_error=False)
+    parser = ExperimentParser(prog="lora-study run", exit_on_error=False)
     parser.add_argument("--config", action="config", help="Experiment file; later files and flags win.")
     parser.add_class_arguments(ExperimentConfig)
     return parser
@@ -142,16 +198,15 @@ def load_experiment(
         ConfigError: a file is missing or malformed, a key unknown, a value of the wrong type or out of range.
     """
     files = [files] if isinstance(files, str | Path) else files
-    layers: dict[str, Any] = functools.reduce(overlay, (read_layers(Path(file)) for file in files), {})
+    layers: dict[str, Any] = functools.reduce(overlay, (read_layers(user_path(file)) for file in files), {})
     return experiment_from(overlay(layers, overrides or {}), ", ".join(str(file) for file in files))
 
 
 def experiment_from(mapping: Mapping[str, Any], origin: str = "") -> ExperimentConfig:
     """An experiment from a nested mapping, such as the config of a record; errors name its origin."""
-    check_fields(mapping, ExperimentConfig, origin or "config")
-    parser = experiment_parser()
+    content, parser = experiment_fields(mapping, origin or "config"), experiment_parser()
     try:
-        values = parser.instantiate(parser.parse_object(dict(mapping)))
+        values = parser.instantiate(parser.parse_object(content))
     except (ArgumentError, TypeError, ValueError) as error:
         prefix = f"{origin}: " if origin else ""
         raise ConfigError(prefix + one_line(error)) from error
@@ -165,10 +220,10 @@ def load_study(file: str | Path) -> tuple[StudyConfig, list[ExperimentConfig]]:
     Raises:
         ConfigError: as `load_experiment`, or two experiments share a name.
     """
-    path = Path(file)
+    path = user_path(file)
     study = read_config(path, StudyConfig, "study")
-    overrides = lay_over_extended(study.overrides, path.parent)
-    experiments = [load_experiment([path.parent / name], overrides) for name in study.experiments]
+    overrides = lay_over_extended(study.overrides, path)
+    experiments = [load_experiment([beside(path, name)], overrides) for name in study.experiments]
     names = [experiment.name for experiment in experiments]
     check(len(set(names)) == len(names), f"study file {path}: experiments", names, "give each its own name")
     return study, experiments
@@ -180,12 +235,23 @@ def load_sweep(file: str | Path) -> tuple[SweepConfig, ExperimentConfig]:
     Raises:
         ConfigError: as `load_experiment`, or a parameter is not a field of an experiment.
     """
-    path = Path(file)
+    path = user_path(file)
     sweep = read_config(path, SweepConfig, "sweep")
     for name in sweep.parameters:
         check_fields(nested(name, ""), ExperimentConfig, f"sweep file {path}: parameters")
-    overrides = lay_over_extended(sweep.overrides, path.parent)
-    return sweep, load_experiment([path.parent / sweep.experiment], overlay(overrides, {"score_test": False}))
+    sweep = dataclasses.replace(sweep, parameters={n: _different(n, v) for n, v in sweep.parameters.items()})
+    overrides = lay_over_extended(sweep.overrides, path)
+    return sweep, load_experiment([beside(path, sweep.experiment)], overlay(overrides, {"score_test": False}))
+
+
+def _different(name: str, values: Any) -> Any:
+    """A parameter's values, of equal ones the first: 8 and 8.0 are two texts and one alpha."""
+    if not isinstance(values, list):
+        return values
+    kept: dict[Any, Any] = {}
+    for value in values:
+        kept.setdefault(field_value(name, value), value)
+    return list(kept.values())
 
 
 def nested(name: str, value: Any) -> dict[str, Any]:

@@ -34,7 +34,8 @@ from lora_study.module import ReviewClassifier
 from lora_study.progress import PlainProgress
 from lora_study.records import Record, read_record, run_dir
 from lora_study.run_folder import completed_run, locked, write_run
-from lora_study.speed import COMPUTE_DTYPE, compile_model, make_fast
+from lora_study.small_files import user_path
+from lora_study.speed import COMPUTE_DTYPE, make_fast
 
 
 @dataclass
@@ -73,7 +74,12 @@ class Trained:
 
 
 def run_experiment(
-    config: ExperimentConfig, results_dir: Path, *, command: str = "", overwrite: bool = False, resume: bool = False
+    config: ExperimentConfig,
+    results_dir: str | Path,
+    *,
+    command: str = "",
+    overwrite: bool = False,
+    resume: bool = False,
 ) -> Record:
     """Train and test one experiment and write its run folder.
 
@@ -95,7 +101,7 @@ def run_experiment(
             process is running it, or holds a run of another config. Nothing has been written then.
         OSError: the run's folder cannot be written; what was there is as it was.
     """
-    place = devices.find_place(config.train)
+    results_dir, place = user_path(results_dir), devices.find_place(config.train)
     if place is None:
         return _run_on_each_device(config, results_dir, command, overwrite, resume)
     folder = run_dir(results_dir, config.name, config.seed)
@@ -210,8 +216,6 @@ def _build(config: ExperimentConfig, record: Record, place: devices.Place) -> Bu
     head = {name: value.clone() for name, value in model.state_dict().items() if name.startswith(HEAD)}
     if config.train.fast and config.train.strategy != "fsdp":  # FSDP shares out weights of one type only
         make_fast(model, device, precision)
-    if config.train.compile:
-        compile_model(model, device)
     record.provenance["hardware"]["attention"] = model.config._attn_implementation
     return Built(data, model, head, device, precision, COMPUTE_DTYPE[precision], memory)
 

@@ -26,6 +26,7 @@ from lora_study.lora import merge_lora
 from lora_study.progress import progress
 from lora_study.provenance import computes_in_bf16
 from lora_study.records import atomic
+from lora_study.small_files import user_path
 from lora_study.speed import finish_first_token_only
 from lora_study.trained import TrainedModel
 
@@ -134,13 +135,13 @@ def _same_file(output: Path, file: str | None) -> bool:
     if file is None or not output.exists():
         return False
     try:
-        source = os.fstat(sys.stdin.fileno()) if file == STDIN else Path(file).expanduser().stat()
+        source = os.fstat(sys.stdin.fileno()) if file == STDIN else user_path(file).stat()
     except (AttributeError, OSError, ValueError):  # there is none, or no file behind standard input
         return False
     return os.path.samestat(source, output.stat())
 
 
-def write_predictions(trained: TrainedModel, reviews: Iterable[Review], output: Path | None) -> Totals:
+def write_predictions(trained: TrainedModel, reviews: Iterable[Review], output: str | Path | None) -> Totals:
     """Classify reviews and write id, label and probability (of class 1, positive) of each, in their order.
 
     Args:
@@ -153,6 +154,7 @@ def write_predictions(trained: TrainedModel, reviews: Iterable[Review], output: 
             they could not be had again.
     """
     start = time.perf_counter()
+    output = None if output is None else user_path(output)
     faults: list[ConfigError] = []
     sound = _until_fault(reviews, faults)
     if output is None:

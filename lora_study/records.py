@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lora_study.config import without_retired
 from lora_study.redaction import without_secrets
-from lora_study.small_files import read_json
+from lora_study.small_files import read_json, user_path
 
 VERSION = 1
 
@@ -161,12 +162,13 @@ def write_record(record: Record, folder: Path) -> Path:
     return path
 
 
-def read_record(path: Path) -> Record:
+def read_record(path: str | Path) -> Record:
     """Read one record.
 
     Raises:
         RecordError: the file is missing, not JSON, of another version or lacks a field.
     """
+    path = user_path(path)
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:
@@ -186,13 +188,14 @@ def read_record(path: Path) -> Record:
             raise RecordError(f"{path} has {f.name}: {getattr(record, f.name)!r}, which is not of that field's type")
     if place := _misfit(content, _SHAPE):
         raise RecordError(f"{path} has a value of another type than a record's at {place}")
+    record.config = without_retired(record.config)
     return record
 
 
 def read_records(results_dir: str | Path) -> tuple[list[Record], list[str]]:
     """All records below a study's results folder, by experiment and seed, and a line per unreadable one."""
     records, problems = [], []
-    results_dir = Path(results_dir)
+    results_dir = user_path(results_dir)
     for path in sorted(results_dir.glob("*/seed-*/record.json")):
         try:
             record = read_record(path)

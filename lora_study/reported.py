@@ -10,7 +10,7 @@ from importlib.resources import files
 from types import MappingProxyType
 from typing import Any
 
-import yaml
+from lora_study.plain_yaml import load_yaml
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Reported:
 @cache
 def load_reported() -> Reported:
     """The reported numbers that ship with the package."""
-    content = yaml.safe_load(files("lora_study").joinpath("reported.yaml").read_text(encoding="utf-8"))
+    content = load_yaml(files("lora_study").joinpath("reported.yaml").read_text(encoding="utf-8"))
     return Reported(
         article=content["article"],
         encoder=content["encoder"],

@@ -14,6 +14,7 @@ from safetensors.torch import save
 
 from lora_study.config import ConfigError, ExperimentConfig, flatten, to_dict
 from lora_study.records import Record, read_record, write_record
+from lora_study.small_files import from_anywhere
 
 
 class BusyError(ConfigError):
@@ -82,6 +83,8 @@ def changed_fields(record: Record, config: ExperimentConfig) -> list[str]:
     """Fields in which a record's config differs from a config, folders aside."""
     # A record older than a field was run with what is the field's default now.
     then, now = flatten(to_dict(ExperimentConfig())) | flatten(record.config), flatten(to_dict(config))
+    for key in ("data.source", "model.backbone"):  # older records have them as they were typed
+        then[key] = now[key] if from_anywhere(str(then[key])) == now[key] else then[key]
     return [
         f"{key}: {then.get(key)!r} then, {now.get(key)!r} now"
         for key in sorted(then.keys() | now.keys())

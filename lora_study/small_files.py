@@ -6,12 +6,30 @@ import os
 from pathlib import Path
 from typing import Any
 
+from lora_study.errors import ConfigError
+
 LARGEST = 4 * 2**20  # bytes: a hundred times the largest there is
 
 
 def user_path(path: str | Path) -> Path:
-    """A path as a user gives it, where `~` is the home folder: no shell expands it in Python, YAML or ``--opt=~/x``."""
-    return Path(path).expanduser()
+    """A path as a user gives it, where `~` is the home folder: no shell expands it in Python, YAML or ``--opt=~/x``.
+
+    Raises:
+        ConfigError: it begins with the home folder of somebody who has none.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{str(path)!r}: there is no such home folder; write the path out") from error
+
+
+def from_anywhere(path: str) -> str:
+    """A path that means the same in another folder: absolute where something is there; else (a name, say) unchanged."""
+    given = user_path(path)
+    if given.is_absolute():
+        return path if given == Path(path) else str(given)
+    there = Path.cwd() / given if os.path.exists(given) else None  # noqa: PTH110 - Path.exists raises for some
+    return path if there is None else str(there.resolve() if ".." in given.parts else there)
 
 
 def read_text(path: Path) -> str:

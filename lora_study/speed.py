@@ -42,15 +42,6 @@ def make_fast(model: DistilBertForSequenceClassification, device: torch.device, 
             use_matrix_products(model)
 
 
-def compile_model(model: nn.Module, device: torch.device) -> None:
-    """Compile a model with torch.compile, in place; on a GPU its steps are recorded as CUDA graphs.
-
-    Small models spend a step on a GPU launching kernels, which a graph does at once. Not measured: the gain on a GPU.
-    """
-    torch._dynamo.config.recompile_limit = 64  # lengths, while training and in evaluation
-    model.compile(dynamic=False, mode="reduce-overhead" if device.type == "cuda" else "default")
-
-
 def hold_frozen_linears_in(model: nn.Module, dtype: torch.dtype) -> None:
     """Store the weights of frozen linear layers in the type that autocast computes them in, in place.
 

@@ -13,6 +13,7 @@ from lora_study.launchers import Launcher
 from lora_study.launchers.worker import label
 from lora_study.records import Record, run_dir
 from lora_study.run_folder import BusyError, completed_run, locked, writing_to
+from lora_study.small_files import user_path
 
 POLL = 2.0  # seconds between looks at runs that other processes hold
 
@@ -20,7 +21,7 @@ POLL = 2.0  # seconds between looks at runs that other processes hold
 def run_study(
     study: StudyConfig,
     experiments: Sequence[ExperimentConfig],
-    results_dir: Path,
+    results_dir: str | Path,
     launcher: Launcher,
     *,
     command: str = "",
@@ -34,7 +35,7 @@ def run_study(
         ConfigError: see `run_all`.
     """
     runs = [dataclasses.replace(experiment, seed=seed) for seed in study.seeds for experiment in experiments]
-    return run_all(runs, results_dir, launcher, command)
+    return run_all(runs, user_path(results_dir), launcher, command)
 
 
 def run_all(runs: Sequence[ExperimentConfig], results_dir: Path, launcher: Launcher, command: str) -> list[Record]:

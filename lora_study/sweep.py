@@ -8,22 +8,22 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lora_study.config import ConfigError, ExperimentConfig, SweepConfig, check, to_dict
 from lora_study.config_files import experiment_from, read_yaml
 from lora_study.launchers import Launcher
+from lora_study.plain_yaml import dump_yaml
 from lora_study.points import BEST, SWEEP_FILE, chosen_point, point_table, trials_of
 from lora_study.records import Record, read_records, write_text
 from lora_study.run_folder import writing_to
 from lora_study.search import ListedSearch, Point, Search, listed_points
+from lora_study.small_files import user_path
 from lora_study.study import run_all
 
 
 def run_sweep(
     sweep: SweepConfig,
     base: ExperimentConfig,
-    results_dir: Path,
+    results_dir: str | Path,
     launcher: Launcher,
     *,
     max_trials: int | None = None,
@@ -46,6 +46,7 @@ def run_sweep(
         ConfigError: the folder cannot be written, or holds another sweep; a point is not a valid experiment; Optuna is
             missing; or the chosen point is not the one that was tested here before. Points run until then are kept.
     """
+    results_dir = user_path(results_dir)
     check(max_trials is None or max_trials >= 1, "--max-trials", max_trials, "use 1 or more")
     search = _search(sweep, base, results_dir, max_trials)
     _claim(results_dir, sweep)
@@ -85,7 +86,7 @@ def _claim(results_dir: Path, sweep: SweepConfig) -> None:
                 f"{results_dir} holds another sweep (other {', '.join(changed)}); choose another --results-dir"
             )
     with writing_to(results_dir):
-        write_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+        write_text(path, dump_yaml(content))
 
 
 def _identity(settings: dict[str, Any]) -> dict[str, Any]:

@@ -42,6 +42,7 @@ from lora_study.config_files import load_experiment
 from lora_study.experiment import pick_device, pick_precision
 from lora_study.formats import markdown_table
 from lora_study.records import write_text
+from lora_study.small_files import user_path
 from lora_study.threads import wait_briefly
 
 ROOT = Path(__file__).parent.parent
@@ -211,7 +212,7 @@ def main() -> int:
     parser.add_argument("--rows", nargs="+", choices=[row.name for row in ROWS], help="only these")
     parser.add_argument("--study", action="store_true", help="also run the embedded study from nothing (minutes)")
     parser.add_argument("--profile", action="store_true", help="also where our training's time goes (torch.profiler)")
-    parser.add_argument("--output", type=Path, help="default results/benchmarks/training-DEVICE.json")
+    parser.add_argument("--output", type=user_path, help="default results/benchmarks/training-DEVICE.json")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: there is no GPU here; use cpu")

@@ -35,6 +35,7 @@ from lora_study.lora import lora_layers, merge_lora
 from lora_study.merge import write_merged
 from lora_study.modes import apply_mode
 from lora_study.records import write_text
+from lora_study.small_files import user_path
 from lora_study.trained import TrainedModel
 
 BATCH_SIZE = 32
@@ -105,7 +106,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--reviews", type=int, default=96, help="reviews per measurement")
     parser.add_argument("--max-length", type=int, default=512, help="tokens per review")
-    parser.add_argument("--output", type=Path, default=Path("results/benchmarks/inference.json"))
+    parser.add_argument("--output", type=user_path, default=Path("results/benchmarks/inference.json"))
     options = parser.parse_args()
     config = experiment_from(
         {"model": {"backbone": "embedded"}, "data": {"source": "embedded", "max_length": options.max_length}}

@@ -13,6 +13,7 @@ from lora_study.config import ConfigError
 from lora_study.records import read_records, run_dir, write_text
 from lora_study.report import readme_results, write_report
 from lora_study.report.benchmarks import TITLES, readme_speed
+from lora_study.small_files import user_path
 
 IN_README = ("full-embedded-encoder", "medium-embedded-encoder", "embedded")  # studies that the README shows, in order
 BENCHMARKS = "benchmarks"  # the folder beside the studies that holds no study
@@ -81,7 +82,7 @@ def main() -> int:
     if len(sys.argv) != 2:
         print(f"usage: python scripts/publish.py results/STUDY (or results/{BENCHMARKS})", file=sys.stderr)
         return 2
-    source, published, readme = Path(sys.argv[1]), Path("results/published"), Path("README.md")
+    source, published, readme = user_path(sys.argv[1]), Path("results/published"), Path("README.md")
     try:
         if source.resolve().name == BENCHMARKS:
             target = publish_benchmarks(source, published)

@@ -1,8 +1,12 @@
 """The command line: exit statuses, one-line errors, and a miniature study from its command to its report."""
 
 import json
+import os
+import shlex
+import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +15,7 @@ import yaml
 
 from lora_study.cli import main
 from lora_study.launchers.worker import work
-from lora_study.records import read_record
+from lora_study.records import read_record, read_records
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -75,6 +79,58 @@ def test_print_config_shows_what_would_run_and_runs_nothing(capsys, experiment, 
     assert not (tmp_path / "results").exists()
 
 
+def test_print_config_prints_a_file_that_runs_the_same_from_any_folder(capsys, experiment, tmp_path, monkeypatch):
+    arguments = ["run", "--train.epochs", "7", "--config", str(experiment), "--print_config"]
+    with pytest.raises(SystemExit):
+        main(arguments)
+    printed = capsys.readouterr().out
+    (tmp_path / "printed.yaml").write_text(printed)
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    with pytest.raises(SystemExit):
+        main(["inspect", "--config", "../printed.yaml", "--print_config"])
+    assert capsys.readouterr().out == printed
+    assert yaml.safe_load(printed)["train"]["epochs"] == 7
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--lora.r", "0"], "lora.r: 0"),
+        (["--lora.alpha", ".inf"], "lora.alpha: inf"),
+        (["--lora.alpha", "1e39"], "lora.alpha: 1e+39"),
+        (["--train.cache_trunk", "true"], "train.cache_trunk"),
+        (["--data.source", "nowhere.csv"], "nowhere.csv"),
+        (["--model.backbone", "./nowhere"], "./nowhere"),
+    ],
+)
+def test_print_config_refuses_what_a_run_would(capsys, experiment, flags, words):
+    for command in (["run"], ["inspect"]):
+        assert main([*command, "--config", str(experiment), "--print_config", *flags]) == 2
+        printed = capsys.readouterr()
+        assert printed.out == "" and words in printed.err and printed.err.count("\n") == 1
+
+
+def test_a_home_folder_is_found_in_every_option(capsys, experiment, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["run", f"--config=~/{experiment.name}", "--results-dir=~/out"]) == 0
+    assert (tmp_path / "out" / "tiny" / "seed-1" / "record.json").exists()
+    (tmp_path / "texts.txt").write_text("good\nbad\n")
+    run = "--run=~/out/tiny/seed-1"
+    assert main(["predict", run, "--file=~/texts.txt", "--output=~/labels.csv"]) == 0
+    assert main(["export", run, "--output=~/adapter"]) == 0
+    assert main(["merge", run, "--output=~/merged"]) == 0
+    assert {"labels.csv", "adapter", "merged"} <= {path.name for path in tmp_path.iterdir()}
+    study = {"name": "mini", "title": "A miniature", "experiments": [experiment.name]}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    assert main(["reproduce", "--study=~/study.yaml", "--results-dir=~/out"]) == 0
+    assert main(["report", "--results-dir=~/out"]) == 0
+    assert main(["claims", "--results-dir=~/out"]) == 0
+    records, problems = read_records("~/out")
+    assert [record.name for record in records] == ["tiny"] and not problems
+    assert not [path for path in Path.cwd().iterdir() if path.name.startswith("~")]
+
+
 def test_run_writes_one_run_and_says_where(capsys, experiment, tmp_path):
     assert main(["run", "--config", str(experiment), "--seed", "5", "--results-dir", str(tmp_path / "out")]) == 0
     folder = tmp_path / "out" / "tiny" / "seed-5"
@@ -88,9 +144,9 @@ def test_run_writes_one_run_and_says_where(capsys, experiment, tmp_path):
 
 
 def test_a_run_that_fails_ends_with_status_1_and_says_why(capsys, experiment, tmp_path):
-    arguments = ["run", "--config", str(experiment), "--results-dir", str(tmp_path / "out"), "--lora.alpha", "1e39"]
-    assert main(arguments) == 1
-    assert "not finite at step 1" in capsys.readouterr().out
+    too_much = ["--train.optimizer", "adamw", "--train.weight_decay", "3e38"]
+    assert main(["run", "--config", str(experiment), "--results-dir", str(tmp_path / "out"), *too_much]) == 1
+    assert "not finite at step 2" in capsys.readouterr().out
     assert read_record(tmp_path / "out" / "tiny" / "seed-1" / "record.json").status == "failed"
 
 
@@ -120,6 +176,67 @@ def test_a_mistake_is_one_line_on_stderr_and_status_2(capsys, tmp_path, monkeypa
     assert printed.err.startswith("lora-study: error: ")
     assert printed.err.count("\n") == 1
     assert all(word in printed.err for word in words), printed.err
+
+
+def shell(command, **environment):
+    """Run a command of bash, in which lora-study is ours."""
+    ours = f'lora-study() {{ {shlex.quote(sys.executable)} -m lora_study "$@"; }}; '
+    return subprocess.run(
+        ["bash", "-c", ours + command], capture_output=True, text=True, env=os.environ | environment, check=False
+    )
+
+
+def test_the_version_is_told():
+    done = shell("lora-study --version")
+    assert (done.returncode, done.stdout) == (0, f"lora-study {version('lora-study')}\n")
+
+
+@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C"}])
+def test_output_of_any_encoding_is_no_failure(environment, tmp_path):
+    """The name of the file, the message and the printed config hold what ASCII has not."""
+    (tmp_path / "é.csv").touch()
+    printed = shell(f"cd {tmp_path} && lora-study run --data.source é.csv --print_config", **environment)
+    assert (printed.returncode, printed.stderr) == (0, "")
+    assert "source:" in printed.stdout and "name: lora_default" in printed.stdout
+    refused = shell(f"lora-study run --config {tmp_path}/é.yaml", **environment)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_no_failure(closed, tmp_path):
+    for command, status in (("run --print_config --data.source embedded", 0), ("run --lora.r 0", 2), ("--help", 0)):
+        done = shell(f"lora-study {command} {closed}")
+        assert done.returncode == status, done.stderr
+        assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+        assert done.stderr.count("\n") == (status == 2 and "2>&-" not in closed)
+
+
+def test_a_full_disk_and_a_reader_that_has_seen_enough_are_said_or_taken_before_the_end():
+    done = shell("lora-study run --print_config --data.source embedded > /dev/full")
+    assert (done.returncode, done.stderr) == (1, "lora-study: error: [Errno 28] No space left on device\n")
+    done = shell("lora-study run --print_config --data.source embedded | true; exit ${PIPESTATUS[0]}")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize("target", ["reproduce", "sweep"])
+def test_make_hands_on_a_path_as_it_is_given(tmp_path, target):
+    command = tmp_path / "lora-study"
+    command.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    command.chmod(0o755)
+    paths = ["a b.csv", 'it\'s "$(date)" for $5.csv']
+    done = subprocess.run(
+        [
+            *("make", "--silent", "--old-file=setup", target, f"BIN={tmp_path}", "WORKERS=2"),
+            *(f"SOURCE={paths[0]}", f"BACKBONE={paths[1]}"),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=CONFIGS.parent,
+    )
+    printed = done.stdout.splitlines()
+    assert printed[printed.index("--source") :] == ["--source", paths[0], "--backbone", paths[1], "--workers", "2"]
 
 
 def test_debug_shows_the_traceback():

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lora_study.cli import main
 from lora_study.config import ConfigError, ExperimentConfig, deviations, flatten, to_dict
-from lora_study.config_files import experiment_from, experiment_parser, load_experiment, load_study
+from lora_study.config_files import experiment_from, experiment_parser, load_experiment, load_study, nested, overlay
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 VARIANTS = sorted(CONFIGS.glob("variants/*/*.yaml"))
@@ -139,6 +140,110 @@ def test_later_files_win_over_earlier_ones_and_flags_over_files(tmp_path):
     assert (parsed.name, parsed.lora.r, parsed.lora.alpha, parsed.lora.targets) == ("a", 5, 3.0, ("mlp",))
 
 
+def parsed(*arguments):
+    return experiment_from(
+        {
+            name: value
+            for name, value in experiment_parser().parse_args(list(arguments)).as_dict().items()
+            if name != "config"
+        }
+    )
+
+
+@pytest.mark.parametrize("flags", [["--lora.r", "2"], ["--lora.r=2"]])
+@pytest.mark.parametrize("config", [["--config", "{}"], ["--config={}"]])
+def test_flags_win_over_files_wherever_they_stand(tmp_path, flags, config):
+    first = write(tmp_path, "a.yaml", {"name": "a", "seed": 3, "lora": {"r": 16, "alpha": 4}})
+    second = write(tmp_path, "b.yaml", {"name": "b", "lora": {"r": 17}})
+    a, b = ([word.format(path) for word in config] for path in (first, second))
+    for arguments in ([*flags, *a, *b], [*a, *flags, *b], [*a, *b, *flags]):
+        config_ = parsed(*arguments)
+        assert (config_.name, config_.seed, config_.lora.r, config_.lora.alpha) == ("b", 3, 2, 4.0), arguments
+
+
+@pytest.mark.parametrize(
+    ("value", "targets"),
+    [
+        ("query,value,mlp", ("query", "value", "mlp")),
+        ("key", ("key",)),
+        ("[key, mlp]", ("key", "mlp")),
+        ("attention.q_lin,*.lin1", ("attention.q_lin", "*.lin1")),
+    ],
+)
+def test_a_list_can_be_given_with_commas_in_a_flag(value, targets):
+    assert parsed("--lora.targets", value).lora.targets == targets
+    assert parsed(f"--lora.targets={value}", "--seed", "2").lora.targets == targets
+
+
+def test_a_dotted_name_in_a_file_is_told_how_to_be_written(tmp_path):
+    for content, hint in (
+        ({"train.epochs": 1}, r"train\.epochs .* train: \{epochs: "),
+        ({"data": {"sizes.train": 4}}, r"data\.sizes\.train .* sizes: \{train: "),
+    ):
+        with pytest.raises(ConfigError, match=hint):
+            load_experiment(write(tmp_path, "a.yaml", content))
+    with pytest.raises(ConfigError, match=r"train: \{epochs: "):
+        load_experiment(overrides={"train.epochs": 1})
+
+
+def test_a_linked_file_finds_what_lies_beside_its_target_then_what_lies_beside_the_link(tmp_path):
+    for folder in ("target", "link"):
+        (tmp_path / folder).mkdir()
+    for folder, files in {"target": {"x": 2, "y": 3}, "link": {"x": 20, "z": 40}}.items():
+        for name, seed in files.items():
+            write(tmp_path / folder, f"{name}.yaml", {"seed": seed})
+    for name, seed in {"x": 2, "y": 3, "z": 40}.items():
+        write(tmp_path / "target", "top.yaml", {"extends": f"{name}.yaml"})
+        (tmp_path / "link" / "top.yaml").unlink(missing_ok=True)
+        (tmp_path / "link" / "top.yaml").symlink_to(tmp_path / "target" / "top.yaml")
+        assert load_experiment(tmp_path / "link" / "top.yaml").seed == seed
+    content = {"name": "s", "title": "t", "experiments": ["y.yaml"], "overrides": {"extends": "x.yaml"}}
+    (tmp_path / "link" / "study.yaml").symlink_to(write(tmp_path / "target", "study.yaml", content))
+    assert load_study(tmp_path / "link" / "study.yaml")[1][0].seed == 2
+
+
+def test_a_home_folder_is_found_wherever_a_path_can_stand(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "encoder").mkdir()
+    write(tmp_path, "base.yaml", {"name": "base", "data": {"source": "~/reviews.csv", "cache_dir": "~/cache"}})
+    (tmp_path / "elsewhere").mkdir()
+    top = write(
+        tmp_path / "elsewhere", "top.yaml", {"extends": "~/base.yaml", "model": {"backbone": "~/encoder"}, "seed": 4}
+    )
+    study = {"name": "s", "title": "t", "experiments": ["~/elsewhere/top.yaml"]}
+    write(tmp_path / "elsewhere", "study.yaml", study)
+    for config in (
+        load_experiment(top),
+        load_experiment("~/elsewhere/top.yaml"),
+        parsed("--config=~/elsewhere/top.yaml"),
+    ):
+        assert (config.name, config.seed) == ("base", 4)
+        assert config.data.source == str(tmp_path / "reviews.csv")
+        assert config.data.cache_dir == str(tmp_path / "cache")
+        assert config.model.backbone == str(tmp_path / "encoder")
+    assert load_study("~/elsewhere/study.yaml")[1][0].seed == 4
+    with pytest.raises(ConfigError, match="no such home folder"):
+        load_experiment("~nobody-of-this-name/a.yaml")
+
+
+def test_what_lies_in_this_folder_is_recorded_so_that_another_folder_finds_it(tmp_path, monkeypatch):
+    (tmp_path / "below").mkdir()
+    (tmp_path / "encoder").mkdir()
+    (tmp_path / "reviews.csv").touch()
+    monkeypatch.chdir(tmp_path)
+    here = load_experiment(overrides={"model": {"backbone": "encoder"}, "data": {"source": "./reviews.csv"}})
+    monkeypatch.chdir(tmp_path / "below")
+    there = load_experiment(overrides={"model": {"backbone": "../encoder"}, "data": {"source": "../reviews.csv"}})
+    assert here == there == experiment_from(to_dict(here))
+    assert (here.model.backbone, here.data.source) == (str(tmp_path / "encoder"), str(tmp_path / "reviews.csv"))
+    hub = load_experiment(overrides={"model": {"backbone": "some/encoder"}})
+    assert (hub.model.backbone, hub.data.source) == ("some/encoder", "hub")
+    for name in ("hub", "embedded"):
+        Path(name).mkdir()
+    named = load_experiment(overrides={"model": {"backbone": "embedded"}, "data": {"source": "hub"}})
+    assert (named.model.backbone, named.data.source) == ("embedded", "hub")
+
+
 def test_a_file_lies_over_the_files_it_extends(tmp_path):
     write(tmp_path, "base.yaml", {"name": "base", "train": {"epochs": 7, "learning_rate": 1e-3}})
     write(tmp_path, "other.yaml", {"train": {"learning_rate": 1e-2}, "seed": 9})
@@ -172,7 +277,7 @@ def test_numbers_in_scientific_notation_are_numbers(tmp_path):
         ({"name": "../../etc"}, ["name", "../../etc"]),
         ({"name": ""}, ["name"]),
         ({"model": {"dropout": 1.5}}, ["model.dropout", "1.5"]),
-        ({"model": {"num_labels": 3}}, ["model.num_labels", "3", "2 classes"]),
+        ({"model": {"num_labels": 3}}, ["model.num_labels", "3", "leave it out"]),
         ({"data": {"sizes": {"val": 0}}}, ["data.sizes.val", "0"]),
         ({"data": {"max_length": 1024}}, ["data.max_length", "1024", "512"]),
         ({"data": {"batch_size": 0}}, ["data.batch_size", "0"]),
@@ -217,6 +322,20 @@ def test_labels_and_columns_are_no_departure_from_the_article_and_numbers_name_l
     assert config.data.labels == {"1": 0, "5": 1}
     plain = load_experiment(write(tmp_path, "b.yaml", {"data": {"source": "a.csv"}}))
     assert deviations(config) == deviations(plain)
+
+
+RETIRED = {"train.compile": (False, True), "model.num_labels": (2, 3)}
+
+
+@pytest.mark.parametrize(("name", "values"), RETIRED.items())
+def test_a_setting_that_is_gone_may_stand_in_a_saved_config_where_it_says_what_is_always_so(tmp_path, name, values):
+    always, never = values
+    path = write(tmp_path, "old.yaml", overlay({"seed": 2}, nested(name, always)))
+    assert load_experiment(path) == parsed("--config", str(path)) == load_experiment(overrides={"seed": 2})
+    path = write(tmp_path, "old.yaml", nested(name, never))
+    with pytest.raises(ConfigError, match=rf"old.yaml: {name}: {never} is not valid; this setting is gone"):
+        load_experiment(path)
+    assert main(["inspect", "--config", str(path)]) == 2
 
 
 def test_undecodable_and_missing_files_are_named(tmp_path):

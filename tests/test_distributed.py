@@ -20,7 +20,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from tiny_experiments import MODES
+from tiny_experiments import DIVERGES, MODES
 
 from lora_study import devices
 from lora_study.callbacks import EpochSeed
@@ -305,9 +305,9 @@ def run_until_killed(config: ExperimentConfig, results: Path) -> None:
 
 @pytest.mark.slow
 def test_a_failed_run_on_two_devices_leaves_a_record_that_says_why(tiny, tmp_path):
-    record = run_experiment(tiny("lora", **on_two(EXACT), lora={"alpha": 1e39}), tmp_path)
+    record = run_experiment(tiny("lora", **on_two(EXACT, **DIVERGES)), tmp_path)
     assert record.status == "failed"
-    assert "not finite at step 1;" in record.error
+    assert "not finite at step 2;" in record.error
     assert read_record(tmp_path / "lora" / "seed-1" / "record.json") == record
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors import safe_open
-from tiny_experiments import MODES
+from tiny_experiments import DIVERGES, MODES
 
 from lora_study import provenance
 from lora_study.config import ConfigError
@@ -17,6 +17,7 @@ from lora_study.config_files import experiment_from
 from lora_study.experiment import run_experiment
 from lora_study.module import ReviewClassifier
 from lora_study.records import read_record
+from lora_study.trained import load_run
 
 
 @pytest.fixture(scope="session")
@@ -173,9 +174,9 @@ def test_each_random_choice_has_a_seed_of_its_own(tiny, runs, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_ends_in_a_failed_record_that_names_the_step(tiny, tmp_path):
-    record = run_experiment(tiny("lora", lora={"alpha": 1e39}), tmp_path)
+    record = run_experiment(tiny("lora", train=DIVERGES), tmp_path)
     assert record.status == "failed"
-    assert "not finite at step 1;" in record.error
+    assert "not finite at step 2;" in record.error
     assert "lora.alpha" in record.error
     assert sorted(path.name for path in (tmp_path / "lora" / "seed-1").iterdir()) == ["record.json"]
 
@@ -247,8 +248,25 @@ def test_a_full_disk_leaves_the_run_that_was_there(tiny, tmp_path, monkeypatch):
 
 
 def test_a_failed_run_is_tried_again(tiny, tmp_path):
-    assert run_experiment(tiny("lora", lora={"alpha": 1e39}), tmp_path).status == "failed"
+    assert run_experiment(tiny("lora", train=DIVERGES), tmp_path).status == "failed"
     assert run_experiment(tiny("lora"), tmp_path).status == "completed"
+
+
+def test_a_record_with_settings_that_are_gone_is_of_the_same_run(tiny, tmp_path):
+    config = tiny("lora", train={"epochs": 1})
+    done = run_experiment(config, tmp_path)
+    path = tmp_path / "lora" / "seed-1" / "record.json"
+    content = json.loads(path.read_text())
+    content["config"]["train"]["compile"] = True
+    content["config"]["model"]["num_labels"] = 2
+    path.write_text(json.dumps(content))
+    assert read_record(path) == done
+    assert run_experiment(config, tmp_path) == done, "it is not run again, and not refused"
+    assert load_run(path.parent).config == config
+    content["config"]["train"]["complete"] = True
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"train\.complete: True then, None now"):
+        run_experiment(config, tmp_path)
 
 
 def test_a_damaged_record_is_not_overwritten(tiny, tmp_path):

@@ -248,7 +248,6 @@ def test_a_pruner_drops_poor_points_after_a_seed_and_they_are_never_chosen(sweep
         ({"parameters": {"lora": [1]}}, r"lora: .* fields of its own"),
         ({"parameters": {}}, r"parameters: .* at least one field"),
         ({"parameters": {"lora.r": []}}, r"parameters\.lora\.r: \[\] .* one value or more"),
-        ({"parameters": {"lora.r": [1, 1]}}, r"parameters\.lora\.r: \[1, 1\] .* each once"),
         ({"parameters": {"seed": [1, 2]}}, r"'seed' .* the sweep sets it"),
         ({"parameters": {"lora.r": {"uniform": [1, 4]}}}, r"parameters\.lora\.r: .* a grid takes lists"),
         ({"parameters": {"lora.r": {"normal": [1, 4]}}}, r"parameters\.lora\.r: .*\{uniform: "),
@@ -270,7 +269,20 @@ def test_a_mistake_in_a_sweep_file_is_one_line_that_names_it(sweep, changes, wor
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("bound", [{"uniform": [4, 1]}, {"loguniform": [0, 1]}, {"uniform": ["1e-3", 1]}])
+@pytest.mark.parametrize(
+    "search", [{}, {"method": "random", "trials": 40}, {"method": "adaptive", "trials": 40, "batch": 40}]
+)
+def test_equal_values_are_one_point(sweep, tmp_path, search):
+    parameters = {"lora.alpha": [8, 8.0, 8, 16.0], "lora.targets": [["query"], ["query"], ["query", "mlp"]]}
+    config, base = sweep(parameters=parameters, search=search)
+    assert config.parameters == {"lora.alpha": [8, 16.0], "lora.targets": [["query"], ["query", "mlp"]]}
+    launcher = MadeUp()
+    run_sweep(config, base, tmp_path / "out", launcher)
+    tried = [(run.lora.alpha, run.lora.targets) for run in launcher.runs if run.name != "best"]
+    assert sorted(tried) == [(a, t) for a in (8.0, 16.0) for t in (("query",), ("query", "mlp"))]
+
+
+@pytest.mark.parametrize("bound", [{"uniform": [4, 1]}, {"loguniform": [0, 1]}, {"uniform": ["low", 1]}])
 def test_a_range_that_is_none_is_refused(sweep, bound):
     with pytest.raises(ConfigError, match=r"parameters\.lora\.alpha"):
         sweep(parameters={"lora.alpha": bound}, search={"method": "random", "trials": 3})

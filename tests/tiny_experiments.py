@@ -6,6 +6,7 @@ from lora_study.config import ExperimentConfig
 from lora_study.config_files import experiment_from, overlay
 
 FAST = {"learning_rate": 0.01, "epochs": 3, "precision": "32-true", "accelerator": "cpu", "threads": 1}
+DIVERGES = {"optimizer": "adamw", "weight_decay": 3e38}  # overflows at the first step
 MODES = {
     "lora": {"mode": "lora", "lora": {"r": 4, "alpha": 1, "targets": ["query", "value", "mlp"]}},
     "lora_with_head": {"mode": "lora", "lora": {"r": 4, "alpha": 1, "train_head": True}},

@@ -23,6 +23,7 @@ from lora_study.config import ConfigError, one_line
 from lora_study.config_files import ConfigParser, read_yaml
 from lora_study.records import Record
 from lora_study.reported import load_reported
+from lora_study.small_files import user_path
 from lora_study.statistics import ALPHA, holm
 
 KINDS: dict[str, type[Claim]] = {kind.kind: kind for kind in (Equality, Accuracy, Ordering, Equivalence, Ratio, Fact)}
@@ -72,14 +73,14 @@ class ClaimResult:
     tolerance: str | None
 
 
-def load_claims(path: Path | None = None) -> tuple[Claim, ...]:
+def load_claims(path: str | Path | None = None) -> tuple[Claim, ...]:
     """The claims of a file; by default those that ship with the package.
 
     Raises:
         ConfigError: the file cannot be read, a claim has an unknown kind or field, lacks one, or has a value that
             is not valid, or two claims share an id.
     """
-    with nullcontext(path) if path else as_file(files("lora_study.claims").joinpath("claims.yaml")) as file:
+    with nullcontext(user_path(path)) if path else as_file(files("lora_study.claims").joinpath("claims.yaml")) as file:
         content = read_yaml(file)
     where = f"claims file {path or 'claims.yaml'}"
     entries = content.get("claims")

@@ -13,6 +13,7 @@ from lora_study.claims.arithmetic import REFERENCE, evaluate_formula, expected_t
 from lora_study.claims.evidence import Missing, Runs
 from lora_study.config import ConfigError, check, flatten
 from lora_study.formats import plain
+from lora_study.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Claim(ABC):
+class Claim(Settings, ABC):
     """A sentence that can be checked.
 
     Args:
@@ -56,6 +57,7 @@ class Claim(ABC):
     experiments: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("id", "sentence", "source"):
             check(bool(getattr(self, name).strip()), name, getattr(self, name), "write a text")
 

@@ -1,7 +1,6 @@
 """The LightningDataModule: loads, splits and tokenises the reviews and hands out batches."""
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -18,6 +17,7 @@ from lora_study.data.duplicates import deduplicate, overlap_report
 from lora_study.data.sources import load_reviews
 from lora_study.data.splits import split_reviews
 from lora_study.data.tokens import TokenisedReviews, tokenise
+from lora_study.small_files import user_path
 
 Loader = DataLoader[dict[str, Tensor]]
 
@@ -111,7 +111,7 @@ class ReviewDataModule(L.LightningDataModule):
         source = self.config.source
         local = source not in ("hub", "embedded")
         return {
-            "source": Path(source).expanduser().resolve().name if local else source,
+            "source": user_path(source).resolve().name if local else source,
             "revision": self.config.revision,
             "split": self.config.split,
             "split_seed": self.config.split_seed,

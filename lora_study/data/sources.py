@@ -13,6 +13,7 @@ from lora_study.data.aclimdb import read_archive, read_folder
 from lora_study.data.folders import folder_tables, is_data_set
 from lora_study.data.reviews import labelled
 from lora_study.data.tables import KINDS, Table, in_memory, kind_of, open_table
+from lora_study.small_files import user_path
 
 NAMED = ("hub", "embedded")
 HUB_DATASET = "stanfordnlp/imdb"
@@ -55,7 +56,7 @@ def source_tables(config: DataConfig) -> Iterator[Table]:
     elif config.source == "embedded":
         yield read_embedded()
     else:
-        path = Path(config.source).expanduser()
+        path = user_path(config.source)
         try:
             yield from path_tables(path, config)
         except OSError as error:
@@ -104,7 +105,7 @@ def read_embedded() -> Table:
 
 def check_source(source: str, field: str = "data.source") -> None:
     """Refuse a source that is neither one with a name nor a path where something is, naming the field."""
-    if source not in NAMED and not Path(source).expanduser().exists():
+    if source not in NAMED and not user_path(source).exists():
         raise ConfigError(f"{field}: {source!r} does not exist; use {', '.join(NAMED)} or an existing path")
 
 

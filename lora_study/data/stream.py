@@ -11,6 +11,7 @@ from lora_study.data.folders import folder_tables, is_data_set
 from lora_study.data.lines import AS_UTF8, Lines, open_text
 from lora_study.data.reviews import Review, text_of, unlabelled
 from lora_study.data.tables import KINDS, kind_of, open_table
+from lora_study.small_files import user_path
 
 STDIN = "-"
 
@@ -35,7 +36,7 @@ def open_reviews(file: str, text_column: str | None = None) -> Iterator[Iterator
         sys.stdin.reconfigure(**AS_UTF8)  # type: ignore[union-attr]
         yield text_reviews(sys.stdin, "standard input")
         return
-    path = Path(file).expanduser()
+    path = user_path(file)
     if path.is_file() or path.is_dir():
         for _ in file_reviews(path, file, text_column):
             pass

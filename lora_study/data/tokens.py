@@ -13,6 +13,7 @@ import pandas as pd
 from transformers import PreTrainedTokenizerFast
 
 from lora_study.data.cache import Arrays, cached, fingerprint
+from lora_study.small_files import user_path
 
 FORMAT = 1  # of a cache entry; part of its name
 CHUNK = 1000  # reviews per call of the tokenizer, whose own result is many times larger than the tokens
@@ -62,7 +63,7 @@ def tokenise(
     """
     texts = reviews["text"].tolist()
     name = fingerprint([f"format {FORMAT}, {max_length} tokens", tokenizer_content(tokenizer), *texts])
-    path = Path(cache_dir).expanduser() / "tokens" / f"{name}.safetensors"
+    path = user_path(cache_dir) / "tokens" / f"{name}.safetensors"
     arrays = cached(path, lambda: encode(texts, tokenizer, max_length))
     return TokenisedReviews(**arrays, labels=reviews["label"].to_numpy(), ids=tuple(reviews["id"]))
 

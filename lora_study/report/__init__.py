@@ -8,10 +8,9 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
-import yaml
-
 from lora_study.config import ConfigError
 from lora_study.formats import csv_table, escape, latex_table
+from lora_study.plain_yaml import dump_yaml
 from lora_study.records import atomic
 from lora_study.report.exhibits import config_path, draw_up
 from lora_study.report.figures import draw_figures
@@ -19,6 +18,7 @@ from lora_study.report.inputs import Study, read_study
 from lora_study.report.pages import budget, report_page, title_of, verdicts_in_words
 from lora_study.report.variants import find_variants
 from lora_study.report.webpage import html_page
+from lora_study.small_files import user_path
 from lora_study.tables import parameters_table, summary_table
 
 logger = logging.getLogger(__name__)
@@ -29,10 +29,10 @@ ENDINGS = {"figures": ("png", "svg"), "tables": ("csv", "md", "tex")}
 
 
 def write_report(
-    results_dir: Path,
-    published_dir: Path | None = None,
+    results_dir: str | Path,
+    published_dir: str | Path | None = None,
     address: str | None = None,
-    benchmarks_dir: Path | None = None,
+    benchmarks_dir: str | Path | None = None,
 ) -> list[Path]:
     """Write the report of a study into its results folder.
 
@@ -52,6 +52,7 @@ def write_report(
     Raises:
         ConfigError: there is no record, or the folder cannot be written.
     """
+    results_dir = user_path(results_dir)
     study = read_study(results_dir, published_dir, address, benchmarks_dir)
     for line in study.warnings:
         logger.warning(line)
@@ -86,7 +87,7 @@ def report_files(study: Study) -> dict[str, bytes]:
         texts["tables/comparison.tex"] = latex_table(comparison.frame, comparison.title)
     for record in study.records:
         if record.config:
-            texts[config_path(record)] = yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True)
+            texts[config_path(record)] = dump_yaml(record.config)
     contents = {name: text.encode() for name, text in texts.items()}
     return contents | {f"figures/{name}.png": picture.formats["png"] for name, picture in pictures.items()}
 

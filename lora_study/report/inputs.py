@@ -19,6 +19,7 @@ from lora_study.predictions import read_predictions
 from lora_study.records import Record, read_records, run_dir
 from lora_study.report.benchmarks import Benchmark, read_benchmarks
 from lora_study.reported import Reported, load_reported
+from lora_study.small_files import user_path
 from lora_study.tables import comparable, in_order
 
 CURVES = ("epoch", "train_loss", "val_accuracy")
@@ -54,10 +55,10 @@ class Study:
 
 
 def read_study(
-    results_dir: Path,
-    published_dir: Path | None = None,
+    results_dir: str | Path,
+    published_dir: str | Path | None = None,
     address: str | None = None,
-    benchmarks_dir: Path | None = None,
+    benchmarks_dir: str | Path | None = None,
 ) -> Study:
     """Read and check what a report is made from.
 
@@ -71,14 +72,14 @@ def read_study(
     Raises:
         ConfigError: there is no record that can be read.
     """
-    root = results_dir.resolve()
+    root = user_path(results_dir).resolve()
     records, problems = read_records(root)
     if not records:
         unreadable = f" that can be read ({problems[0]})" if problems else ""
         raise ConfigError(f"{results_dir} holds no record{unreadable}; run `make reproduce` or `lora-study run` first")
     problems += _unfinished(root)
     published: list[Record] = []
-    copy = (published_dir or root.parent / "published" / root.name).resolve()
+    copy = user_path(published_dir or root.parent / "published" / root.name).resolve()
     if copy != root and (published_dir or copy.is_dir()):
         published, unreadable_copies = read_records(copy)
         published, left_out = comparable(published)
@@ -94,7 +95,7 @@ def read_study(
         warnings.simplefilter("always", UserWarning)
         verdicts = evaluate(load_claims(), records, root)
     problems += [line for warning in caught if (line := str(warning.message)) not in problems]
-    beside = (benchmarks_dir or root.parent / "benchmarks").resolve()
+    beside = user_path(benchmarks_dir or root.parent / "benchmarks").resolve()
     benchmarks, unreadable_benchmarks = read_benchmarks(beside)
     problems += [line.replace(f"{beside}{os.sep}", "../benchmarks/") for line in unreadable_benchmarks]
     # Paths within the study, so that the report does not depend on where the folders are.

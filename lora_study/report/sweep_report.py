@@ -17,12 +17,13 @@ from lora_study.records import Record, atomic, read_records
 from lora_study.report import plots, sweep_plots
 from lora_study.report.figures import Picture
 from lora_study.search import grid_size
+from lora_study.small_files import user_path
 from lora_study.tables import encoder_label, mean, measured
 
 SHOWN = 20  # rows of the page's table; sweep.csv has all
 
 
-def write_sweep_report(results_dir: Path) -> list[Path]:
+def write_sweep_report(results_dir: str | Path) -> list[Path]:
     """Write the page of a sweep into its results folder; the same records give the same bytes.
 
     Returns:
@@ -31,6 +32,7 @@ def write_sweep_report(results_dir: Path) -> list[Path]:
     Raises:
         ConfigError: there is no record of a point, or the folder cannot be written.
     """
+    results_dir = user_path(results_dir)
     sweep = read_config(results_dir / SWEEP_FILE, SweepConfig, "sweep")
     records, problems = read_records(results_dir)
     if not trials_of(records):
