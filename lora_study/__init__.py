@@ -92,9 +92,9 @@ def run(config: "ExperimentConfig", results_dir: str | Path = "results/single", 
             other reviews or another encoder.
         OSError: the run's folder cannot be written.
     """
-    from lora_study.places import check_environment
+    from lora_study import places
 
-    check_environment()  # before Lightning is imported, which reads it
+    places.check_environment()  # before Lightning is imported, which reads it
 
     from lora_study.experiment import run_experiment
 

@@ -120,14 +120,17 @@ class _Pipe:
 
 
 def _watch() -> _Pipe:
-    """Start the thread that ends the process where the main thread cannot."""
+    """Start the thread that ends the process where the main thread cannot, or takes too long."""
     _part_from_forks()
     pipe = _Pipe()
 
     def watch() -> None:
         while number := os.read(pipe.read, 1):
-            if number[0] in (signal.SIGINT, signal.SIGTERM) and not _ending.wait(GRACE):
-                _end(number[0])
+            if number[0] in (signal.SIGINT, signal.SIGTERM):
+                if not _ending.wait(GRACE):
+                    _end(number[0])
+                time.sleep(2 * PATIENCE)  # whatever is owed takes no longer
+                _end_at_once(number[0])
         os.close(pipe.read)
 
     threading.Thread(target=watch, daemon=True).start()

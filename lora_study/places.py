@@ -70,7 +70,8 @@ def _by_torchrun(config: TrainConfig) -> Place:
         return Place()
     if missing:
         raise ConfigError(f"RANK is set and {' and '.join(missing)} not; start it with torchrun, or unset RANK")
-    return _checked(config, *(int(os.environ[name]) for name in _BY_TORCHRUN), "torchrun")
+    rank, local_rank, started = (int(os.environ[name]) for name in _BY_TORCHRUN)
+    return _checked(config, rank, local_rank, started, "torchrun")
 
 
 def _by_srun(config: TrainConfig) -> Place:

@@ -101,6 +101,22 @@ def test_no_exception_is_raised_where_it_could_be_lost_or_printed(swallowed):
     assert process.returncode == 130
 
 
+def test_a_second_request_ends_at_once_what_takes_long_to_end():
+    body = """
+    with interrupts.owed(lambda: (say(), time.sleep(60))):
+        say()
+        time.sleep(60)"""
+    process = start("-c", SCRIPT + body)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "ready\n"
+    assert process.poll() is None
+    began = time.monotonic()
+    assert stop(process, signal.SIGINT) == ["interrupted; in one line"]
+    assert time.monotonic() - began < 5
+    assert process.returncode == 130
+
+
 def test_what_was_being_written_is_removed(tmp_path):
     body = f"""
     with atomic(Path({str(tmp_path)!r}) / "file") as file, atomic_folder(Path({str(tmp_path)!r}) / "folder") as folder:
