@@ -76,7 +76,8 @@ _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 def run(config: "ExperimentConfig", results_dir: str | Path = "results/single", *, overwrite: bool = False) -> "Record":
     """Train and test one experiment; its files go to results_dir/NAME/seed-N/.
 
-    A completed run of the same config is not repeated: its record is returned as it stands.
+    A completed run of the same config, reviews and encoder is not repeated: its record is returned as it stands, and
+    a line on stderr says so.
 
     Args:
         config: What to run, as `load_experiment` returns it.
@@ -87,9 +88,14 @@ def run(config: "ExperimentConfig", results_dir: str | Path = "results/single", 
         The record, as written; its status is "failed", and its error says why, if training failed.
 
     Raises:
-        ConfigError: the config, its data or its model cannot be used, or the folder holds a run of another config.
+        ConfigError: the config, its data or its model cannot be used, or the folder holds a run of another config,
+            other reviews or another encoder.
         OSError: the run's folder cannot be written.
     """
+    from lora_study import places
+
+    places.check_environment()  # before Lightning is imported, which reads it
+
     from lora_study.experiment import run_experiment
 
     return run_experiment(config, results_dir, overwrite=overwrite)

@@ -8,6 +8,7 @@ A backbone is an encoder. Its classification head is always drawn afresh from th
 fine-tuned checkpoint brings one along, because the study's modes are compared from the same untrained head.
 """
 
+import functools
 import hashlib
 import logging
 import re
@@ -176,8 +177,8 @@ def describe(config: ModelConfig) -> dict[str, Any]:
 
     Returns:
         name (for people), backbone (as configured), revision (the hub commit in use, or None), sha256 (of the
-        weights' file, or None where it is not on this machine) and stand_in (whether the encoder only stands in
-        for distilbert-base-uncased).
+        weights' file, or None where it is not on this machine), settings_sha256 (the same of its config.json and
+        tokenizer together) and stand_in (whether the encoder only stands in for distilbert-base-uncased).
     """
     name, revision = config.backbone, None
     if config.backbone == EMBEDDED:
@@ -188,11 +189,14 @@ def describe(config: ModelConfig) -> dict[str, Any]:
         folder = cached_snapshot(config, (WEIGHTS,))
         revision = folder.name if folder else config.revision  # the cache names a snapshot's folder by its commit
     weights = folder / WEIGHTS if folder else None
+    settings = [folder / name for name in ("config.json", *TOKENIZER_FILES)] if folder else []
+    known = bool(settings) and all(path.is_file() for path in settings)
     return {
         "name": name,
         "backbone": config.backbone,
         "revision": revision,
         "sha256": sha256(weights) if weights and weights.is_file() else None,
+        "settings_sha256": hashlib.sha256("".join(map(sha256, settings)).encode()).hexdigest() if known else None,
         "stand_in": config.backbone == EMBEDDED,
     }
 
@@ -327,6 +331,12 @@ def quiet_loading() -> Iterator[None]:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file, as hexadecimal digits."""
+    """The SHA-256 of a file, as hexadecimal digits; read once while the file stays as it is."""
+    found = path.stat()
+    return _sha256(path.resolve(), found.st_mtime_ns, found.st_size, found.st_ino)
+
+
+@functools.lru_cache(maxsize=64)
+def _sha256(path: Path, *stamp: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,8 @@
 """What watches a run: its random numbers, the best epoch, the learning curves with their clock."""
 
 import math
+import signal
+import threading
 import time
 from typing import Any
 
@@ -30,6 +32,20 @@ class EpochSeed(Callback):
         """Seed torch."""
         entropy = np.random.SeedSequence((self.seed, trainer.current_epoch, trainer.global_rank))
         torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
+
+
+class OwnSignals(Callback):
+    """Leaves SIGTERM to what handled it before: Lightning's own handler has the devices talk to one another first."""
+
+    def __init__(self) -> None:
+        self._handler = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put the handler back."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._handler)
+
+    on_test_start = on_train_start
 
 
 class BestEpoch(Callback):

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 # What torch's Adam and AdamW keep per parameter: two tensors of its shape, and a number, the step.
 MOMENTS = ("exp_avg", "exp_avg_sq")
 CURVES = ("rows", "train_seconds", "cpu_seconds")
+VERSION = 2  # of what a checkpoint holds
 
 
 class CheckpointError(ValueError):
@@ -65,7 +66,7 @@ class Checkpoints(Callback):
         clock: float,
     ) -> None:
         self.path = path
-        self.identity = identity
+        self.identity = {**identity, "version of checkpoints": VERSION}
         self.best = best
         self.curves = curves
         self.peak = peak

@@ -1,11 +1,13 @@
-"""The command line: parse and call. Exit status 0 done, 1 a run failed, 2 a user's mistake in one line."""
+"""The command line: parse and call.
+
+Exit status 0 done, 1 a run failed, 2 a user's mistake in one line, 130 interrupted by Ctrl-C or SIGTERM.
+"""
 
 import dataclasses
 import json
 import logging
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -13,12 +15,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from lora_study import streams
+from lora_study import interrupts, streams
 from lora_study.config import ConfigError, ExperimentConfig, check, one_line
 from lora_study.config_files import ConfigParser, experiment_from, experiment_parser, load_study, load_sweep
+from lora_study.places import check_environment, find_place
 from lora_study.small_files import user_path
 from lora_study.threads import wait_briefly
 
+GOES_ON = {  # what to type after Ctrl-C
+    "run": "the same command with --resume goes on after the last finished epoch",
+    "reproduce": "finished runs are kept, and the same command goes on",
+    "sweep": "finished runs are kept, and the same command goes on",
+}
 DESCRIPTION = "LoRA, last-two-layers and full fine-tuning of DistilBERT on IMDb reviews."
 
 
@@ -30,18 +38,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    # A scheduler's request to stop is handled as Ctrl-C is: a study's running process is ended with it.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if not debug:  # or torch prints pages of addresses where one of several processes has ended before another
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    with interrupts.handled("lora-study: interrupted"):
+        return _run_command(arguments, debug)
+
+
+def _run_command(arguments: list[str], debug: bool) -> int:
+    """Parse and call; a mistake is one line."""
     try:
-        return _run_command(arguments)
+        return _call(arguments)
     except ConfigError as error:
         if debug:
             raise
         print(f"lora-study: error: {one_line(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("lora-study: interrupted; finished runs are kept", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # whoever read our output, such as head, has seen enough
         streams.drop_output()
         return 0
@@ -52,13 +63,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _run_command(arguments: list[str]) -> int:
+def _call(arguments: list[str]) -> int:
     """Parse and call."""
     try:
-        options = build_parser().parse_args(arguments)
+        check_environment()
+        parser = build_parser()
+        options = parser.parse_args(arguments)
         if not options.subcommand:
-            build_parser().print_help()
+            parser.print_help()
             return 0
+        if advice := GOES_ON.get(options.subcommand):
+            speaks = os.environ.get("RANK", "0") == "0"  # one of several processes speaks for all
+            interrupts.say(f"lora-study: interrupted; {advice}" if speaks else "")
         command = options[options.subcommand]
         for name, value in vars(command).items():
             if isinstance(value, Path):
@@ -188,12 +204,12 @@ def _with_inputs(config: ExperimentConfig, options: Any) -> ExperimentConfig:
 
 def run(options: Any, command: str) -> int:
     """Train and test one experiment."""
-    from lora_study.devices import find_place
+    config = _experiment(options)
+    place = find_place(config.train)  # before Lightning is imported, which reads the same variables
+
     from lora_study.experiment import run_experiment
     from lora_study.study import outcome
 
-    config = _experiment(options)
-    place = find_place(config.train)
     record = run_experiment(
         config, options.results_dir, command=command, overwrite=options.overwrite, resume=options.resume
     )
@@ -315,6 +331,7 @@ def predict(options: Any, command: str) -> int:
     """Classify reviews."""
     from lora_study.data.stream import given_reviews, open_reviews
     from lora_study.inference import check_output, prepare, write_predictions
+    from lora_study.progress import duration
     from lora_study.trained import load_run
 
     if bool(options.texts) == bool(options.file):
@@ -333,7 +350,7 @@ def predict(options: Any, command: str) -> int:
     if options.file or totals.truncated:
         length = trained.config.data.max_length
         print(
-            f"{totals.reviews:,} reviews in {totals.seconds:.1f} s, {totals.truncated:,} cut to {length} tokens",
+            f"{totals.reviews:,} reviews in {duration(totals.seconds)}, {totals.truncated:,} cut to {length} tokens",
             file=sys.stderr,
         )
     return 0

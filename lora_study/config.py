@@ -273,8 +273,8 @@ class TrainConfig(Settings, section="train"):
             Lightning >= 2.2 is given a freshly loaded model.
         fast: Arrange the model for speed; see lora_study/speed.py. False computes with torch's and transformers' own
             layers. Results differ by rounding, and on a CPU by other dropout masks of the same distribution.
-        keep_weights: Mode full only: keep all weights in the run's folder, as large as the model. The other modes
-            always keep what they trained.
+        keep_weights: Mode full only: keep all weights in the run's folder, as large as the model, to use it later. A
+            study of many seeds may do without. The other modes always keep what they trained.
     """
 
     epochs: int = 3
@@ -290,7 +290,7 @@ class TrainConfig(Settings, section="train"):
     cache_trunk: bool = False
     dropout_active: bool = True
     fast: bool = True
-    keep_weights: bool = False
+    keep_weights: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -299,7 +299,7 @@ class TrainConfig(Settings, section="train"):
         check(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "use 0 or more")
         check(self.devices >= 1, "train.devices", self.devices, "use 1 or more")
         check(self.num_nodes >= 1, "train.num_nodes", self.num_nodes, "use 1 or more")
-        several = self.devices * self.num_nodes > 1
+        several = self.processes > 1
         check(not (several and self.accelerator == "mps"), "train.devices", self.devices, "mps is one device; use 1")
         check(
             several or self.strategy == "auto",
@@ -326,6 +326,11 @@ class TrainConfig(Settings, section="train"):
             self.precision,
             "fp16 needs a GPU; use bf16-mixed or 32-true on a CPU",
         )
+
+    @property
+    def processes(self) -> int:
+        """How many processes train: one per device."""
+        return self.devices * self.num_nodes
 
 
 @dataclass(frozen=True)
@@ -369,7 +374,7 @@ class ExperimentConfig(Settings):
             f"mode {self.mode!r} trains layers of the trunk; only last_two_layers, or partial without blocks, can",
         )
 
-        devices = self.train.devices * self.train.num_nodes
+        devices = self.train.processes
         check(
             self.data.batch_size >= devices,
             "data.batch_size",

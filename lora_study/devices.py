@@ -1,15 +1,17 @@
-"""A run over several devices: one process for each, which of them this is, and starting them.
+"""A run over several devices: one process for each, and starting them where torchrun or srun has not.
 
-torchrun and srun start the processes themselves and say in the environment which is which. Without them `start` does
-the same on one machine. A run on one device has one process, which is started by nobody.
+Which of them this process is, says `lora_study.places`.
 """
 
-import functools
-import logging
 import multiprocessing
 import os
+import signal
+import sys
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -19,65 +21,35 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.multiprocessing.spawn import ProcessExitedException, spawn
 
-from lora_study.config import ConfigError, TrainConfig, check
+from lora_study.config import ConfigError, TrainConfig, one_line
+from lora_study.interrupts import end, in_child, shielded
+from lora_study.places import Place, find_place
+
+__all__ = ["DeviceError", "Place", "environment", "find_place", "spread_like", "start", "whole"]
+
+
+PATIENCE = timedelta(minutes=10)  # how long a process waits for another, to start with or at any step
 
 
 class DeviceError(RuntimeError):
     """One of a run's processes failed or died; the message says which and how."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """Which of a run's processes this is.
-
-    Attributes:
-        rank: Number among all, from 0; the first writes the results.
-        local_rank: Number among those of this machine, and of the GPU it uses.
-    """
-
-    rank: int = 0
-    local_rank: int = 0
-
-
-def find_place(config: TrainConfig) -> Place | None:
-    """This process's place in a run, or None if the run's processes are still to be started.
+def environment(config: TrainConfig) -> ClusterEnvironment:
+    """What tells Lightning this process's place; left to itself it would also start processes, and jobs anew.
 
     Raises:
-        ConfigError: other processes were started than the config asks for, or it asks for several machines, on which
-            nothing can be started from here.
+        ConfigError: srun was given options that Lightning does not take.
     """
-    wanted = config.devices * config.num_nodes
-    by_torchrun, by_srun = "RANK" in os.environ, int(os.environ.get("SLURM_NTASKS", "1")) > 1
-    if by_torchrun:
-        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
-    elif by_srun and wanted > 1:  # with one device each task is a run of its own
-        names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS")
-    elif config.num_nodes > 1:
-        raise ConfigError(
-            f"train.num_nodes: {config.num_nodes} machines need a process per device on each; start them with "
-            "torchrun or srun, or set it to 1"
-        )
-    else:
-        return Place() if wanted == 1 else None
-    rank, local_rank, started = (int(os.environ[name]) for name in names)
-    check(
-        started == wanted,
-        "train.devices",
-        config.devices,
-        f"{started} processes were started, and train.devices times train.num_nodes ({config.num_nodes}) must be that",
-    )
-    return Place(rank, local_rank)
-
-
-def environment(config: TrainConfig) -> ClusterEnvironment:
-    """What tells Lightning the same; left to itself it would also start processes, and jobs anew."""
+    if config.processes == 1:
+        return LightningEnvironment()
     if "RANK" in os.environ:
         return TorchElasticEnvironment()
-    if config.devices * config.num_nodes > 1:
+    try:
         return SLURMEnvironment(auto_requeue=False)
-    return LightningEnvironment()
+    except RuntimeError as error:
+        raise ConfigError(f"SLURM_NTASKS: {one_line(error)}") from error
 
 
 def start(processes: int, work: Callable[[], Any]) -> None:
@@ -92,26 +64,35 @@ def start(processes: int, work: Callable[[], Any]) -> None:
         Exception: what the work raised in the first process to fail.
     """
     # Not a pool: its processes outlive their task, and the others would wait in vain for what one of them owes.
-    failures = multiprocessing.get_context("spawn").SimpleQueue()
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it warns of each process that it ends
-    placed = functools.partial(_work, processes, find_free_network_port(), work, failures)
-    context = spawn(placed, nprocs=processes, join=False)  # type: ignore[no-untyped-call]
+    context = multiprocessing.get_context("spawn")
+    port = find_free_network_port()
+    pipes = [context.Pipe(duplex=False) for _ in range(processes)]
+    started = [
+        context.Process(target=_work, args=(processes, port, work, failure, rank))
+        for rank, (_, failure) in enumerate(pipes)
+    ]
     try:
-        while not context.join():
-            pass
-    except ProcessExitedException as error:
-        if not failures.empty():
-            raise failures.get() from None
-        ending = f"killed by {error.signal_name}" if error.signal_name else f"exit status {error.exit_code}"
-        raise DeviceError(f"the process of device {error.error_index} ended: {ending}") from None
+        with shielded():
+            for process in started:
+                process.start()
+        going: dict[Any, int] = {process.sentinel: rank for rank, process in enumerate(started)}
+        while going:
+            for sentinel in wait(going):
+                rank = going.pop(sentinel)
+                started[rank].join()
+                if code := started[rank].exitcode:
+                    failures = [failure.recv() for failure, _ in pipes if failure.poll()]
+                    if failures:
+                        raise min(failures, key=itemgetter(0))[1]
+                    ending = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+                    raise DeviceError(f"the process of device {rank} ended: {ending}")
     finally:
-        for process in context.processes:  # Ctrl-C, say: none may be left behind
-            process.terminate()
-            process.join()
+        end(started)  # none may be left behind
 
 
-def _work(processes: int, port: int, work: Callable[[], Any], failures: Any, rank: int) -> None:
+def _work(processes: int, port: int, work: Callable[[], Any], failure: Connection, rank: int) -> None:
     """In one of the new processes: set what torchrun would, and work."""
+    in_child()
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -123,8 +104,8 @@ def _work(processes: int, port: int, work: Callable[[], Any], failures: Any, ran
     try:
         work()
     except Exception as error:
-        failures.put(error)
-        raise SystemExit(1) from error
+        failure.send((time.monotonic(), error))
+        sys.exit(1)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # now: its threads have been seen to abort a process that exits
 

@@ -2,7 +2,9 @@
 
 import contextlib
 import logging
+import math
 import shutil
+import signal
 import sys
 import time
 import traceback
@@ -23,17 +25,19 @@ from torch import Tensor
 from transformers import DistilBertForSequenceClassification
 
 from lora_study import backbones, devices, provenance
-from lora_study.callbacks import BestEpoch, Curves, EpochSeed, TrainingPeak, trainable
+from lora_study.callbacks import BestEpoch, Curves, EpochSeed, OwnSignals, TrainingPeak, trainable
 from lora_study.checkpoints import Checkpoints
 from lora_study.config import ConfigError, ExperimentConfig, check, deviations, flatten, to_dict
 from lora_study.data.datamodule import ReviewDataModule
 from lora_study.devices import whole
 from lora_study.features import FeatureDataModule, HeadOnFeatures
+from lora_study.finished import finished_run
 from lora_study.modes import HEAD, apply_mode, count_parameters
 from lora_study.module import ReviewClassifier
+from lora_study.places import Place, find_place
 from lora_study.progress import PlainProgress
 from lora_study.records import Record, read_record, run_dir
-from lora_study.run_folder import completed_run, locked, write_run
+from lora_study.run_folder import ADAPTER, NO_OTHER_QUESTION, locked, prepare_folder, write_run
 from lora_study.small_files import user_path
 from lora_study.speed import COMPUTE_DTYPE, make_fast
 
@@ -83,8 +87,9 @@ def run_experiment(
 ) -> Record:
     """Train and test one experiment and write its run folder.
 
-    A completed run of the same config is not repeated: its record is returned as it stands. For several devices,
-    a process is started for each, unless torchrun or srun has; then the first one writes.
+    A completed run of the same config, reviews and encoder is not repeated: its record is returned as it stands, and
+    a line on stderr says so. For several devices, a process is started for each, unless torchrun or srun has; then the
+    first one writes.
 
     Args:
         config: What to run.
@@ -98,23 +103,27 @@ def run_experiment(
 
     Raises:
         ConfigError: the config, its data or its model cannot be used, the folder cannot be written, another
-            process is running it, or holds a run of another config. Nothing has been written then.
+            process is running it, or holds a run of another config, other reviews or another encoder. Nothing has
+            been written then.
         OSError: the run's folder cannot be written; what was there is as it was.
     """
-    results_dir, place = user_path(results_dir), devices.find_place(config.train)
+    results_dir, place = user_path(results_dir), find_place(config.train)
     if place is None:
         return _run_on_each_device(config, results_dir, command, overwrite, resume)
     folder = run_dir(results_dir, config.name, config.seed)
     writes = place.rank == 0
     with locked(results_dir, config.name, config.seed) if writes else contextlib.nullcontext():
-        if not overwrite and (done := completed_run(folder, config)):
+        if writes:
+            prepare_folder(folder)
+        if not overwrite and (done := finished_run(folder, config)):
+            _skip(done, folder, place)
             return done
         clock = time.perf_counter()
         record = _begun_record(config, command)
         checkpoint = folder.parent / f".{folder.name}.checkpoint" / "epoch.safetensors"
         files: dict[str, Any] = {}
         try:
-            with _quiet():
+            with _quiet(), _interruptible():
                 built = _build(config, record, place)
                 trained = _train(config, record, built, checkpoint, clock, resume)
                 files = _score(config, record, built, trained)
@@ -137,21 +146,15 @@ def _run_on_each_device(
 ) -> Record:
     """Run one experiment in a process per device of this machine; see `run_experiment`."""
     folder = run_dir(results_dir, config.name, config.seed)
-    if not overwrite and (done := completed_run(folder, config)):
+    if not overwrite and (done := finished_run(folder, config)):
+        _skip(done, folder, Place())
         return done
     path = folder / "record.json"
     before = path.read_bytes() if path.exists() else None
     try:
         devices.start(config.train.devices, partial(_run_here, config, results_dir, command, overwrite, resume))
     except devices.DeviceError as error:  # of whichever process failed first; the others then failed for want of it
-        if path.exists() and path.read_bytes() != before and (done := completed_run(folder, config)):
-            return done  # it failed at its exit, when all was written
-        record = _begun_record(config, command)
-        record.error = str(error)
-        record.provenance["encoder"] = backbones.describe(config.model)
-        with locked(results_dir, config.name, config.seed):
-            write_run(record, {}, folder)
-        return record
+        return write_failed(config, results_dir, command, str(error), replaces=before)
     return read_record(path)
 
 
@@ -160,6 +163,51 @@ def _run_here(config: ExperimentConfig, results_dir: Path, command: str, overwri
     record = run_experiment(config, results_dir, command=command, overwrite=overwrite, resume=resume)
     if record.error:
         raise devices.DeviceError(record.error)
+
+
+def write_failed(
+    config: ExperimentConfig, results_dir: Path, command: str, error: str, *, replaces: bytes | None = None
+) -> Record:
+    """Write the record of a run that could not start, or whose process is gone.
+
+    If it is gone since its record was written, it is completed, and that record is returned.
+
+    Args:
+        config: The run.
+        results_dir: As `run_experiment`.
+        command: As `run_experiment`.
+        error: Why it failed, one line.
+        replaces: The file of the record that the run was to replace, if there was one.
+
+    Raises:
+        ConfigError: another process holds the run, or the folder holds a run of something else.
+        OSError: the run's folder cannot be written.
+    """
+    folder = run_dir(results_dir, config.name, config.seed)
+    path = folder / "record.json"
+    with locked(results_dir, config.name, config.seed):
+        prepare_folder(folder)
+        written = path.exists() and path.read_bytes() != replaces
+        if written and (done := finished_run(folder, config)):
+            return done
+        record = _begun_record(config, command)
+        record.error = error
+        with contextlib.suppress(ConfigError):  # the backbone may be what is wrong
+            record.provenance["encoder"] = backbones.describe(config.model)
+        write_run(record, {}, folder)
+    return record
+
+
+def _skip(record: Record, folder: Path, place: Place) -> None:
+    """Say that a run is not repeated, and what one might miss."""
+    if place.rank == 0:
+        missing = "" if (folder / ADAPTER).exists() else " and keeps no weights"
+        print(
+            f"{record.name} seed {record.seed}: already completed in {folder}{missing}; nothing is trained "
+            "(--overwrite trains it again)",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _begun_record(config: ExperimentConfig, command: str) -> Record:
@@ -188,7 +236,7 @@ def new_record(config: ExperimentConfig, command: str, error: str | None = None)
     )
 
 
-def _build(config: ExperimentConfig, record: Record, place: devices.Place) -> Built:
+def _build(config: ExperimentConfig, record: Record, place: Place) -> Built:
     """Read the reviews and build the model in its mode, filling the record."""
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
@@ -203,9 +251,13 @@ def _build(config: ExperimentConfig, record: Record, place: devices.Place) -> Bu
     data = ReviewDataModule(config.data, tokenizer, order_seed=seeds["data_order"])
     data.setup()
     record.data = data.describe()
-    processes = config.train.devices * config.train.num_nodes
     smallest = min(len(part) for part in data.parts.values())
-    check(smallest >= processes, "train.devices", config.train.devices, f"a part of the data has {smallest} reviews")
+    check(
+        smallest >= config.train.processes,
+        "train.devices",
+        config.train.devices,
+        f"a part of the data has {smallest} reviews",
+    )
     memory = provenance.PeakMemory(device)  # from here on: what training takes, not what reading the reviews took
     model = backbones.build_model(config.model, head_seed=seeds["head_init"])
     record.provenance["encoder"] = backbones.describe(config.model)  # after loading: the hub's commit is known now
@@ -227,11 +279,12 @@ def _train(
     best, curves, peak = BestEpoch(), Curves(), TrainingPeak(built.memory)
     identity = flatten(record.config) | {
         "data.fingerprint": record.data["fingerprint"],
-        "encoder.sha256": record.provenance["encoder"]["sha256"],
+        **{f"encoder.{key}": record.provenance["encoder"][key] for key in ("sha256", "settings_sha256")},
     }
-    del identity["data.cache_dir"]  # which may move
+    for field in NO_OTHER_QUESTION:
+        del identity[field]
     checkpoints = Checkpoints(checkpoint, identity, best, curves, peak, clock)
-    callbacks: list[Callback] = [EpochSeed(config.resolved_seeds()["dropout"]), peak, best, curves]
+    callbacks: list[Callback] = [EpochSeed(config.resolved_seeds()["dropout"]), peak, best, curves, OwnSignals()]
     if not config.train.cache_trunk:  # with it an epoch takes no time
         callbacks.append(checkpoints)
     trainer = _trainer(config, built.device, built.precision, callbacks)
@@ -279,7 +332,11 @@ def _score(config: ExperimentConfig, record: Record, built: Built, trained: Trai
     # Not below the other: a resumed run's pieces had readings of their own, and Linux counts with a little delay.
     with_scoring = whole_run["peak_bytes"] and max(whole_run["peak_bytes"], training or 0)
     record.memory = whole_run | {"peak_bytes": training, "peak_bytes_with_scoring": with_scoring}
-    record.metrics = {"best_epoch": best.epoch, **scores, "train_mode": classifier.trained_in_train_mode}
+    record.metrics = {
+        "best_epoch": best.epoch,
+        **{part: _storable(found) for part, found in scores.items()},
+        "train_mode": classifier.trained_in_train_mode,
+    }
     files: dict[str, Any] = {"curves": pd.DataFrame(curves.rows, columns=Curves.COLUMNS)}
     if config.score_test:
         tested = data.parts["test"]
@@ -291,6 +348,13 @@ def _score(config: ExperimentConfig, record: Record, built: Built, trained: Trai
     if config.mode != "full" or config.train.keep_weights:
         files["adapter"] = {**built.head, **weights}
     return files
+
+
+def _storable(scores: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Scores as a record can hold them: one that is not finite is None, as if it had not been measured."""
+    if scores is None:
+        return None
+    return {name: value if math.isfinite(value) else None for name, value in scores.items()}
 
 
 def pick_device(config: ExperimentConfig, local_rank: int = 0) -> torch.device:
@@ -339,14 +403,28 @@ def _trainer(config: ExperimentConfig, device: torch.device, precision: str, cal
 
 def _strategy(config: ExperimentConfig) -> Strategy | str:
     """How the devices work together."""
-    processes = config.train.devices * config.train.num_nodes
-    if processes == 1:
+    if config.train.processes == 1:
         return "auto"
     if config.train.strategy == "fsdp":
-        return ModelParallelStrategy(data_parallel_size=processes, tensor_parallel_size=1)
+        return ModelParallelStrategy(
+            data_parallel_size=config.train.processes, tensor_parallel_size=1, timeout=devices.PATIENCE
+        )
     # No buffer of the model changes. Sent around at every step, validation too, they would have a device wait for
     # another that has one batch less.
-    return DDPStrategy(broadcast_buffers=False)
+    return DDPStrategy(broadcast_buffers=False, timeout=devices.PATIENCE)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C be Ctrl-C where Python raises it: Lightning would ignore the next one and exit with status 1."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as ended:
+        if not isinstance(ended.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from None
 
 
 @contextlib.contextmanager

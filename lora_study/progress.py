@@ -18,6 +18,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 INTERVAL = 10.0  # seconds between two lines in a log
 
 
+def duration(seconds: float) -> str:
+    """A time as people say it, such as '45 s', '1 min 40 s' and '1 h 40 min'."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
 class Meter:
     """Counts reviews and says in a log how many are done.
 
@@ -40,7 +49,7 @@ class Meter:
         speed = self._count / (now - self._start)
         of, left = "", ""
         if self._total is not None:
-            of, left = f" of {self._total:,}", f"  about {(self._total - self._count) / speed:.0f} s left"
+            of, left = f" of {self._total:,}", f"  about {duration((self._total - self._count) / speed)} left"
         print(f"  {self._doing}{self._count:,}{of} reviews  {speed:.1f} reviews/s{left}", file=sys.stderr, flush=True)
 
 
@@ -90,7 +99,7 @@ class PlainProgress(Callback):
         self._print(
             trainer,
             f"step {batch_idx + 1}/{batches}  loss {metrics['loss']:.4f}  accuracy {100 * metrics['accuracy']:.1f}%  "
-            f"{speed:.1f} steps/s  about {(steps - step) / speed:.0f} s left",
+            f"{speed:.1f} steps/s  about {duration((steps - step) / speed)} left",
         )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -7,14 +7,17 @@ A run's folder is ``results/STUDY/EXPERIMENT/seed-N/``. Every file in it is writ
 import dataclasses
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lora_study.config import without_retired
+from lora_study.interrupts import owed
 from lora_study.redaction import without_secrets
 from lora_study.small_files import read_json, user_path
 
@@ -100,7 +103,8 @@ def atomic(path: Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
+        with owed(partial(temporary.unlink, missing_ok=True)):
+            yield temporary
         # mkstemp makes the file private; results are as readable as any other file the user writes.
         umask = os.umask(0)
         os.umask(umask)
@@ -140,7 +144,8 @@ def atomic_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
         staged = Path(temporary) / path.name  # made with the user's own permissions, unlike the temporary folder
         staged.mkdir()
-        yield staged
+        with owed(partial(shutil.rmtree, temporary, ignore_errors=True)):
+            yield staged
         if there:
             path.replace(Path(temporary) / "replaced")
         staged.replace(path)

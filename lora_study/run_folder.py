@@ -1,9 +1,11 @@
 """The folder of one run: held by one process at a time, found completed or not, and written whole.
 
-Beside it lie, while it is run, ``.seed-N.checkpoint/``, and for good ``.locks/`` of the results folder.
+Beside it lie, while it is run, ``.seed-N.checkpoint/``, while it is written ``.seed-N-.../``, and for good ``.locks/``
+of the results folder.
 """
 
 import contextlib
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +16,13 @@ from safetensors.torch import save
 
 from lora_study.config import ConfigError, ExperimentConfig, flatten, to_dict
 from lora_study.records import Record, read_record, write_record
+from lora_study.redaction import without_secrets
 from lora_study.small_files import from_anywhere
+
+# What may differ between a run and its repetition: where things lie, and what of the result is kept.
+NO_OTHER_QUESTION = ("data.cache_dir", "train.keep_weights")
+ADAPTER = "adapter.safetensors"
+REPLACED = "replaced"  # what the run that is put in place stands for, until it is there
 
 
 class BusyError(ConfigError):
@@ -80,16 +88,37 @@ def completed_run(folder: Path, config: ExperimentConfig) -> Record | None:
 
 
 def changed_fields(record: Record, config: ExperimentConfig) -> list[str]:
-    """Fields in which a record's config differs from a config, folders aside."""
+    """Fields in which a record's config differs from a config, those of `NO_OTHER_QUESTION` aside."""
     # A record older than a field was run with what is the field's default now.
     then, now = flatten(to_dict(ExperimentConfig())) | flatten(record.config), flatten(to_dict(config))
     for key in ("data.source", "model.backbone"):  # older records have them as they were typed
         then[key] = now[key] if from_anywhere(str(then[key])) == now[key] else then[key]
+    then, now = without_secrets(then), without_secrets(now)
     return [
         f"{key}: {then.get(key)!r} then, {now.get(key)!r} now"
         for key in sorted(then.keys() | now.keys())
-        if then.get(key) != now.get(key) and key != "data.cache_dir"
+        if then.get(key) != now.get(key) and key not in NO_OTHER_QUESTION
     ]
+
+
+def prepare_folder(folder: Path) -> None:
+    """Find out whether a run's folder could be written, before anything is run; by who holds it (`locked`).
+
+    What a killed process has left beside it is removed, after the run that it was just putting in place is put there.
+
+    Raises:
+        ConfigError: it could not be written.
+    """
+    with writing_to(folder):
+        for left in folder.parent.glob(f".{folder.name}-*"):
+            for run in (left / folder.name, left / REPLACED):
+                if not folder.exists() and (run / "record.json").exists():
+                    run.replace(folder)
+            shutil.rmtree(left)
+        if folder.exists():
+            tempfile.TemporaryFile(dir=folder).close()
+        place = next(path for path in folder.parents if path.exists())
+        tempfile.TemporaryFile(dir=place).close()
 
 
 def write_run(record: Record, files: Mapping[str, Any], folder: Path) -> None:
@@ -107,7 +136,9 @@ def write_run(record: Record, files: Mapping[str, Any], folder: Path) -> None:
         _write_files(record, files, folder)
     except OSError as error:
         reason = error.strerror or error
-        raise OSError(f"{folder} cannot be written: {reason}; free space or use another --results-dir") from error
+        raise OSError(
+            f"{folder} cannot be written: {reason}; free space, and --resume goes on after the last finished epoch"
+        ) from error
 
 
 def _write_files(record: Record, files: Mapping[str, Any], folder: Path) -> None:
@@ -120,8 +151,8 @@ def _write_files(record: Record, files: Mapping[str, Any], folder: Path) -> None
         if "predictions" in files:
             files["predictions"].to_parquet(staged / "predictions.parquet", index=False)
         if "adapter" in files:
-            (staged / "adapter.safetensors").write_bytes(save(files["adapter"], metadata={"format": "pt"}))
+            (staged / ADAPTER).write_bytes(save(files["adapter"], metadata={"format": "pt"}))
         write_record(record, staged)
         if folder.exists():
-            folder.replace(Path(temporary) / "replaced")
+            folder.replace(Path(temporary) / REPLACED)
         staged.replace(folder)

@@ -9,10 +9,12 @@ from contextlib import closing
 from pathlib import Path
 
 from lora_study.config import ExperimentConfig, StudyConfig
+from lora_study.finished import finished_run
 from lora_study.launchers import Launcher
 from lora_study.launchers.worker import label
+from lora_study.progress import duration
 from lora_study.records import Record, run_dir
-from lora_study.run_folder import BusyError, completed_run, locked, writing_to
+from lora_study.run_folder import BusyError, locked, writing_to
 from lora_study.small_files import user_path
 
 POLL = 2.0  # seconds between looks at runs that other processes hold
@@ -39,14 +41,14 @@ def run_study(
 
 
 def run_all(runs: Sequence[ExperimentConfig], results_dir: Path, launcher: Launcher, command: str) -> list[Record]:
-    """Run experiments, skipping completed ones; those that another process holds come last, when it has ended.
+    """Run experiments, skipping finished ones; those that another process holds come last, when it has ended.
 
     Returns:
         One record per run, in order.
 
     Raises:
-        ConfigError: the folder cannot be written, or holds a completed run of an experiment with other settings.
-            Nothing has been run then.
+        ConfigError: the folder cannot be written, or holds a completed run of an experiment with other settings, on
+            other reviews or from another encoder. Nothing has been run then.
     """
     with writing_to(results_dir):  # refuse a folder that cannot be written before anything is run
         results_dir.mkdir(parents=True, exist_ok=True)
@@ -56,13 +58,16 @@ def run_all(runs: Sequence[ExperimentConfig], results_dir: Path, launcher: Launc
 
     def note(run: ExperimentConfig, record: Record, state: str = "") -> None:
         records[run] = record
-        print(f"[{len(records)}/{len(runs)}] {label(run)}{state}: {outcome(record)}", file=sys.stderr, flush=True)
+        where = f"; see {run_dir(results_dir, run.name, run.seed)}" if record.status == "failed" else ""
+        print(
+            f"[{len(records)}/{len(runs)}] {label(run)}: {state}{outcome(record)}{where}", file=sys.stderr, flush=True
+        )
 
     while waiting := [run for run in runs if run not in records]:
-        done = [completed_run(run_dir(results_dir, run.name, run.seed), run) for run in waiting]
+        done = [finished_run(run_dir(results_dir, run.name, run.seed), run) for run in waiting]
         for run, record in zip(waiting, done, strict=True):
             if record:
-                note(run, record, " is done already")
+                note(run, record, "already completed; ")
         waiting = [run for run in waiting if run not in records]
         if free := [run for run in waiting if not _is_held(run, results_dir)]:
             with closing(launcher.run(free, results_dir, command)) as ended:
@@ -86,7 +91,7 @@ def outcome(record: Record) -> str:
     scores = record.metrics[part]
     return (
         f"{'test' if part == 'test' else 'validation'} accuracy {100 * scores['accuracy']:.2f}% on {scores['n']:,} "
-        f"reviews (epoch {record.metrics['best_epoch']}), trained in {record.timing['train_seconds']:.0f} s"
+        f"reviews (epoch {record.metrics['best_epoch']}), trained in {duration(record.timing['train_seconds'] or 0)}"
     )
 
 

@@ -52,7 +52,7 @@ def load_run(folder: str | Path) -> TrainedModel:
     path, again = folder / ADAPTER, "run it again with --overwrite"
     if config.mode == "full" and not path.exists():
         raise ConfigError(
-            f"{folder} keeps no weights, as runs of mode full do unless asked; {again} --train.keep_weights true"
+            f"{folder} keeps no weights, as its train.keep_weights asked; {again} --train.keep_weights true"
         )
     trained_on = record.provenance.get("encoder") or {}
     # The commit that was trained on, where the config names a branch of the hub that may have moved since.

@@ -74,10 +74,10 @@ def load_everything() -> None:
 
 
 class Attempt:
-    """One start of ``lora-study reproduce``, in a process group of its own.
+    """One start of the command line, in a process group of its own.
 
     Args:
-        arguments: Of the command.
+        arguments: Of the command line, the command first.
         log: File for what it prints.
         figures: Whether the report has figures, which take longer than all runs together.
         prepare: What to do in the process before the command.
@@ -85,7 +85,7 @@ class Attempt:
 
     def __init__(self, arguments: list[str], log: Path, figures: bool, prepare: Callable[[], None]) -> None:
         self.log = log
-        self.process = FORK.Process(target=_reproduce, args=(arguments, log, figures, prepare))
+        self.process = FORK.Process(target=_call, args=(arguments, log, figures, prepare))
         self.process.start()
 
     def ended_within(self, seconds: float) -> bool:
@@ -122,8 +122,12 @@ class Attempt:
         return [pid for pid in found if pid is not None]
 
     def left(self) -> list[int]:
-        """The processes of its group that are still there."""
-        return [pid for pid, _, group in _processes() if group == self.process.pid]
+        """The processes of its group that are still there a second after it ended; Python's own helper follows late."""
+        ends = time.monotonic() + 1
+        while left := [pid for pid, _, group in _processes() if group == self.process.pid]:
+            if time.monotonic() > ends:
+                break
+        return left
 
     def expect(self, *statuses: int) -> int:
         """Wait for its end and check the exit status, and that it printed no traceback.
@@ -181,23 +185,45 @@ class Study:
             files.append(f"{name}.yaml")
             content = {"extends": str(template.folder / "base.yaml"), "name": name, **experiment}
             (folder / files[-1]).write_text(yaml.safe_dump(content))
-        study = {
-            "name": "soak",
-            "title": "A miniature",
-            "experiments": files,
-            "overrides": {
-                "model": {"backbone": str(template.folder / "distilbert"), "attention_dropout": 0.0},
-                "data": {"source": str(template.folder / "reviews.csv"), "cache_dir": str(self.disk / "cache")},
-            },
+        self.overrides: dict[str, Any] = {
+            "model": {"backbone": str(template.folder / "distilbert"), "attention_dropout": 0.0},
+            "data": {"source": str(template.folder / "reviews.csv"), "cache_dir": str(self.disk / "cache")},
         }
-        (folder / "study.yaml").write_text(yaml.safe_dump(study))
+        self._files = files
+        self.write()
+
+    def write(self) -> None:
+        """Write the study's file."""
+        study = {"name": "soak", "title": "A miniature", "experiments": self._files, "overrides": self.overrides}
+        (self.folder / "study.yaml").write_text(yaml.safe_dump(study))
 
     def start(self, workers: int = 1, figures: bool = False, prepare: Callable[[], None] = lambda: None) -> Attempt:
         """Start an attempt at the study; see `Attempt`."""
         self._attempts += 1
         study, results = self.folder / "study.yaml", self.results
         arguments = ["--study", str(study), "--results-dir", str(results), "--workers", str(workers)]
-        return Attempt(arguments, self.folder / f"{self._attempts}.log", figures, prepare)
+        return Attempt(["reproduce", *arguments], self.folder / f"{self._attempts}.log", figures, prepare)
+
+    def run(self, name: str, *more: str) -> Attempt:
+        """Start one experiment of the study with the command ``run``; see `Attempt`."""
+        self._attempts += 1
+        content = {"extends": str(self.template.folder / f"{name}.yaml"), **self.overrides}
+        path = self.folder / f"{name}-alone.yaml"
+        path.write_text(yaml.safe_dump(content))
+        arguments = ["run", "--config", str(path), "--results-dir", str(self.results), *more]
+        return Attempt(arguments, self.folder / f"{self._attempts}.log", False, lambda: None)
+
+    def own_files(self) -> list[Path]:
+        """The file of the study, and those of experiments of its own."""
+        return sorted(self.folder.glob("*.yaml"))
+
+    def take_reviews(self) -> Path:
+        """Give the study reviews of its own, which may be changed; their file."""
+        path = self.folder / "reviews.csv"
+        shutil.copyfile(self.overrides["data"]["source"], path)
+        self.overrides["data"]["source"] = str(path)
+        self.write()
+        return path
 
     def complete(self) -> None:
         """Start the study once more, and check what has come of it.
@@ -247,7 +273,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     """
     record = read_record(folder / "record.json")
     config = flatten(record.config)
-    del config["data.cache_dir"]
+    del config["data.cache_dir"], config["data.source"]
     with (folder / "curves.csv").open(newline="") as file:
         curves = [{**row, "seconds": None} for row in csv.DictReader(file)]
     files = {name: (folder / name).read_bytes() for name in ("predictions.parquet", "adapter.safetensors")}
@@ -257,7 +283,7 @@ def outcome(folder: Path) -> dict[str, Any]:
         "metrics": record.metrics,
         "parameters": record.parameters,
         "data": record.data,
-        "deviations": record.deviations,
+        "deviations": [deviation for deviation in record.deviations if deviation["field"] != "data.source"],
         "curves": curves,
         **files,
     }
@@ -323,7 +349,7 @@ def _make_miniature(folder: Path) -> None:
     miniature.write_backbone(reviews, folder / "distilbert")
 
 
-def _reproduce(arguments: list[str], log: Path, figures: bool, prepare: Callable[[], None]) -> None:
+def _call(arguments: list[str], log: Path, figures: bool, prepare: Callable[[], None]) -> None:
     """In an attempt's process: what a shell and the command line's start would do, and the command."""
     from lora_study import report, study
     from lora_study.launchers import local
@@ -338,7 +364,7 @@ def _reproduce(arguments: list[str], log: Path, figures: bool, prepare: Callable
     if not figures:
         vars(report)["draw_figures"] = lambda *_: {}
     prepare()
-    sys.exit(cli.main(["reproduce", *arguments]))
+    sys.exit(cli.main(arguments))
 
 
 def _processes() -> list[tuple[int, int, int]]:

@@ -43,7 +43,9 @@ FIRST = ["lora", "full"]
 @pytest.fixture(autouse=True)
 def not_started(monkeypatch):
     """As a user starts it, whatever started the tests."""
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_NTASKS", "SLURM_PROCID"):
+    for name in [
+        name for name in os.environ if name.startswith("SLURM_") or name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    ]:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -123,8 +125,27 @@ def test_each_epoch_and_each_device_drops_out_other_units():
         ),
         ({"SLURM_NTASKS": "4", "SLURM_PROCID": "2", "SLURM_LOCALID": "2"}, {}, devices.Place(0, 0)),
         ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, {"devices": 2}, None),
+        ({"RANK": "0"}, {}, devices.Place(0, 0)),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, {}, devices.Place(0, 0)),
+        ({"RANK": ""}, {}, devices.Place(0, 0)),
+        ({"RANK": "", "LOCAL_RANK": "", "WORLD_SIZE": ""}, {"devices": 2}, None),
+        ({"SLURM_NTASKS": "2"}, {}, devices.Place(0, 0)),
+        (
+            {"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_ID": "0"},
+            {"devices": 2},
+            devices.Place(0, 0),
+        ),
+        (
+            {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "SLURM_STEP_ID": "4294967290"},
+            {"devices": 2},
+            None,
+        ),
     ],
-    ids=["one device", "two, not started", "torchrun", "srun", "srun of runs of their own", "a batch job's one task"],
+    ids=[
+        *("one device", "two, not started", "torchrun", "srun", "srun of runs of their own", "a batch job's one task"),
+        *("a rank alone", "the only rank", "an empty rank", "all empty", "an salloc shell", "srun's first task"),
+        "a shell on a node of the job",
+    ],
 )
 def test_a_process_knows_its_place(environment, train, place, monkeypatch):
     for name, value in environment.items():
@@ -141,6 +162,18 @@ def test_a_process_knows_its_place(environment, train, place, monkeypatch):
             {"SLURM_NTASKS": "3", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"},
             {"devices": 2},
             r"train\.devices: 2 .* 3 processes were started",
+        ),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, {"devices": 2}, r"LOCAL_RANK not; start it with torchrun"),
+        ({"RANK": "1"}, {}, r"RANK is set and LOCAL_RANK and WORLD_SIZE not; start it with torchrun"),
+        ({"RANK": "first"}, {}, r"RANK: 'first' .* unset it"),
+        ({"RANK": "-1", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}, {"devices": 2}, r"RANK: '-1' .* unset it"),
+        ({"RANK": "2", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}, {"devices": 2}, r"\(2, 0\) .* 2 processes"),
+        ({"SLURM_NTASKS": "many"}, {"devices": 2}, r"SLURM_NTASKS: 'many'"),
+        ({"SLURM_NTASKS": "2"}, {"devices": 2}, r"SLURM_NTASKS is 2, .* start it with srun, or unset"),
+        (
+            {"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"},  # in the script of a batch job
+            {"devices": 2},
+            r"SLURM_NTASKS is 2, .* start it with srun, or unset",
         ),
     ],
 )

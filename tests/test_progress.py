@@ -6,7 +6,7 @@ import pytest
 
 from lora_study import progress
 from lora_study.experiment import run_experiment
-from lora_study.progress import Meter
+from lora_study.progress import Meter, duration
 
 
 @pytest.mark.parametrize(
@@ -23,14 +23,25 @@ def test_every_stage_of_a_run_that_takes_long_says_how_far_it_is(tiny, tmp_path,
         assert counts == [*range(64, part, 64), part]
 
 
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        *((0.2, "0 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (100, "1 min 40 s"), (3599.7, "1 h 0 min")),
+        *((6058, "1 h 40 min"), (100_000, "27 h 46 min")),
+    ],
+)
+def test_a_time_is_said_as_people_say_it(seconds, words):
+    assert duration(seconds) == words
+
+
 def test_a_log_is_not_flooded_and_says_what_is_left(monkeypatch, capsys):
     clock = [100.0]
     monkeypatch.setattr(progress.time, "perf_counter", lambda: clock[0])
-    meter = Meter("scored ", 1000)
+    meter = Meter("scored ", 10_000)
     for _ in range(25):
         clock[0] += 1
         meter.advance(40)
     assert capsys.readouterr().err.splitlines() == [
-        "  scored 400 of 1,000 reviews  40.0 reviews/s  about 15 s left",
-        "  scored 800 of 1,000 reviews  40.0 reviews/s  about 5 s left",
+        "  scored 400 of 10,000 reviews  40.0 reviews/s  about 4 min 0 s left",
+        "  scored 800 of 10,000 reviews  40.0 reviews/s  about 3 min 50 s left",
     ]

@@ -25,7 +25,7 @@ VARIANTS = {
     "dora": {"lora": {"variant": "dora", "r": 2, "alpha": 1, "train_head": True}},
     "last_two_layers": {"mode": "last_two_layers"},
     "partial": {"mode": "partial", "partial": {"blocks": 1}},
-    "full": {"mode": "full", "train": {"learning_rate": 0.001, "keep_weights": True}},
+    "full": {"mode": "full", "train": {"learning_rate": 0.001}},
 }
 
 
@@ -74,7 +74,7 @@ def test_the_model_says_of_each_test_review_what_the_run_said(runs, name):
     np.testing.assert_allclose([found[review] for review in said.index], said, atol=1e-6)
 
 
-def test_weights_are_kept_in_mode_full_only_when_asked_for(runs, tmp_path):
+def test_weights_are_kept_in_mode_full_unless_asked_not_to(runs, tmp_path):
     folder = runs / "full" / "seed-1"
     asked = read_record(folder / "record.json").config
     assert (folder / "adapter.safetensors").stat().st_size > 4 * read_record(folder / "record.json").parameters["total"]
@@ -89,7 +89,7 @@ def test_a_record_older_than_a_field_is_of_the_fields_default(runs, tmp_path):
     record = read_record(folder / "record.json")
     del record.config["train"]["keep_weights"]
     write_record(record, folder)
-    assert load_run(folder).config.train.keep_weights is False
+    assert load_run(folder).config.train.keep_weights is True
     assert completed_run(folder, load_run(folder).config) == record
     config = dataclasses.replace(load_run(folder).config, seed=2)
     with pytest.raises(ConfigError, match="seed: 1 then, 2 now"):

@@ -14,21 +14,23 @@ from lora_study.records import atomic
 
 logger = logging.getLogger(__name__)
 
+PATIENCE = 600.0  # seconds to wait for another process that makes the same entry
+
 Arrays = dict[str, np.ndarray]
 
 
 def cached(path: Path, make: Callable[[], Arrays]) -> Arrays:
     """The arrays of a cache entry, made and kept if there is none or it is damaged.
 
-    Of several processes that want the same entry one makes it and the others wait. A folder that cannot be used is
-    reported as a logged warning, and costs only time.
+    Of several processes that want the same entry one makes it and the others wait, ten minutes at most. A folder that
+    cannot be used is reported as a logged warning, and costs only time.
     """
     arrays = read_cached(path)
     if arrays is not None:
         return arrays
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
+        with FileLock(path.with_suffix(".lock"), timeout=PATIENCE):
             arrays = read_cached(path)  # another process may have made it while this one waited
             if arrays is None:
                 arrays = make()

@@ -57,10 +57,7 @@ class ReviewDataModule(L.LightningDataModule):
         """
         if self.parts:
             return
-        reviews = load_reviews(self.config)
-        if self.config.deduplicate:
-            reviews = deduplicate(reviews)
-        splits = split_reviews(reviews, self.config)
+        splits = load_splits(self.config)
         for part, rows in splits.items():
             self.config.check_scored(part, len(rows))
         self._identity = identity(splits)
@@ -141,11 +138,24 @@ class ReviewDataModule(L.LightningDataModule):
         return DataLoader(rows, batch_sampler=batches, collate_fn=join)
 
 
+def load_splits(config: DataConfig) -> dict[str, pd.DataFrame]:
+    """The reviews of each part.
+
+    Raises:
+        ConfigError: see `load_reviews` and `split_reviews`.
+    """
+    reviews = load_reviews(config)
+    return split_reviews(deduplicate(reviews) if config.deduplicate else reviews, config)
+
+
+def part_fingerprints(splits: dict[str, pd.DataFrame]) -> dict[str, str]:
+    """The fingerprint of each part: of its ids, texts and labels, in order."""
+    return {part: fingerprint([*rows["id"], *rows["text"], *rows["label"].map(str)]) for part, rows in splits.items()}
+
+
 def identity(splits: dict[str, pd.DataFrame]) -> dict[str, Any]:
     """Fingerprints and overlap of a split, for which the texts are needed."""
-    fingerprints = {
-        part: fingerprint([*rows["id"], *rows["text"], *rows["label"].map(str)]) for part, rows in splits.items()
-    }
+    fingerprints = part_fingerprints(splits)
     return {
         "fingerprint": fingerprint(fingerprints.values()),
         "fingerprints": fingerprints,

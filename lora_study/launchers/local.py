@@ -16,13 +16,13 @@ from typing import TextIO
 
 import torch
 
-from lora_study.config import ExperimentConfig
+from lora_study.config import ConfigError, ExperimentConfig
+from lora_study.interrupts import end, in_child, shielded
 from lora_study.launchers.dispatch import dispatch
-from lora_study.launchers.worker import check_one_device, label, work, write_failed
+from lora_study.launchers.worker import check_one_device, label, lost, work
 from lora_study.records import Record, read_record, run_dir
 
 BUSY = 75  # exit status of a run's process whose run another process holds (sysexits' EX_TEMPFAIL)
-PATIENCE = 10.0  # seconds a process has to end when it is asked to
 
 
 class LocalLauncher:
@@ -52,7 +52,7 @@ class LocalLauncher:
             arguments = (run, results_dir, command, f"{label(run)}: " if several else "")
             # spawn: a forked copy of a process that has used threads may hang.
             process = multiprocessing.get_context("spawn").Process(target=_child, args=arguments, name=label(run))
-            with _environment(shares[worker]):
+            with _environment(shares[worker]), shielded():
                 process.start()
             processes.append(process)
             return process
@@ -61,13 +61,7 @@ class LocalLauncher:
             for run, process in dispatch(runs, self.workers, start, _wait, _lost):
                 yield run, _record(process, run, results_dir, command)
         finally:
-            # Ctrl-C reaches the processes too; wait for them, or their locks would outlive this process.
-            for process in processes:
-                process.terminate()
-            for process in processes:
-                process.join(PATIENCE)
-                process.kill()
-                process.join()
+            end(processes)  # and wait for them, or their locks would outlive this process
 
 
 def _shares(workers: int) -> list[dict[str, str]]:
@@ -128,21 +122,19 @@ def _record(process: BaseProcess, run: ExperimentConfig, results_dir: Path, comm
         return read_record(run_dir(results_dir, run.name, run.seed) / "record.json")
     if process.exitcode == BUSY:
         return None
-    error = f"the run's process ended without a record: {_ending(process)}"
-    return write_failed(run, results_dir, command, error)
+    return lost(run, results_dir, command, f"the run's process ended without a record: {_ending(process)}")
 
 
 def _child(config: ExperimentConfig, results_dir: Path, command: str, prefix: str) -> None:
     """In the run's process."""
+    in_child()
     if prefix:
         sys.stderr = _Prefixed(sys.stderr, prefix)
     try:
         if work(config, results_dir, command) is None:
             sys.exit(BUSY)
-    except OSError as error:  # a full disk, say: no record can be written either
+    except (OSError, ConfigError) as error:  # a full disk, say: no record can be written either
         sys.exit(f"lora-study: error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 class _Prefixed(io.TextIOBase):

@@ -14,8 +14,9 @@ import ray
 from ray.exceptions import RayError
 
 from lora_study.config import ConfigError, ExperimentConfig, one_line
+from lora_study.interrupts import owed
 from lora_study.launchers.dispatch import RETRIES, dispatch
-from lora_study.launchers.worker import check_one_device, label, work, write_failed
+from lora_study.launchers.worker import check_one_device, label, lost, work
 from lora_study.records import Record
 from lora_study.threads import waiting
 
@@ -50,13 +51,14 @@ class RayLauncher:
             return task.options(**options).remote(run, results_dir.resolve(), command, str(Path.cwd()))
 
         try:
-            for run, handle in dispatch(runs, self.workers or max(len(runs), 1), start, _wait):
-                try:
-                    record: Record | None = ray.get(handle)
-                except RayError as error:
-                    reason = f"Ray gave the run up: {type(error).__name__}: {one_line(error)[:300]}"
-                    record = write_failed(run, results_dir, command, reason)
-                yield run, record
+            with owed(ray.shutdown):
+                for run, handle in dispatch(runs, self.workers or max(len(runs), 1), start, _wait):
+                    try:
+                        record: Record | None = ray.get(handle)
+                    except RayError as error:
+                        reason = f"Ray gave the run up: {type(error).__name__}: {one_line(error)[:300]}"
+                        record = lost(run, results_dir, command, reason)
+                    yield run, record
         finally:
             ray.shutdown()  # ends the tasks that still run
 

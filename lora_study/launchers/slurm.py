@@ -15,7 +15,8 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError, UncompletedJobError
 
 from lora_study.config import ConfigError, ExperimentConfig, one_line
-from lora_study.launchers.worker import check_one_device, work, write_failed
+from lora_study.interrupts import owed
+from lora_study.launchers.worker import check_one_device, lost, work
 from lora_study.records import Record
 
 TIME_LIMIT = 24 * 60  # minutes; submitit's own default of 5 would end most runs
@@ -40,15 +41,20 @@ class SlurmLauncher:
         """See `lora_study.launchers.Launcher`."""
         check_one_device(runs)
         going = dict(zip(self._submit(runs, results_dir.resolve(), command), runs, strict=True))
-        try:
-            while going:
-                for job in [job for job in going if job.done()]:
-                    yield going[job], _record(job, going[job], results_dir, command)
-                    del going[job]
-                time.sleep(POLL if going else 0)
-        finally:
+
+        def cancel() -> None:
             for job in going:
                 job.cancel(check=False)
+
+        try:
+            with owed(cancel):
+                while going:
+                    for job in [job for job in going if job.done()]:
+                        yield going[job], _record(job, going[job], results_dir, command)
+                        del going[job]
+                    time.sleep(POLL if going else 0)
+        finally:
+            cancel()
 
     def _submit(self, runs: Sequence[ExperimentConfig], results_dir: Path, command: str) -> list[Any]:
         try:
@@ -75,5 +81,5 @@ def _record(job: Any, run: ExperimentConfig, results_dir: Path, command: str) ->
         record: Record | None = job.result()
     except (UncompletedJobError, FailedJobError) as error:
         reason = f"Slurm job {job.job_id} ended without a record: {one_line(error)[:300]}"
-        return write_failed(run, results_dir, command, reason)
+        return lost(run, results_dir, command, reason)
     return record

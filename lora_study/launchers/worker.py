@@ -1,14 +1,12 @@
 """What a worker does with one run, and the record of a run whose worker was lost."""
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from lora_study.backbones import describe
 from lora_study.config import ConfigError, ExperimentConfig, check
-from lora_study.experiment import new_record, run_experiment
-from lora_study.records import Record, run_dir, write_record
-from lora_study.run_folder import BusyError, completed_run
+from lora_study.experiment import run_experiment, write_failed
+from lora_study.records import Record
+from lora_study.run_folder import BusyError
 
 
 def work(config: ExperimentConfig, results_dir: Path, command: str) -> Record | None:
@@ -22,19 +20,15 @@ def work(config: ExperimentConfig, results_dir: Path, command: str) -> Record | 
     except BusyError:
         return None
     except ConfigError as error:
-        return write_failed(config, results_dir, command, str(error))
+        return lost(config, results_dir, command, str(error))
 
 
-def write_failed(config: ExperimentConfig, results_dir: Path, command: str, error: str) -> Record:
-    """Write the record of a run that could not start or vanished; unless it vanished at its exit, when all was done."""
-    if done := completed_run(run_dir(results_dir, config.name, config.seed), config):
-        return done
-    record = new_record(config, command, error)
-    # The backbone may be what is wrong.
-    with contextlib.suppress(ConfigError):
-        record.provenance["encoder"] = describe(config.model)
-    write_record(record, run_dir(results_dir, config.name, config.seed))
-    return record
+def lost(config: ExperimentConfig, results_dir: Path, command: str, error: str) -> Record | None:
+    """The record of a run that could not start, or whose worker is gone; None if another process has taken it over."""
+    try:
+        return write_failed(config, results_dir, command, error)
+    except BusyError:
+        return None
 
 
 def label(config: ExperimentConfig) -> str:

@@ -1,0 +1,174 @@
+"""Ctrl-C and SIGTERM end a command with one line and exit status 130, and leave no process behind; twice, at once.
+
+Nothing is raised. A signal may come in the middle of anything: where locks are taken, or where exceptions are ignored.
+So the command ends where it stands, as if it were killed, which all that it writes is made for.
+"""
+
+import contextlib
+import functools
+import multiprocessing
+import multiprocessing.resource_tracker
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.process import BaseProcess
+from types import FrameType
+
+STATUS = 130
+PATIENCE = 10.0  # seconds that a process has to end when it is asked to
+GRACE = 2.0  # seconds that the main thread has to see a signal; in a library's C code it sees none
+
+_line = b""
+_owed: list[Callable[[], object]] = []
+_ending = threading.Event()
+
+
+def say(words: str) -> None:
+    """Choose what is said when the command is interrupted; nothing, if empty."""
+    global _line  # noqa: PLW0603 - a signal handler has no other way to know
+    _line = f"{words}\n".encode() if words else b""
+
+
+@contextlib.contextmanager
+def owed(work: Callable[[], object]) -> Iterator[None]:
+    """Have this work done, too, if the command is interrupted in this block."""
+    _owed.append(work)
+    try:
+        yield
+    finally:
+        _owed.remove(work)
+
+
+@contextlib.contextmanager
+def handled(words: str) -> Iterator[None]:
+    """End the process when it is asked to in this block, saying these words; see `say`.
+
+    Outside the main thread, which is the one that Python tells of signals, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    say(words)
+    before = [(number, signal.signal(number, _end)) for number in (signal.SIGINT, signal.SIGTERM)]
+    pipe = _watch()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(pipe.before)
+        pipe.close()
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def shielded() -> Iterator[None]:
+    """Let the processes that are started in this block not see Ctrl-C: a terminal sends it to all, and ours ends them.
+
+    See `in_child`.
+    """
+    multiprocessing.resource_tracker.ensure_running()  # or its start, which is the first process's, would undo it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def in_child() -> None:
+    """In a process that was started in `shielded`: end without a word when asked to, or when the parent has ended."""
+    _owed.clear()
+    say("")
+    signal.signal(signal.SIGTERM, _end)
+    _watch()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        _end(signal.SIGTERM)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def end(processes: Sequence[BaseProcess]) -> None:
+    """End processes and wait until they have; those that do not listen are killed."""
+    started = [process for process in processes if process.pid]
+    for process in started:
+        process.terminate()
+    deadline = time.monotonic() + PATIENCE
+    for process in started:
+        process.join(max(0.0, deadline - time.monotonic()))
+        if process.exitcode is None:
+            process.kill()
+            process.join(PATIENCE)
+
+
+class _Pipe:
+    """Where Python's own handler notes each signal, at once and whatever the main thread does."""
+
+    def __init__(self) -> None:
+        self.read, write = os.pipe()
+        os.set_blocking(write, False)
+        self.write = write
+        self.before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+
+    def close(self) -> None:
+        """Close both ends; whoever reads ends then."""
+        os.close(self.write)
+
+
+def _watch() -> _Pipe:
+    """Start the thread that ends the process where the main thread cannot, or takes too long."""
+    _part_from_forks()
+    pipe = _Pipe()
+
+    def watch() -> None:
+        while number := os.read(pipe.read, 1):
+            if number[0] in (signal.SIGINT, signal.SIGTERM):
+                if not _ending.wait(GRACE):
+                    _end(number[0])
+                time.sleep(2 * PATIENCE)  # whatever is owed takes no longer
+                _end_at_once(number[0])
+        os.close(pipe.read)
+
+    threading.Thread(target=watch, daemon=True).start()
+    return pipe
+
+
+def _end(number: int, frame: FrameType | None = None) -> None:
+    """End this process and those it has started."""
+    _ending.set()
+    in_main = threading.current_thread() is threading.main_thread()
+    if in_main:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, _end_at_once)
+    if _line:
+        cursor = b"\x1b[?25h\n" if os.isatty(2) else b""  # which a bar has hidden
+        with contextlib.suppress(OSError):
+            os.write(2, cursor + _line)
+    for work in reversed(_owed):
+        with contextlib.suppress(Exception):
+            work()
+    with contextlib.suppress(Exception):
+        end(multiprocessing.active_children())
+    if in_main and not _line:  # a child; its parent sees what has ended it
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    os._exit(STATUS)
+
+
+def _end_at_once(number: int, frame: FrameType | None = None) -> None:
+    """End this process, which is ending already, without waiting for anything that it is still to do."""
+    with contextlib.suppress(Exception):
+        for process in multiprocessing.active_children():
+            process.kill()
+            process.join(1)
+    os._exit(STATUS)
+
+
+@functools.cache
+def _part_from_forks() -> None:
+    """Have a fork of this process not tell this one of the signals that it gets."""
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
