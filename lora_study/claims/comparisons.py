@@ -54,7 +54,8 @@ class Accuracy(Claim):
 
     def _examine(self, runs: Runs) -> Finding:
         records = runs.of(self.experiments[0])
-        found = [(measured(record, f"metrics.{self.part}.{key}") for key in ("accuracy", "n")) for record in records]
+        part = f"metrics.{self.part}"
+        found = [(measured(record, f"{part}.accuracy"), measured(record, f"{part}.n")) for record in records]
         values = [(accuracy, n) for accuracy, n in found if accuracy is not None and n]
         if not values:
             raise Missing(f"no run of {self.experiments[0]} has an accuracy on {self.part}")
