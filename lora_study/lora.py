@@ -19,12 +19,15 @@ This file needs torch alone.
 """
 
 import math
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.utils.parametrize import is_parametrized
 
 Scaling = Literal["alpha", "alpha/r", "alpha/sqrt(r)"]
 
@@ -39,8 +42,14 @@ ALIASES: dict[str, tuple[str, ...]] = {
 }
 
 
+# Types that matrix products take as they are; a weight of another (8 bits, say) is decoded by its layer.
+PLAIN_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
 class LoRALayer(nn.Module):
     """The low-rank update, scaling · (x A B).
+
+    A and B are fp32, whatever the model is: updates of a low learning rate would vanish in bf16.
 
     Args:
         in_features: Width of the input.
@@ -53,7 +62,8 @@ class LoRALayer(nn.Module):
         generator: Source of A's random numbers; None takes torch's global one.
 
     Raises:
-        ValueError: r or scaling is out of range.
+        ValueError: r, alpha, scaling or dropout is out of range.
+        TypeError: r is no whole number.
     """
 
     def __init__(
@@ -68,6 +78,11 @@ class LoRALayer(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        r, alpha, dropout = operator.index(r), float(alpha), float(dropout)  # numpy's numbers, too, are numbers
+        if not math.isfinite(alpha):
+            raise ValueError(f"alpha={alpha} is not a finite number; use one such as 16")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout={dropout} is no probability in [0, 1)")
         # Only the input side bounds r: the article's grid adapts the two-class output layer with r up to 32.
         if not 1 <= r <= in_features:
             raise ValueError(f"rank r={r} does not fit a layer with {in_features} inputs; use 1 to {in_features}")
@@ -80,13 +95,23 @@ class LoRALayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The update for x: (..., in_features) -> (..., out_features)."""
-        update: Tensor = self.scaling * (self.dropout(x) @ self.lora_A @ self.lora_B)
+        """The update for x: (..., in_features) -> (..., out_features), in the wider of the types of x and A."""
+        A: Tensor = self.lora_A
+        B: Tensor = self.lora_B
+        if x.dtype != A.dtype and not torch.is_autocast_enabled(x.device.type):  # which would convert by itself
+            wider = torch.promote_types(x.dtype, A.dtype)
+            x, A, B = x.to(wider), A.to(wider), B.to(wider)
+        update: Tensor = self.scaling * (self.dropout(x) @ A @ B)
         return update
 
-    def delta(self) -> Tensor:
-        """The same update as a matrix, scaling · A B, in fp32: (in_features, out_features)."""
-        return self.scaling * (self.lora_A.float() @ self.lora_B.float())
+    def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The same update as a matrix, scaling · A B: (in_features, out_features)."""
+        return self.scaling * (self.lora_A.to(dtype) @ self.lora_B.to(dtype))
+
+    def extra_repr(self) -> str:
+        """What printing a model shows of it."""
+        (in_features, r), (_, out_features) = self.lora_A.shape, self.lora_B.shape
+        return f"in_features={in_features}, out_features={out_features}, r={r}, scaling={self.scaling:g}"
 
 
 class LinearWithLoRA(nn.Module):
@@ -95,17 +120,23 @@ class LinearWithLoRA(nn.Module):
     Args:
         linear: The layer that is adapted; nn.Linear, or the Conv1D of GPT-2, which stores its weight transposed.
         lora: The update, of the same width.
+
+    Attributes:
+        in_features: Width of the input.
+        out_features: Width of the output.
     """
 
     def __init__(self, linear: nn.Module, lora: LoRALayer) -> None:
         super().__init__()
         self.linear = linear
         self.lora = lora.to(_weight(linear).device)
+        self.in_features, self.out_features = _features(linear)
 
     def forward(self, x: Tensor) -> Tensor:
         """The adapted layer's output: (..., in_features) -> (..., out_features)."""
-        y: Tensor = self.linear(x) + self.lora(x)
-        return y
+        y: Tensor = self.linear(x)
+        update: Tensor = self.lora(x)
+        return y + update.to(y.dtype)
 
     @property
     def weight(self) -> Tensor:
@@ -120,15 +151,24 @@ class LinearWithLoRA(nn.Module):
         """The bias of the linear layer; LoRA has none."""
         return self.linear.bias  # type: ignore[return-value]
 
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Hand on what is assigned as weight or bias, to tie it to an embedding say, to the linear layer."""
+        if name in ("weight", "bias"):
+            self.linear.register_parameter(name, param)
+        else:
+            super().register_parameter(name, param)
+
     def _adapted(self) -> Tensor:
-        """The adapted weight, W + scaling · (A B)ᵀ, in fp32 and in the linear layer's own layout."""
-        delta = self.lora.delta()
-        return _weight(self.linear).float() + (delta.T if isinstance(self.linear, nn.Linear) else delta)
+        """The adapted weight, W + scaling · (A B)ᵀ, in fp32 (fp64 if W is) and in the linear layer's own layout."""
+        weight = _weight(self.linear)
+        wider = torch.promote_types(weight.dtype, torch.float32)
+        delta = self.lora.delta(wider)
+        return weight.to(wider) + (delta.T if isinstance(self.linear, nn.Linear) else delta)
 
 
 def inject_lora(
     model: nn.Module,
-    targets: Sequence[str],
+    targets: str | Sequence[str],
     r: int = 8,
     alpha: float = 16.0,
     *,
@@ -139,12 +179,13 @@ def inject_lora(
 ) -> list[str]:
     """Put a LoRA update beside every linear layer that a target names, in place.
 
-    The output of the model does not change (B is zero), nor what else requires gradients: freeze the model first.
+    The output of the model does not change (B is zero), nor what else requires gradients: freeze the model first. A
+    layer that stands in several places is adapted in all of them, under its first name, by the same update.
 
     Args:
         model: Any network; one whose layers are named as DistilBERT's can use the names in `ALIASES`.
         targets: Layer names: an alias, a name or its last parts ("c_attn", "attention.self.query"), or a pattern
-            with * and ? ("encoder.*.linear1").
+            with * and ? ("encoder.*.linear1"). A string is one of them.
         r: Rank.
         alpha: Strength of the update.
         scaling: See `LoRALayer`.
@@ -156,40 +197,57 @@ def inject_lora(
         The names of the adapted layers, in the model's order.
 
     Raises:
-        ValueError: a target matches no linear layer or one that is adapted already, or r does not fit; the model
-            is then unchanged.
+        ValueError: a target matches no linear layer, one that is adapted already or one that is no plain linear layer
+            (its weight is computed or quantised, or it computes something else); r does not fit; or dropout could
+            never act. The model is then unchanged.
     """
-    names = _find_linears(model, targets)
-    adapted: dict[str, LinearWithLoRA] = {}
+    names = _find_linears(model, [targets] if isinstance(targets, str) else targets)
+    adapted: list[tuple[nn.Module, nn.Module]] = []
     for name in names:
         linear = model.get_submodule(name)
         try:
+            if dropout and isinstance(linear, NonDynamicallyQuantizableLinear):
+                raise ValueError("torch's MultiheadAttention reads its weight, so that dropout could never act; use 0")
             lora = LoRALayer(*_features(linear), r, alpha, scaling=scaling, dropout=dropout, generator=generator)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-        adapted[name] = layer(linear, lora)
-    for name, module in adapted.items():
-        _replace(model, name, module)
+        adapted.append((linear, layer(linear, lora)))
+    _replace(model, adapted)
     return names
 
 
 def merge_lora(model: nn.Module) -> dict[str, tuple[LinearWithLoRA, Tensor]]:
     """Add every update to its weight, W' = W + scaling · (A B)ᵀ, and put the plain linear layer back, in place.
 
-    The sum is formed in fp32 and stored in the weight's own type, so load the base model in fp32 to keep all of
-    the update. A model without LoRA is left as it is, so merging twice is harmless.
+    The sum is formed in fp32 (fp64 for a weight of fp64) and stored in the weight's own type, so load the base model in
+    fp32 to keep all of the update. A model without LoRA is left as it is, so merging twice is harmless.
 
     Returns:
-        The adapted layer and the weight W that it had, by layer name, as `unmerge_lora` takes them. Who does not
-        keep them frees the memory of the old weights.
+        The adapted layer and the weight W that it had, by layer name, as `unmerge_lora` takes them. Drop it to free
+        the memory of the old weights.
+
+    Raises:
+        ValueError: a merged weight has numbers that are not finite, or a layer is no plain linear layer any more;
+            nothing is merged then.
     """
+    layers = dict(lora_layers(model))
+    merged: dict[str, Tensor] = {}
+    for name, layer in layers.items():
+        if reason := _why_not_plain(layer.linear):
+            raise ValueError(f"{name} cannot be merged: {reason}")
+        if layer.linear._forward_hooks or layer.linear._forward_pre_hooks:
+            raise ValueError(f"{name} cannot be merged: it has forward hooks, which would see the update; remove them")
+        merged[name] = layer.weight.detach()
+        if not merged[name].is_meta and not merged[name].isfinite().all():
+            kind = str(merged[name].dtype).removeprefix("torch.")
+            raise ValueError(f"{name} cannot be merged: its sum with the update has numbers that are not finite {kind}")
     removed: dict[str, tuple[LinearWithLoRA, Tensor]] = {}
-    for name, layer in list(lora_layers(model)):
+    for name, layer in layers.items():
         base = _weight(layer.linear)
         removed[name] = layer, base
         # A new parameter, not an in-place sum: a weight tied to an embedding must not change the embedding.
-        layer.linear.weight = nn.Parameter(layer.weight.detach(), requires_grad=base.requires_grad)
-        _replace(model, name, layer.linear)
+        layer.linear.weight = nn.Parameter(merged[name], requires_grad=base.requires_grad)
+    _replace(model, [(layer, layer.linear) for layer in layers.values()])
     return removed
 
 
@@ -203,10 +261,11 @@ def unmerge_lora(model: nn.Module, removed: Mapping[str, tuple[LinearWithLoRA, T
     for name, (layer, _) in removed.items():
         if modules.get(name) is not layer.linear:
             raise ValueError(f"{name!r} is not the layer that was merged; unmerge the very model merge_lora was given")
-    for name, (layer, base) in removed.items():
+    for layer, base in removed.values():
         device = _weight(layer.linear).device  # the model may have moved since
         layer.linear.weight = base
-        _replace(model, name, layer.to(device))
+        layer.to(device)
+    _replace(model, [(layer.linear, layer) for layer, _ in removed.values()])
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LinearWithLoRA]]:
@@ -239,11 +298,14 @@ def parameter_groups(model: nn.Module, learning_rate: float, lr_ratio: float = 1
 
 
 def _find_linears(model: nn.Module, targets: Sequence[str]) -> list[str]:
-    """Names of the linear layers that the targets match, in the model's order."""
-    wrapped = tuple(f"{name}." for name, _ in lora_layers(model))
-    modules = {name: module for name, module in model.named_modules() if name and not name.startswith(wrapped)}
+    """First names of the linear layers that the targets match, in the model's order."""
+    everywhere = dict(model.named_modules(remove_duplicate=False))
+    wrapped = tuple(f"{name}." for name, module in everywhere.items() if isinstance(module, LinearWithLoRA))
+    modules = {name: module for name, module in everywhere.items() if name and not name.startswith(wrapped)}
     linears = {name: module for name, module in modules.items() if _is_linear(module)}
-    found: set[str] = set()
+    found: set[int] = set()
+    if not targets:
+        raise ValueError(f"targets is empty; this model has {_listing(linears)}")
     for target in targets:
         patterns = (target, *ALIASES.get(target, ()))
         matches = [
@@ -256,13 +318,32 @@ def _find_linears(model: nn.Module, targets: Sequence[str]) -> list[str]:
             raise ValueError(
                 f"target {target!r} matches no linear layer ({reason}); this model has {_listing(linears)}"
             )
-        found.update(name for name in matches if name in linears)
-    return [name for name in linears if name in found]
+        for name in matches:
+            if name in linears and (special := _why_not_plain(linears[name])):
+                raise ValueError(f"target {target!r}: {name} cannot be adapted: {special}")
+        found.update(id(linears[name]) for name in matches if name in linears)
+    first = {id(module): name for name, module in reversed(linears.items())}
+    return [name for name, module in linears.items() if id(module) in found and first[id(module)] == name]
 
 
 def _is_linear(module: nn.Module) -> bool:
     # transformers' Conv1D (GPT-2) is a linear layer with a transposed weight; known by name so that torch suffices.
     return isinstance(module, nn.Linear) or (type(module).__name__ == "Conv1D" and hasattr(module, "nf"))
+
+
+def _why_not_plain(linear: nn.Module) -> str | None:
+    """Why a linear layer is not y = x Wᵀ + b with a W that is stored as it is; None if it is."""
+    kind = type(linear)
+    if is_parametrized(linear) or "weight" not in linear._parameters:  # pruning and norms store parts of it instead
+        return "its weight is computed from others (parametrised, normed or pruned); make that permanent first"
+    inherited = kind.__name__ == "Conv1D" or getattr(kind, "forward", None) is nn.Linear.forward
+    if not inherited or "forward" in vars(linear):
+        return f"a {kind.__name__} with a forward of its own may compute something else; use a plain linear layer"
+    weight = linear._parameters["weight"]
+    if type(weight) is not nn.Parameter or weight.dtype not in PLAIN_DTYPES:
+        dtype = str(getattr(weight, "dtype", "no")).removeprefix("torch.")
+        return f"its weight is a {type(weight).__name__} of {dtype} numbers; load the model in fp32, bf16 or fp16"
+    return None
 
 
 def _weight(linear: nn.Module) -> Tensor:
@@ -277,9 +358,13 @@ def _features(linear: nn.Module) -> tuple[int, int]:
     return (columns, rows) if isinstance(linear, nn.Linear) else (rows, columns)
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
+def _replace(model: nn.Module, pairs: Sequence[tuple[nn.Module, nn.Module]]) -> None:
+    """Put modules in the places of others, in every place that those have."""
+    new = {id(old): module for old, module in pairs}
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):  # named_children() would pass over a second place
+            if id(child) in new and new[id(child)] is not parent:
+                setattr(parent, name, new[id(child)])
 
 
 def _listing(linears: Mapping[str, nn.Module]) -> str:

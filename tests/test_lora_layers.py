@@ -1,0 +1,267 @@
+"""Which layers LoRA takes: in any type of number, in every place, plain ones only; and what an adapted one answers."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+
+from lora_study import (
+    LinearWithDoRA,
+    LinearWithLoRA,
+    inject_lora,
+    lora_layers,
+    lora_parameters,
+    merge_lora,
+    unmerge_lora,
+)
+
+TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+ROUNDING = {torch.float16: 2e-2, torch.bfloat16: 1e-1, torch.float32: 1e-5, torch.float64: 1e-12}
+
+
+def learn(model, scale=0.3):
+    """Put random numbers where training would have."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in lora_parameters(model):
+            if parameter.ndim == 2:
+                parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def network(dtype=torch.float32):
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 5)).to(dtype).requires_grad_(False)
+
+
+def outputs(model, dtype=torch.float32):
+    return model(torch.linspace(-1, 1, 24).reshape(3, 8).to(dtype))
+
+
+def gpt2():
+    torch.manual_seed(0)
+    shape = {"vocab_size": 50, "n_embd": 16, "n_layer": 1, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
+    return GPT2LMHeadModel(GPT2Config(**shape)).eval()
+
+
+@pytest.mark.parametrize("layer", [LinearWithLoRA, LinearWithDoRA])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_a_model_of_any_type_trains_merges_and_goes_back(dtype, layer):
+    model = network(dtype)
+    before = outputs(model, dtype)
+    inject_lora(model, ["0", "2"], r=3, alpha=2, layer=layer)
+    assert {module.lora.lora_A.dtype for _, module in lora_layers(model)} == {torch.float32}
+    assert torch.allclose(outputs(model, dtype), before, atol=ROUNDING[dtype])
+    outputs(model, dtype).float().square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in lora_parameters(model))
+    said = outputs(learn(model), dtype)
+    assert said.dtype == dtype
+    assert not torch.allclose(said, before, atol=3 * ROUNDING[dtype])
+    removed = merge_lora(model)
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    assert torch.allclose(outputs(model, dtype), said, atol=ROUNDING[dtype])
+    unmerge_lora(model, removed)
+    assert torch.equal(outputs(model, dtype), said)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # PEFT asks for it
+def test_a_bf16_model_is_within_rounding_of_peft():
+    peft = pytest.importorskip("peft")
+    shape = {"vocab_size": 50, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
+    torch.manual_seed(0)
+    base = BertForSequenceClassification(BertConfig(**shape, intermediate_size=32)).to(torch.bfloat16).eval()
+    theirs = peft.get_peft_model(
+        copy.deepcopy(base), peft.LoraConfig(r=4, lora_alpha=12, target_modules=["query", "value"])
+    ).eval()
+    inject_lora(base, ["query", "value"], r=4, alpha=12, scaling="alpha/r")
+    learn(base)
+    for name, module in lora_layers(base):
+        other = theirs.base_model.model.get_submodule(name)
+        with torch.no_grad():
+            other.lora_A["default"].weight.copy_(module.lora.lora_A.T)
+            other.lora_B["default"].weight.copy_(module.lora.lora_B.T)
+    ids = torch.arange(2, 14).reshape(2, 6)
+    assert torch.allclose(base(ids).logits, theirs(ids).logits, atol=2e-2)
+
+
+def test_casting_a_whole_adapted_model_works_too():
+    model = network()
+    inject_lora(model, ["0"], r=2)
+    learn(model)
+    said = outputs(model)
+    model.to(torch.bfloat16)
+    assert torch.allclose(outputs(model, torch.bfloat16).float(), said, atol=0.3)
+    merge_lora(model)
+
+
+def test_under_autocast_the_update_is_computed_in_its_type():
+    model = network()
+    inject_lora(model, ["0"], r=2)
+    said = outputs(learn(model))
+    with torch.autocast("cpu", torch.bfloat16):
+        low = outputs(model)
+    assert low.dtype == torch.bfloat16
+    assert torch.allclose(low.float(), said, atol=0.2)
+
+
+def test_a_layer_in_two_places_is_adapted_in_both_and_merged_in_both():
+    shared = nn.Linear(8, 8)
+    model = nn.Sequential(shared, nn.Tanh(), shared, nn.Sequential(shared))
+    assert inject_lora(model.requires_grad_(False), ["2"], r=4) == ["0"]
+    assert model[0] is model[2] is model[3][0]
+    assert isinstance(model[0], LinearWithLoRA)
+    x = torch.randn(4, 8)
+    said = learn(model)(x)
+    removed = merge_lora(model)
+    assert model[0] is model[2] is model[3][0] is shared
+    assert torch.allclose(model(x), said, atol=1e-4)
+    unmerge_lora(model, removed)
+    assert model[0] is model[2] is model[3][0]
+    assert torch.equal(model(x), said)
+
+
+def test_two_layers_of_one_weight_are_merged_each_for_itself():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    model[1].weight = model[0].weight
+    inject_lora(model.requires_grad_(False), ["0"], r=4)
+    x = torch.randn(4, 8)
+    said = learn(model)(x)
+    merge_lora(model)
+    assert torch.allclose(model(x), said, atol=1e-4)
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def replaced_forward(layer):
+    layer.forward = lambda x: x
+    return layer
+
+
+def of_bytes(layer):
+    layer.weight = nn.Parameter(layer.weight.to(torch.int8), requires_grad=False)
+    return layer
+
+
+def of_eight_bit_floats(layer):
+    return layer.to(torch.float8_e4m3fn)
+
+
+SPECIAL = {
+    "weight_norm": lambda: parametrizations.weight_norm(nn.Linear(8, 8)),
+    "spectral_norm": lambda: parametrizations.spectral_norm(nn.Linear(8, 8)),
+    "old spectral_norm": lambda: nn.utils.spectral_norm(nn.Linear(8, 8)),
+    "orthogonal": lambda: parametrizations.orthogonal(nn.Linear(8, 8)),
+    "pruned": lambda: prune.l1_unstructured(nn.Linear(8, 8), "weight", amount=3),
+    "a forward of its class": lambda: Doubled(8, 8),
+    "a forward of its own": lambda: replaced_forward(nn.Linear(8, 8)),
+    "bytes": lambda: of_bytes(nn.Linear(8, 8)),
+    "8-bit floats": lambda: of_eight_bit_floats(nn.Linear(8, 8)),
+    "complex": lambda: nn.Linear(8, 8, dtype=torch.complex64),
+    "lazy": lambda: nn.LazyLinear(8),
+}
+
+
+@pytest.mark.parametrize("special", SPECIAL)
+def test_what_is_no_plain_linear_layer_is_refused_and_the_model_stays(special):
+    model = nn.Sequential(nn.Linear(8, 8), SPECIAL[special]())
+    modules = list(model.modules())
+    with pytest.raises(ValueError, match=r"target '1': 1 cannot be adapted: .*; "):
+        inject_lora(model, ["0", "1"], r=2)
+    assert list(model.modules()) == modules
+    inject_lora(model, ["0"], r=2)  # the plain one is no worse for its neighbour
+
+
+def test_a_layer_that_became_special_is_not_merged_nor_is_any_other():
+    model = network()
+    inject_lora(model, ["0", "2"], r=2)
+    said = outputs(learn(model))
+    parametrizations.weight_norm(model[2].linear)
+    with pytest.raises(ValueError, match="2 cannot be merged: its weight is computed"):
+        merge_lora(model)
+    assert torch.allclose(outputs(model), said, atol=1e-5)
+    assert [name for name, _ in lora_layers(model)] == ["0", "2"]
+
+
+@pytest.mark.parametrize(("dtype", "value"), [(torch.float32, np.nan), (torch.float32, np.inf), (torch.float16, 1e4)])
+def test_numbers_that_are_not_finite_are_not_merged(dtype, value):
+    model = network(dtype)
+    inject_lora(model, ["0", "2"], r=2, alpha=1)
+    learn(model)
+    with torch.no_grad():
+        model[2].lora.lora_A.fill_(value)
+        model[2].lora.lora_B.fill_(value)  # 2 · 10⁸ is beyond fp16
+    weights = [parameter.clone() for parameter in model.parameters()]
+    with pytest.raises(ValueError, match=r"2 cannot be merged: .* not finite"):
+        merge_lora(model)
+    assert all(torch.equal(a, b) or a.isnan().all() for a, b in zip(weights, model.parameters(), strict=True))
+    assert [name for name, _ in lora_layers(model)] == ["0", "2"]
+
+
+def test_a_layer_with_hooks_on_its_output_is_not_merged():
+    model = network()
+    inject_lora(model, ["0"], r=2)
+    handle = model[0].linear.register_forward_hook(lambda module, args, output: output.relu())
+    with pytest.raises(ValueError, match="0 cannot be merged: it has forward hooks"):
+        merge_lora(model)
+    handle.remove()
+    assert set(merge_lora(model)) == {"0"}
+
+
+def test_an_adapted_layer_answers_what_a_linear_layer_is_asked():
+    model = network()
+    inject_lora(model, ["0"], r=3, alpha=6, scaling="alpha/r", dropout=0.25)
+    assert (model[0].in_features, model[0].out_features) == (8, 12)
+    shown = repr(model[0])
+    assert "r=3" in shown
+    assert "scaling=2" in shown
+    assert "p=0.25" in shown
+    model = gpt2()
+    inject_lora(model, ["c_attn"], r=2)
+    assert [(module.in_features, module.out_features) for _, module in lora_layers(model)] == [(16, 48)]
+
+
+def test_an_adapted_output_layer_is_tied_again():
+    model = gpt2()
+    inject_lora(model.requires_grad_(False), ["lm_head"], r=2)
+    model.tie_weights()
+    assert model.lm_head.linear.weight is model.transformer.wte.weight
+    said = learn(model)(torch.tensor([[1, 2, 3]])).logits
+    embeddings = model.transformer.wte.weight.clone()
+    merge_lora(model)
+    assert torch.equal(model.transformer.wte.weight, embeddings)
+    assert torch.allclose(model(torch.tensor([[1, 2, 3]])).logits, said, atol=1e-4)
+
+
+def test_numbers_of_numpy_are_numbers():
+    model = network()
+    inject_lora(model, ["0"], r=np.int64(3), alpha=np.float32(2), dropout=np.float32(0.5))
+    assert type(model[0].lora.scaling) is float
+    assert type(model[0].lora.dropout.p) is float
+
+
+@pytest.mark.parametrize("wrong", [{"alpha": np.inf}, {"alpha": np.nan}, {"dropout": 1.0}, {"dropout": -0.1}, {"r": 0}])
+def test_numbers_that_make_no_update_are_refused(wrong):
+    with pytest.raises(ValueError, match=f"0: .*{next(iter(wrong))}"):
+        inject_lora(network(), ["0"], **wrong)
+
+
+def test_a_string_is_one_target_and_no_target_is_refused():
+    model = gpt2()
+    assert inject_lora(model, "c_attn") == ["transformer.h.0.attn.c_attn"]
+    for wrong in ([], "", [""], "c_atn"):
+        with pytest.raises(ValueError, match=r"this model has .*c_attn"):
+            inject_lora(gpt2(), wrong)
+
+
+def test_dropout_that_could_never_act_is_refused():
+    attention = nn.MultiheadAttention(32, 4)
+    with pytest.raises(ValueError, match=r"out_proj: torch's MultiheadAttention reads its weight"):
+        inject_lora(attention, ["out_proj"], r=4, dropout=0.9)
+    assert inject_lora(attention, ["out_proj"], r=4) == ["out_proj"]
