@@ -223,9 +223,9 @@ class DataConfig(Settings, section="data"):
             check(not named, f"data.{name}", value, f"data.source {self.source!r} has columns of its own; use null")
         same = self.text_column is not None and self.text_column == self.label_column
         check(not same, "data.label_column", self.label_column, "it is data.text_column; name another")
-        if self.labels is not None:  # YAML reads 1 and no as a number and as false; only the former is plain again
+        if self.labels is not None:  # a number is its digits; true could be meant as True, TRUE ...
             words = not any(isinstance(label, bool) for label in self.labels)
-            check(words, "data.labels", self.labels, "put yes, no, true and false in quotes")
+            check(words, "data.labels", self.labels, "put true and false in quotes")
             object.__setattr__(self, "labels", {str(label): meaning for label, meaning in self.labels.items()})
         both = self.labels is None or sorted(set(self.labels.values())) == [0, 1]
         check(both, "data.labels", self.labels, "give 0 (negative) and 1 (positive) names, as in {bad: 0, good: 1}")

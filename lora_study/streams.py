@@ -9,8 +9,8 @@ import sys
 def make_usable() -> None:
     """Have each standard stream be there, and print what its encoding lacks as an escape instead of failing.
 
-    A closed one becomes that of a null device: Python has None in its place, and the next file that is opened would
-    get its number, and what is printed.
+    A closed one gets the number of a null device: the next file that is opened would get it otherwise, and what is
+    printed. Output goes there; as input Python's None stays, so that whoever wants to read can tell.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         stream = getattr(sys, name)
@@ -18,7 +18,8 @@ def make_usable() -> None:
             null = os.open(os.devnull, os.O_RDWR)
             if null != number and not _is_open(number):
                 os.dup2(null, number)
-            setattr(sys, name, open(null, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+            if mode == "w":
+                setattr(sys, name, open(null, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
         elif mode == "w" and isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
