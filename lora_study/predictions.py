@@ -4,7 +4,7 @@ A review is called positive where the probability of class 1 is above one half.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,8 @@ class Reliability:
         predicted: Mean probability of class 1 in each bin that holds a review.
         observed: Share of reviews of class 1 in it.
         reviews: Number of reviews in it.
-        error: Expected calibration error: the mean distance of the two, weighted by reviews.
+        error: Expected calibration error: the mean distance of the two, weighted by reviews; of several runs the mean
+            of theirs, as one run's boldness does not make up for another's caution.
     """
 
     predicted: np.ndarray
@@ -73,11 +74,16 @@ def confusion(runs: Iterable[pd.DataFrame]) -> np.ndarray:
 
 
 def reliability(runs: Iterable[pd.DataFrame], bins: int = BINS) -> Reliability:
-    """Calibration of the predictions of one experiment, the runs' predictions taken together.
+    """Calibration of the predictions of one experiment: the curve of all runs together, the error their mean.
 
     The expected calibration error is that of Naeini et al., AAAI 2015, on the probability of class 1.
     """
-    rows = pd.concat(list(runs))
+    runs = list(runs)
+    curve = _curve(pd.concat(runs), bins)
+    return curve if len(runs) == 1 else replace(curve, error=float(np.mean([_curve(run, bins).error for run in runs])))
+
+
+def _curve(rows: pd.DataFrame, bins: int) -> Reliability:
     probability, label = rows["probability"].to_numpy("float64"), rows["label"].to_numpy("float64")
     place = np.minimum((probability * bins).astype(int), bins - 1)
     reviews = np.bincount(place, minlength=bins)

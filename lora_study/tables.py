@@ -81,21 +81,21 @@ def summary_table(
     """
     runs = _by_experiment(records, reported)
     earlier = _by_experiment(_completed(published), reported)
-    default_trainable = _first(runs.get("lora_default", []), "parameters.trainable")
+    default_trainable = _first(_standing(runs.get("lora_default", [])), "parameters.trainable")
     rows = []
     for name, group in runs.items():
-        done = [record for record in group if record.status == "completed"]
+        done, standing = _completed(group), _standing(group)
         row = reported.get(name)
-        accuracy, reviews = mean(done, "metrics.test.accuracy"), _first(done, "metrics.test.n")
         accuracies = all_measured(done, "metrics.test.accuracy")
+        accuracy, reviews = mean(done, "metrics.test.accuracy"), min(all_measured(done, "metrics.test.n"), default=None)
         error = accuracy_over_seeds(accuracies, int(reviews)) if accuracies and reviews else None
-        trainable, total = _first(group, "parameters.trainable"), _first(group, "parameters.total")
-        kinds = {record.memory.get("kind") for record in done}
+        trainable, total = _first(standing, "parameters.trainable"), _first(standing, "parameters.total")
+        kinds = {memory_kind(record) for record in done}
         rows.append(
             {
                 "experiment": name,
-                "mode": group[0].mode,
-                "encoder": encoder_label(done or group),
+                "mode": standing[0].mode,
+                "encoder": encoder_label(standing),
                 "seeds": len(done),
                 "failed": len(group) - len(done),
                 "test_reviews": reviews,
@@ -118,7 +118,7 @@ def summary_table(
                 "trainable_ratio": _ratio(trainable, default_trainable),
                 "train_seconds": mean(done, "timing.train_seconds"),
                 "fit_seconds": mean(done, "timing.fit_seconds"),
-                # Resident memory and GPU memory are different quantities: no average of both.
+                # Different quantities, such as resident memory and GPU memory, have no average.
                 "peak_memory_mib": _times(mean(done, "memory.peak_bytes"), 2**-20) if len(kinds) == 1 else None,
                 "memory_kind": kinds.pop() if len(kinds) == 1 else None,
             }
@@ -134,11 +134,12 @@ def parameters_table(records: Iterable[Record], reported: Mapping[str, ReportedR
     """
     rows = []
     for name, group in _by_experiment(records, reported).items():
-        counts = {key: _first(group, f"parameters.{key}") for key in ("total", "trainable", "lora", "head", "base")}
+        standing = _standing(group)
+        counts = {key: _first(standing, f"parameters.{key}") for key in ("total", "trainable", "lora", "head", "base")}
         rows.append(
             {
                 "experiment": name,
-                "mode": group[0].mode,
+                "mode": standing[0].mode,
                 **counts,
                 "trainable_share": _times(_ratio(counts["trainable"], counts["total"]), 100),
                 "reported_trainable": reported[name].trainable if name in reported else None,
@@ -208,6 +209,15 @@ def encoder_label(records: Iterable[Record]) -> str:
     return "; ".join(sorted(labels)) or "encoder: unknown"
 
 
+def memory_kind(record: Record) -> str | None:
+    """What the peak memory of a record counts, such as 'resident set'; None if it does not say.
+
+    Older records have the peak of the whole run, where scoring in large batches may have taken the most.
+    """
+    kind = record.memory.get("kind")
+    return kind if kind is None or "peak_bytes_with_scoring" in record.memory else f"{kind}, scoring included"
+
+
 def measured(record: Record, path: str) -> float | None:
     """A number of a record by its dotted path, such as 'metrics.test.accuracy'; None if it is missing."""
     section, *keys = path.split(".")
@@ -269,12 +279,18 @@ def _completed(records: Iterable[Record]) -> list[Record]:
     return [record for record in records if record.status == "completed"]
 
 
+def _standing(group: list[Record]) -> list[Record]:
+    """The runs that speak for an experiment: a failed one, which may have had other settings, only where none ended."""
+    return _completed(group) or group
+
+
 def all_measured(records: Iterable[Record], path: str) -> list[float]:
     """The numbers of the records that have one; see `measured`."""
     return [value for record in records if (value := measured(record, path)) is not None]
 
 
 def _first(records: Iterable[Record], path: str) -> float | None:
+    """A number that all these records share: they have the same settings; see `comparable`."""
     return next(iter(all_measured(records, path)), None)
 
 

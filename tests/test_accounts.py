@@ -23,3 +23,12 @@ def test_contamination_counts_copies_of_records_old_and_new():
 def test_records_without_an_overlap_make_an_empty_table():
     assert contamination_table([failed("full")]).empty is False  # failed late: the data were read
     assert contamination_table([record(data={"overlap": None})]).empty
+
+
+def test_what_newer_records_count_without_counting_twice():
+    overlap = {"repeats": 7, "across": {"test_in_train_or_val": 5}}
+    table = contamination_table([record(data={"overlap": overlap})]).set_index("reviews")
+    row = table.loc["test reviews with a copy in train or val"]
+    assert (row.copies, row.of) == (5, 1000)
+    row = table.loc["reviews of all parts that repeat another"]
+    assert (row.copies, row.of) == (7, 3500)

@@ -136,12 +136,13 @@ def test_overlap_counts_copies_within_and_across_parts() -> None:
         {
             "train": table([("a", 0), ("a ", 0), (" a", 0), ("b", 1), ("c", 1)]),
             "val": table([("a", 0), ("a\n", 1), ("d", 0)]),
-            "test": table([("b", 1), ("d", 1), ("d ", 0), ("e", 0)]),
+            "test": table([("b", 1), ("d", 1), ("d ", 0), ("e", 0), ("a", 0)]),
         }
     )
     assert report == {
+        "repeats": 8,  # 13 reviews, a to e; the counts below count the test review "a" twice
         "within": {"train": 2, "val": 1, "test": 1},
-        "across": {"val_in_train": 2, "test_in_train": 1, "test_in_val": 2},
+        "across": {"val_in_train": 2, "test_in_train": 2, "test_in_val": 3, "test_in_train_or_val": 4},
         "conflicting_labels": 2,
     }
     assert json.loads(json.dumps(report)) == report
@@ -170,6 +171,6 @@ def test_known_duplicates_of_the_official_training_split(imdb_reviews: pd.DataFr
     assert len(reviews) - len(deduplicate(reviews)) == 96
     parts = split_reviews(reviews, config_of(None, 2_500, 5_000))
     report = overlap_report(parts)
-    assert report["across"]["test_in_train"] > 0
+    assert report["across"]["test_in_train"] > 0 and report["repeats"] == 96
     distinct = sum(len(deduplicate(part)) for part in parts.values())
     assert sum(report["within"].values()) == len(reviews) - distinct

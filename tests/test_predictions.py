@@ -60,6 +60,13 @@ def test_reliability_of_a_calibrated_and_of_an_overconfident_model():
     np.testing.assert_allclose([found.predicted, found.observed, found.reviews], [[0.95], [0.75], [100]])
 
 
+def test_opposite_faults_of_two_seeds_do_not_cancel():
+    labels = np.tile([1, 1, 1, 0], 25)
+    found = reliability([frame(labels, np.full(100, said)) for said in (0.78, 0.71)])
+    assert found.error == pytest.approx((0.03 + 0.04) / 2)
+    np.testing.assert_allclose([found.predicted, found.observed, found.reviews], [[0.745], [0.75], [200]])
+
+
 def test_reliability_weighs_bins_by_reviews():
     """By hand: two bins, |0.2 - 0| on 3 of 4 reviews and |1 - 0| on 1 of 4."""
     found = reliability([frame([0, 0, 0, 0], [0.2, 0.2, 0.2, 1.0])])

@@ -145,6 +145,27 @@ def test_memory_of_two_kinds_is_not_averaged():
     assert pd.isna(row_of(summary_table([record(seed=1), gpu], ROWS), "lora_default").peak_memory_mib)
 
 
+def test_memory_with_scoring_is_another_kind():
+    old = record(seed=2, memory={"peak_bytes": 2**20})
+    del old.memory["peak_bytes_with_scoring"]
+    alone = row_of(summary_table([old], ROWS), "lora_default")
+    assert alone.peak_memory_mib == 1 and alone.memory_kind == "resident set, scoring included"
+    assert pd.isna(row_of(summary_table([record(seed=1), old], ROWS), "lora_default").peak_memory_mib)
+
+
+def test_a_failed_run_does_not_speak_for_those_that_ended():
+    """It failed with other settings, and comes first."""
+    broken = dataclasses.replace(failed(seed=1), mode="full", parameters={"trainable": 9, "total": 10, "lora": 9})
+    runs = [broken, record(seed=2), record("full", 2)]
+    rows = summary_table(runs, ROWS)
+    row = row_of(rows, "lora_default")
+    assert (row["mode"], row.trainable, row.total, row.failed) == ("lora", 73_728, 22_785_410, 1)
+    assert row_of(rows, "full").trainable_ratio == pytest.approx(22_711_682 / 73_728)
+    counts = row_of(parameters_table(runs, ROWS), "lora_default")
+    assert (counts["mode"], counts.lora) == ("lora", 73_728)
+    assert row_of(parameters_table([broken], ROWS), "lora_default").lora == 9
+
+
 def test_parameters_table():
     row = row_of(parameters_table([record("last_two_layers")], ROWS), "last_two_layers")
     assert (row.total, row.trainable, row.lora, row["head"], row.base) == (22_711_682, 148_610, 0, 148_610, 0)

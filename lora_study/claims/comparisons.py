@@ -19,7 +19,7 @@ from lora_study.statistics import (
     outside,
     paired_difference,
 )
-from lora_study.tables import measured
+from lora_study.tables import all_measured, measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +53,13 @@ class Accuracy(Claim):
         return f"within ±{self.tolerance:g} points"
 
     def _examine(self, runs: Runs) -> Finding:
-        records = runs.of(self.experiments[0])
-        part = f"metrics.{self.part}"
-        found = [(measured(record, f"{part}.accuracy"), measured(record, f"{part}.n")) for record in records]
-        values = [(accuracy, n) for accuracy, n in found if accuracy is not None and n]
-        if not values:
+        path = f"metrics.{self.part}"
+        every = runs.of(self.experiments[0])
+        records = [r for r in every if measured(r, f"{path}.accuracy") is not None and measured(r, f"{path}.n")]
+        if not records:
             raise Missing(f"no run of {self.experiments[0]} has an accuracy on {self.part}")
-        n = int(min(n for _, n in values))
-        result = accuracy_over_seeds([accuracy for accuracy, _ in values], n)
+        n = int(min(all_measured(records, f"{path}.n")))
+        result = accuracy_over_seeds(all_measured(records, f"{path}.accuracy"), n)
         low, high = (100 * bound for bound in result.interval)
         difference, half = 100 * result.mean - self.reported, (high - low) / 2
         deviation = result.seed_deviation

@@ -21,9 +21,10 @@ def overlap_report(splits: dict[str, pd.DataFrame]) -> dict[str, Any]:
     """Count the copies within and across the parts of a split, ready for JSON.
 
     Returns:
-        ``within``: per part, the reviews that repeat an earlier one of it. ``across``: the reviews of val and test
-        that have a copy in train, and those of test that have one in val. ``conflicting_labels``: the distinct
-        texts that carry both labels.
+        ``repeats``: all reviews less the distinct texts. ``within``: per part, the reviews that repeat an earlier one
+        of it. ``across``: the reviews of val and test that have a copy in train, those of test that have one in val,
+        and those of test that have one in either, where a review with a copy in both counts once: the sum of counts
+        per part is more than there are. ``conflicting_labels``: the distinct texts that carry both labels.
     """
     folded = {part: reviews["text"].map(fold) for part, reviews in splits.items()}
     everything = pd.DataFrame(
@@ -32,9 +33,12 @@ def overlap_report(splits: dict[str, pd.DataFrame]) -> dict[str, Any]:
             "label": pd.concat([reviews["label"] for reviews in splits.values()]),
         }
     )
+    across = {f"{part}_in_{other}": int(folded[part].isin(folded[other]).sum()) for part, other in PAIRS}
+    elsewhere = folded["test"].isin(folded["train"]) | folded["test"].isin(folded["val"])
     return {
+        "repeats": int(everything["text"].duplicated().sum()),
         "within": {part: int(texts.duplicated().sum()) for part, texts in folded.items()},
-        "across": {f"{part}_in_{other}": int(folded[part].isin(folded[other]).sum()) for part, other in PAIRS},
+        "across": across | {"test_in_train_or_val": int(elsewhere.sum())},
         "conflicting_labels": int((everything.groupby("text")["label"].nunique() > 1).sum()),
     }
 

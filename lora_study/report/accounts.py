@@ -51,6 +51,8 @@ def _copies(record: Record) -> Iterator[tuple[str, int | None, int | None]]:
     across, within = overlap.get("across") or {}, overlap.get("within") or {}
     for pair in sorted(across, key=lambda pair: pair != "test_in_train"):
         part, _, other = pair.partition("_in_")
-        yield f"{part} reviews with a copy in {other}", across[pair], sizes.get(part)
+        yield f"{part} reviews with a copy in {other.replace('_', ' ')}", across[pair], sizes.get(part)
     for part, count in within.items():
         yield f"{part} reviews that repeat another", count, sizes.get(part)
+    if (repeats := overlap.get("repeats")) is not None:
+        yield "reviews of all parts that repeat another", repeats, sum(sizes.values()) or None

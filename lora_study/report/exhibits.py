@@ -242,7 +242,7 @@ def _facts(study: Study, facts: Callable[[Record], list[dict[str, Any]]]) -> pd.
 
 def _data(record: Record) -> list[dict[str, Any]]:
     # The copies have a table of their own; records of before hold near copies, which are no longer looked for.
-    told = ("overlap.within.", "overlap.across.", "overlap.near.")
+    told = ("overlap.within.", "overlap.across.", "overlap.near.", "overlap.repeats")
     return [fact for fact in _fields(record.data) if not fact["field"].startswith(told)]
 
 
