@@ -4,20 +4,24 @@ python scripts/publish.py results/embedded
 python scripts/publish.py results/benchmarks    the benchmarks instead, before the study whose report is to show them
 """
 
+import dataclasses
+import re
 import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from lora_study.config import ConfigError
-from lora_study.records import read_records, run_dir, write_text
+from lora_study.records import Record, read_records, run_dir, write_record, write_text
 from lora_study.report import readme_results, write_report
 from lora_study.report.benchmarks import TITLES, readme_speed
 from lora_study.small_files import user_path
 
 IN_README = ("full-embedded-encoder", "medium-embedded-encoder", "embedded")  # studies that the README shows, in order
 BENCHMARKS = "benchmarks"  # the folder beside the studies that holds no study
-RUN_FILES = ("record.json", "predictions.parquet", "curves.csv", "adapter.safetensors")
+RUN_FILES = ("predictions.parquet", "curves.csv", "adapter.safetensors")
+ABSOLUTE_PATH = re.compile(r"(?<![^\s='\"])/(?:[^\s'\"/]+/)*(?=[^\s'\"/]+)")
 
 
 def publish(results_dir: Path, published: Path) -> Path:
@@ -41,11 +45,26 @@ def publish(results_dir: Path, published: Path) -> Path:
             for file in RUN_FILES:
                 if (source / file).exists():
                     shutil.copyfile(source / file, copy / file)
+            write_record(without_folders(record), copy)
         write_report(staged, address=f"results/published/{target.name}", benchmarks_dir=published / BENCHMARKS)
         if target.exists():
             shutil.rmtree(target)
         staged.replace(target)
     return target
+
+
+def without_folders(record: Record) -> Record:
+    """A record in which files of the machine it was made on are named without the folders they lay in."""
+
+    def shortened(content: Any) -> Any:
+        if isinstance(content, dict):
+            return {key: shortened(value) for key, value in content.items()}
+        if isinstance(content, list):
+            return [shortened(value) for value in content]
+        return ABSOLUTE_PATH.sub("", content) if isinstance(content, str) else content
+
+    parts = ("config", "deviations", "data", "provenance", "error")
+    return dataclasses.replace(record, **{part: shortened(getattr(record, part)) for part in parts})
 
 
 def publish_benchmarks(folder: Path, published: Path) -> Path:

@@ -8,6 +8,8 @@ import pytest
 from fabricate import record, write_run
 from fabricate_benchmarks import inference, training, write_benchmarks
 
+from lora_study.records import read_record
+
 SCRIPT = Path(__file__).parent.parent / "scripts" / "publish.py"
 README = """Before
 <!-- results: written by make publish from results/published; do not edit -->
@@ -96,3 +98,19 @@ def test_a_readme_without_markers_is_a_readable_mistake(root, monkeypatch, capsy
 def test_usage(root, monkeypatch, capsys, arguments):
     assert publish(monkeypatch, *arguments) == 2
     assert "usage: python scripts/publish.py results/STUDY" in capsys.readouterr().err
+
+
+def test_no_folder_of_the_machine_is_published(root, monkeypatch):
+    typed = "lora-study run --data.source '/home/me/d/all.csv' --results-dir=/home/me/results --model.backbone embedded"
+    changes = {"config": {"data": {"source": "/home/me/all.csv"}}, "provenance": {"command": typed}}
+    write_run(root / "results" / "embedded", record(**changes))
+    assert publish(monkeypatch, "results/embedded") == 0
+    folder = root / "results" / "published" / "embedded"
+    for path in folder.rglob("*"):
+        if path.suffix in (".json", ".yaml", ".md", ".html", ".csv"):
+            assert "/home/me" not in path.read_text(), path
+    kept = read_record(folder / "lora_default" / "seed-1" / "record.json")
+    assert kept.config["data"]["source"] == "all.csv"
+    assert kept.provenance["command"] == (
+        "lora-study run --data.source 'all.csv' --results-dir=results --model.backbone embedded"
+    )
