@@ -1,9 +1,10 @@
 """Reading an adapter folder of Hugging Face PEFT into the base model it was trained on."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -117,12 +118,15 @@ def read_adapter(model: nn.Module, folder: Path) -> list[Change]:
         if not within(name, saved)
         for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
     }
-    trained = _read(folder / WEIGHTS, parts, {name: tensor for name, (_, _, tensor) in own.items()})
-    changes = []
+    # PEFT stores a block of several places once; a layer of several it adapts in the one place that it stores it for.
+    stored: dict[Any, str] = {}
     for name, part in parts.items():
-        for place in _places(name, modules):
-            parent, _, key = place.rpartition(".")
-            changes.append(Change(place, modules[parent], key, getattr(modules[parent], key), part))
+        stored.setdefault(_slot(name, modules) if isinstance(part, LinearWithLoRA) else part, name)
+    trained = _read(folder / WEIGHTS, parts, stored.values(), {name: tensor for name, (_, _, tensor) in own.items()})
+    changes = []
+    for place in dict.fromkeys(place for name in parts for place in _places(name, modules)):
+        owner, key = _slot(place, modules)
+        changes.append(Change(place, owner, key, getattr(owner, key), made[modules[place]]))
     for name, key, tensor in own.values():  # each place of a tied one gets the same
         if id(tensor) in trained:
             changes.append(Change(f"{name}.{key}", modules[name], key, tensor, trained[id(tensor)]))
@@ -133,7 +137,7 @@ def _adapted_layer(name: str, modules: Mapping[str, nn.Module], config: PeftConf
     """A model's linear layer with an update beside it, as the config has it."""
     linear = modules[name]
     places = _places(name, modules)
-    if len({(modules[place.rpartition(".")[0]], place.rpartition(".")[2]) for place in places}) > 1:
+    if {_slot(place, modules) for place in places} != {_slot(p, modules) for p in places if config.adapts(p)}:
         raise ConfigError(f"{path}: {' and '.join(places)} are one layer, which cannot be adapted in one place alone")
     r, factor = config.update(name)
     place = nn.ModuleDict({"linear": linear})
@@ -162,13 +166,15 @@ def _copy(name: str, modules: Mapping[str, nn.Module]) -> nn.Module:
     return module if name.endswith(HEADS) else module.requires_grad_(True)
 
 
-def _read(path: Path, parts: Mapping[str, nn.Module], own: Mapping[str, Tensor]) -> dict[int, Tensor]:
+def _read(
+    path: Path, parts: Mapping[str, nn.Module], stored: Collection[str], own: Mapping[str, Tensor]
+) -> dict[int, Tensor]:
     """Read an adapter's tensors into the parts they belong to.
 
     Args:
         path: The safetensors file.
-        parts: Adapted layers and modules that are stored whole, by name; all of their tensors must be there, under
-            one name at least.
+        parts: Adapted layers and modules that are stored whole, by name.
+        stored: The names under which all tensors of a part must be there.
         own: The base model's parameters and buffers that may be there, by PEFT's name of the tensor.
 
     Returns:
@@ -179,7 +185,7 @@ def _read(path: Path, parts: Mapping[str, nn.Module], own: Mapping[str, Tensor])
     for name, part in parts.items():
         tensors = {f"{PREFIX}{name}.{key}": slot for key, slot in adapter_tensors(part).items()}
         slots |= tensors
-        if next(first for first, other in parts.items() if other is part) == name:
+        if name in stored:
             needed |= tensors
     tensors = read_weights(path, _shapes(needed), REMEDY, _shapes({**own, **slots}))
     new: dict[int, Tensor] = {}
@@ -202,6 +208,12 @@ def _read(path: Path, parts: Mapping[str, nn.Module], own: Mapping[str, Tensor])
 def _places(name: str, modules: Mapping[str, nn.Module]) -> list[str]:
     """All names of the module of that name."""
     return [place for place, module in modules.items() if module is modules[name]]
+
+
+def _slot(name: str, modules: Mapping[str, nn.Module]) -> tuple[nn.Module, str]:
+    """What holds the module of that name, and what it is called there."""
+    parent, _, key = name.rpartition(".")
+    return modules[parent], key
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:

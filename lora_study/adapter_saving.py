@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from lora_study.config import ConfigError, check
 from lora_study.dora import LinearWithDoRA
+from lora_study.injection import is_only_read
 from lora_study.lora import LinearWithLoRA, LoRALayer, merge_lora
 from lora_study.peft_config import ADAPTER_CONFIG, matches
 from lora_study.peft_tensors import HEADS, PREFIX, WEIGHTS, adapter_tensors, base_tensor, saved_modules, within
@@ -31,9 +32,6 @@ from lora_study.records import atomic, write_text
 from lora_study.small_files import user_path
 from lora_study.weights import is_finite
 from lora_study.wrapped import plain_modules
-
-# Networks of torch that read the weight of these children where they could call them.
-READERS = {nn.MultiheadAttention: ("out_proj",), nn.TransformerEncoderLayer: ("linear1", "linear2")}
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +92,7 @@ def save_adapter(
     }
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     copies = {f"{PREFIX}{name}": _copy(name, tensor) for name, tensor in tensors.items()}
-    _warn_of_readers(modules, layers)
+    _warn_of_peft(modules, layers)
     folder = user_path(folder)
     with atomic(folder / WEIGHTS) as temporary:
         save_file(copies, temporary, {"format": "pt"})
@@ -192,11 +190,20 @@ def _copy(name: str, tensor: Any) -> Tensor:
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
-def _warn_of_readers(modules: Mapping[str, nn.Module], layers: Mapping[str, LinearWithLoRA]) -> None:
+def _warn_of_peft(modules: Mapping[str, nn.Module], layers: Mapping[str, LinearWithLoRA]) -> None:
+    """Warn of updates that PEFT would not apply everywhere."""
     if read := [name for name in layers if _is_read(name, modules)]:
         warnings.warn(
-            f"PEFT ignores the updates of {', '.join(read)}, for torch's attention and encoder layers read these "
+            f"PEFT ignores the updates of {', '.join(read)}, for the modules around them read these "
             "weights instead of calling the layers; use load_adapter of lora_study, or merge_lora",
+            stacklevel=3,
+        )
+    places = {(modules[name.rpartition(".")[0]], name.rpartition(".")[2]): layer for name, layer in layers.items()}
+    often = Counter(places.values())
+    if shared := [name for name, layer in layers.items() if often[layer] > 1]:
+        warnings.warn(
+            f"PEFT adapts one place alone of {', '.join(shared)}, which are one layer; use load_adapter of lora_study, "
+            "or merge_lora",
             stacklevel=3,
         )
 
@@ -204,7 +211,9 @@ def _warn_of_readers(modules: Mapping[str, nn.Module], layers: Mapping[str, Line
 def _is_read(name: str, modules: Mapping[str, nn.Module]) -> bool:
     """Whether a layer's weight is read by the layer around it."""
     parent, _, child = name.rpartition(".")
-    return any(isinstance(modules[parent], kind) and child in children for kind, children in READERS.items())
+    # torch's encoder layer reads these in its fast path and calls them elsewhere.
+    at_times = isinstance(modules[parent], nn.TransformerEncoderLayer) and child in ("linear1", "linear2")
+    return at_times or is_only_read(modules[parent], child)
 
 
 def _ends(names: Sequence[str], modules: Mapping[str, nn.Module]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ output and, at every step, some passes over the weight to know its lengths.
 import torch
 from torch import Tensor, nn
 
-from lora_study.lora import LinearWithLoRA, LoRALayer
+from lora_study.layers import LinearWithLoRA, LoRALayer
 
 
 class LinearWithDoRA(LinearWithLoRA):
@@ -28,7 +28,7 @@ class LinearWithDoRA(LinearWithLoRA):
         lora: The update, of the same width.
 
     Attributes:
-        magnitude: The lengths m: (out,), fp32.
+        magnitude: The lengths m: (out,), fp32, or fp64 beside a layer of fp64.
     """
 
     def __init__(self, linear: nn.Module, lora: LoRALayer) -> None:

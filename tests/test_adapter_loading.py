@@ -175,8 +175,31 @@ def test_embeddings_of_more_tokens(tmp_path):
     torch.testing.assert_close(outputs(ours), outputs(model), atol=1e-5, rtol=0)
 
 
-def test_a_layer_in_two_places_is_refused(tmp_path):
+def test_a_layer_in_two_places_comes_back_in_both(tmp_path):
+    def network() -> nn.Sequential:
+        torch.manual_seed(0)
+        shared = nn.Linear(4, 4)
+        return nn.Sequential(shared, nn.Tanh(), shared).requires_grad_(False)
+
+    model = network()
+    inject_lora(model, ["2"], r=2)
+    for parameter in model[0].lora.parameters():
+        nn.init.normal_(parameter)
+    with pytest.warns(UserWarning, match="PEFT adapts one place alone of 0, 2"):
+        save_adapter(model, tmp_path)
+    ours, x = network(), torch.randn(3, 4)
+    assert load_adapter(ours, tmp_path) == ["0", "2"]
+    assert ours[0] is ours[2]
+    assert torch.equal(ours(x), model(x))
+
+
+def test_a_layer_in_two_places_that_was_adapted_in_one_is_refused(tmp_path):
     """PEFT adapts it in one of them."""
+    peft.get_peft_model(
+        nn.Sequential(shared := nn.Linear(4, 4), shared), peft.LoraConfig(r=2, target_modules="[01]")
+    ).save_pretrained(tmp_path / "both")
+    with pytest.raises(ConfigError, match=r"lacks base_model.model.1.lora_"):
+        load_adapter(nn.Sequential(shared := nn.Linear(4, 4), shared), tmp_path / "both")
     torch.manual_seed(0)
     shared = nn.Linear(4, 4)
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)).requires_grad_(False)
