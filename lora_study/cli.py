@@ -114,10 +114,10 @@ def build_parser() -> ConfigParser:
         "--config", type=Path, required=True, help="Sweep file, such as configs/sweeps/embedded_ranks.yaml."
     )
     sweep.add_argument("--results-dir", type=Path, help="Folder for the results; default results/SWEEP.")
-    sweep.add_argument("--max-trials", type=int, help="Try at most this many points.")
+    sweep.add_argument("--max-trials", type=int, help="Try at most this many settings.")
     _add_inputs_and_launcher(sweep)
     commands.add_subcommand(
-        "sweep", sweep, help="Try an experiment at many points, choose one by validation accuracy, and test it."
+        "sweep", sweep, help="Try many settings of an experiment, choose by validation accuracy, and test once."
     )
 
     inspect = experiment_parser()
@@ -285,9 +285,9 @@ def inspect(options: Any, command: str) -> int:
 
 def report(options: Any, command: str) -> int:
     """Write the report of a study, or the page of a sweep, again."""
-    from lora_study.points import SWEEP_FILE
     from lora_study.report import write_report
     from lora_study.report.sweep_report import write_sweep_report
+    from lora_study.trials import SWEEP_FILE
 
     write = write_sweep_report if (options.results_dir / SWEEP_FILE).exists() else write_report
     for path in write(options.results_dir):

@@ -5,7 +5,6 @@ only says what differs from it, and `deviations` can list exactly that. `lora_st
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -347,7 +346,7 @@ class ExperimentConfig(Settings):
         partial: How much of the top is trained (mode 'partial').
         data: The reviews.
         train: Optimisation and hardware.
-        score_test: Whether the test reviews are scored. The points of a sweep leave them alone: choosing among scores
+        score_test: Whether the test reviews are scored. The trials of a sweep leave them alone: choosing among scores
             on the test reviews would make the chosen one's look better than it is.
     """
 
@@ -422,18 +421,18 @@ class StudyConfig(Settings):
 
 @dataclass(frozen=True)
 class SearchConfig(Settings, section="search"):
-    """How a sweep chooses its points.
+    """How a sweep chooses the settings that it tries.
 
     Args:
-        method: 'grid' takes every combination of the parameters' values; 'random' draws points; 'adaptive' lets Optuna
+        method: 'grid' takes every combination of the parameters' values; 'random' draws values; 'adaptive' lets Optuna
             propose them from the results so far.
-        trials: How many points to draw or propose; null only for 'grid', which has its own number.
+        trials: How many settings to draw or propose; null only for 'grid', which has its own number.
         seed: Seed of the draws or proposals.
-        batch: Points that are proposed together, before the results of any of them are known (method 'adaptive'). They
+        batch: How many settings are proposed together, before the results of any are known (method 'adaptive'). They
             can run side by side, and the proposals do not depend on how many really do.
         sampler: Optuna's sampler (method 'adaptive'): 'tpe' (Parzen estimators) or 'gp' (a Gaussian process).
-        pruner: Which of Optuna's pruners may drop a point after some of its seeds (method 'adaptive'): 'none', 'median'
-            (below the median of the others after as many seeds) or 'halving' (successive halving).
+        pruner: Which of Optuna's pruners may drop settings after some of their seeds (method 'adaptive'): 'none',
+            'median' (below the median of the others after as many seeds) or 'halving' (successive halving).
     """
 
     method: Literal["grid", "random", "adaptive"] = "grid"
@@ -454,7 +453,7 @@ class SearchConfig(Settings, section="search"):
 
 @dataclass(frozen=True)
 class SweepConfig(Settings):
-    """A sweep: one experiment at many points, of which validation accuracy chooses the one that is tested.
+    """A sweep: one experiment with many settings, of which validation accuracy chooses those that are tested.
 
     Args:
         name: Name of the sweep and of its results folder.
@@ -463,8 +462,8 @@ class SweepConfig(Settings):
         parameters: What varies: for each field of the experiment, such as 'lora.r', a list of its values (equal ones
             count once), or (not in a grid) 'uniform' or 'loguniform' with the lowest and the highest, as in
             {loguniform: [1e-5, 1e-3]}. Two whole numbers draw whole numbers; others are rounded to three digits.
-        search: How the points are chosen.
-        seeds: Seeds every point is run with; the mean over them is compared.
+        search: How the settings to try are chosen.
+        seeds: Seeds all settings are run with; the mean over them is compared.
         overrides: Settings laid over the experiment, as in an experiment file; ``extends`` works too.
     """
 
@@ -485,10 +484,10 @@ class SweepConfig(Settings):
         for name, values in self.parameters.items():
             _check_parameter(name, values, self.search.method)
         check(
-            self.search.pruner == "none" or len(self.seeds) > 1,
+            self.search.pruner == "none" or (self.search.method == "adaptive" and len(self.seeds) > 1),
             "search.pruner",
             self.search.pruner,
-            "points are dropped between seeds; list two seeds or more, or use none",
+            "an adaptive search drops settings between seeds; list two seeds or more with method adaptive, or use none",
         )
 
 
@@ -507,8 +506,8 @@ def _check_parameter(name: str, values: Any, method: str) -> None:
     check(method != "grid", field_name, values, "a grid takes lists of values; use search.method random or adaptive")
     low, high = next(iter(values.values()))
     above = "loguniform" not in values or low > 0
-    remedy = "the first number must be the lower one, and above 0 for loguniform"
-    check(-math.inf < low < high < math.inf and above, field_name, values, remedy)
+    remedy = "the first number must be the lower one, and above 0 for loguniform; neither may be beyond 2**53"
+    check(-(2**53) <= low < high <= 2**53 and above, field_name, values, remedy)
 
 
 def local_folder(backbone: str) -> Path | None:

@@ -29,6 +29,7 @@ from lora_study.config import (
     without_retired,
 )
 from lora_study.plain_yaml import Loader, dump_yaml, load_yaml
+from lora_study.settings import fitted
 from lora_study.small_files import read_text, user_path
 
 Config = TypeVar("Config", StudyConfig, SweepConfig)
@@ -267,17 +268,10 @@ def field_value(name: str, value: Any) -> Any:
     Raises:
         ConfigError: it is not of the field's type.
     """
-    check_fields(nested(name, value), ExperimentConfig, "parameters")
-    try:
-        return _fields_parser().parse_object(nested(name, value))[name]
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise ConfigError(one_line(error)) from error
-
-
-@functools.cache
-def _fields_parser() -> ConfigParser:
-    """One parser for the many values of a sweep: making it takes as long as using it."""
-    return experiment_parser()
+    kind: Any = ExperimentConfig
+    for key in name.split("."):
+        kind = next(f.type for f in dataclasses.fields(kind) if f.name == key)
+    return fitted(value, kind, name)
 
 
 def read_config(path: Path, kind: type[Config], what: str) -> Config:

@@ -1,6 +1,9 @@
-"""Which points a sweep runs: every combination, random draws, or what Optuna proposes (`lora_study.adaptive`).
+"""Which settings a sweep tries: every combination, random draws, or what results so far suggest, all from Optuna.
 
-A point is an ordinary experiment whose name says its settings, so the same point is always found in the same folder.
+Two things are not left to Optuna. Its GridSampler shuffles a grid and raises once the last result is told; ours keeps
+the file's order, so that the longest runs can come first. And its storage would take the trials of a killed process
+for running ones and start the sampler's random numbers anew; here a study lives in memory, and a sweep that is started
+again asks from the beginning, with the same seed and so for the same settings, and finds their runs completed.
 """
 
 import dataclasses
@@ -9,101 +12,125 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cache
-from typing import Any, Protocol
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from lora_study.config import ExperimentConfig, SearchConfig, SweepConfig
-from lora_study.config_files import field_value
+from lora_study.config import ExperimentConfig, SweepConfig
 
 LONGEST_NAME = 80  # characters
 
+PRUNERS: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
+    "none": optuna.pruners.NopPruner,
+    "median": optuna.pruners.MedianPruner,
+    "halving": optuna.pruners.SuccessiveHalvingPruner,
+}
 
-@dataclass(frozen=True)
-class Point:
-    """One combination of settings.
 
-    Attributes:
-        settings: Value of each parameter, by dotted name, as the sweep file would write it.
-        experiment: The experiment with these settings.
-    """
+@dataclass
+class Trial:
+    """Settings to try: the experiment with them, and its validation accuracies so far, one per seed."""
 
-    settings: Mapping[str, Any]
     experiment: ExperimentConfig
+    proposal: optuna.Trial
+    accuracies: list[float] = field(default_factory=list)
+    failed: bool = False
 
 
-class Search(Protocol):
-    """A way to choose points, some at a time; `lora_study.sweep` runs them."""
-
-    def ask(self) -> list[Point]:
-        """The next points, which may run side by side; none when the search is over."""
-
-    def goes_on(self, point: Point, accuracies: list[float]) -> bool:
-        """Whether a point is worth another seed, given its validation accuracies so far."""
-
-    def tell(self, point: Point, accuracies: list[float]) -> None:
-        """Hear of a point's validation accuracies with all its seeds; none if one of its runs failed."""
-
-
-class ListedSearch:
-    """Points that are known beforehand: a grid, or random draws.
+class Search:
+    """An Optuna study, asked for settings and told how they did.
 
     Args:
-        points: The points, in order.
-    """
-
-    def __init__(self, points: list[Point]) -> None:
-        self._points = points
-
-    def ask(self) -> list[Point]:
-        """All points at first, then none."""
-        points, self._points = self._points, []
-        return points
-
-    def goes_on(self, point: Point, accuracies: list[float]) -> bool:
-        """Always: every point is run with every seed."""
-        return True
-
-    def tell(self, point: Point, accuracies: list[float]) -> None:
-        """Results change nothing."""
-
-
-def listed_points(sweep: SweepConfig, base: ExperimentConfig, limit: int | None = None) -> list[Point]:
-    """The points of a grid, the last parameter varying fastest, or the different ones among random draws.
-
-    Args:
-        sweep: The sweep; search.method is 'grid' or 'random'.
+        sweep: The sweep.
         base: The experiment that is varied.
-        limit: Stop after this many.
+        limit: Propose settings at most this often.
 
     Raises:
-        ConfigError: a point is not a valid experiment.
+        ConfigError: a value, or an end of a range, does not make a valid experiment.
     """
-    settings = _grid(sweep.parameters) if sweep.search.method == "grid" else _draws(sweep.parameters, sweep.search)
-    return [make_point(base, chosen) for chosen in itertools.islice(settings, limit)]
+
+    def __init__(self, sweep: SweepConfig, base: ExperimentConfig, limit: int | None = None) -> None:
+        _check_values(sweep, base)
+        search, self._sweep, self._base = sweep.search, sweep, base
+        size = search.trials or math.prod(map(len, sweep.parameters.values()))
+        self._left = size if limit is None else min(limit, size)
+        self._batch = search.batch if search.method == "adaptive" else self._left
+        self._trials: dict[ExperimentConfig, Trial] = {}  # by the experiment, whatever its name
+        self._repeats: list[tuple[optuna.Trial, Trial]] = []
+        self._distributions = {name: _distribution(values) for name, values in sweep.parameters.items()}
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        pruner = PRUNERS[search.pruner]()
+        self._study = optuna.create_study(direction="maximize", sampler=_sampler(sweep), pruner=pruner)
+        if search.method == "grid":
+            for values in itertools.islice(itertools.product(*sweep.parameters.values()), self._left):
+                self._study.enqueue_trial(dict(zip(sweep.parameters, map(json.dumps, values), strict=True)))
+
+    def ask(self) -> list[Trial]:
+        """The next trials, which may run side by side; none when the search is over.
+
+        A grid and random draws come all at once. Adaptive proposals come in batches, however many workers there are.
+
+        Raises:
+            ConfigError: proposed settings do not make a valid experiment together.
+        """
+        new: list[Trial] = []
+        while self._left and not new:
+            for proposal, known in self._repeats:
+                self.tell(dataclasses.replace(known, proposal=proposal))
+            self._repeats.clear()
+            for _ in range(min(self._batch, self._left)):
+                proposal = self._study.ask(self._distributions)
+                settings = {name: self._value(name, proposal.params[name]) for name in self._distributions}
+                trial = Trial(make_experiment(self._base, settings), proposal)
+                known = self._trials.setdefault(dataclasses.replace(trial.experiment, name=self._base.name), trial)
+                if known is trial:
+                    new.append(trial)
+                else:
+                    self._repeats.append((proposal, known))
+                self._left -= 1
+        return new
+
+    def goes_on(self, trial: Trial) -> bool:
+        """Whether settings are worth another seed, as the pruner sees it."""
+        trial.proposal.report(statistics.fmean(trial.accuracies), len(trial.accuracies))
+        return not trial.proposal.should_prune()
+
+    def tell(self, trial: Trial) -> None:
+        """Tell Optuna how settings did: the mean if they have all seeds, or that they failed or were dropped."""
+        if trial.failed:
+            self._study.tell(trial.proposal, state=optuna.trial.TrialState.FAIL)
+        elif len(trial.accuracies) == len(self._sweep.seeds):
+            self._study.tell(trial.proposal, statistics.fmean(trial.accuracies))
+        else:
+            self._study.tell(trial.proposal, state=optuna.trial.TrialState.PRUNED)
+
+    def _value(self, name: str, value: Any) -> Any:
+        """What Optuna proposes as the sweep file would write it."""
+        values = self._sweep.parameters[name]
+        if isinstance(values, list):
+            return json.loads(value)
+        low, high = _ends(values)
+        # Three digits, still within the range, so that names and configs are readable.
+        return value if isinstance(value, int) else min(max(float(f"{value:.3g}"), low), high)
 
 
-def grid_size(parameters: Mapping[str, Any]) -> int:
-    """How many points a grid has."""
-    return math.prod(len(values) for values in parameters.values())
-
-
-def make_point(base: ExperimentConfig, settings: Mapping[str, Any]) -> Point:
-    """The point with these settings.
+def make_experiment(base: ExperimentConfig, settings: Mapping[str, Any]) -> ExperimentConfig:
+    """An experiment with these settings, by dotted name, whose name says them: the same are found in the same folder.
 
     Raises:
         ConfigError: they do not make a valid experiment.
     """
-    experiment: Any = dataclasses.replace(base, name=point_name(settings))
+    experiment: Any = dataclasses.replace(base, name=setting_name(settings))
     for name, value in settings.items():
-        experiment = _replace(experiment, name, _typed(name, json.dumps(value)))
-    return Point(settings, experiment)
+        experiment = _replace(experiment, name, value)
+    return experiment  # type: ignore[no-any-return]
 
 
-def point_name(settings: Mapping[str, Any]) -> str:
+def setting_name(settings: Mapping[str, Any]) -> str:
     """A name that says the settings, such as 'r-8_alpha-16_targets-query-value', and is different for others.
 
     A name that would be too long, or lost a character that cannot stand in a folder's name, gets a part of a SHA-256.
@@ -121,40 +148,36 @@ def point_name(settings: Mapping[str, Any]) -> str:
     return f"{text[:LONGEST_NAME]}-{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]}"
 
 
-def rounded(value: float, low: float, high: float) -> float:
-    """A drawn number with three digits, still within its range, so that names and configs are readable."""
-    return min(max(float(f"{value:.3g}"), low), high)
+def _check_values(sweep: SweepConfig, base: ExperimentConfig) -> None:
+    """Refuse, before anything runs, a value that an experiment cannot have and a search would come to later."""
+    candidates = {n: values if isinstance(values, list) else _ends(values) for n, values in sweep.parameters.items()}
+    first = {name: values[0] for name, values in candidates.items()}
+    for name, values in candidates.items():
+        for value in values:
+            make_experiment(base, first | {name: value})
 
 
-def _grid(parameters: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
-    for values in itertools.product(*parameters.values()):
-        yield dict(zip(parameters, values, strict=True))
+def _sampler(sweep: SweepConfig) -> optuna.samplers.BaseSampler:
+    search = sweep.search
+    if search.method != "adaptive":
+        return optuna.samplers.RandomSampler(seed=search.seed)
+    kind = optuna.samplers.TPESampler if search.sampler == "tpe" else optuna.samplers.GPSampler
+    return kind(seed=search.seed)
 
 
-def _draws(parameters: Mapping[str, Any], search: SearchConfig) -> Iterator[dict[str, Any]]:
-    assert search.trials is not None  # SearchConfig has checked it
-    generator = np.random.default_rng(search.seed)
-    drawn = [{name: _draw(values, generator) for name, values in parameters.items()} for _ in range(search.trials)]
-    yield from {point_name(settings): settings for settings in drawn}.values()
+def _distribution(values: Any) -> BaseDistribution:
+    if isinstance(values, list):  # as JSON: Optuna's categories are plain values, ours may be lists
+        return CategoricalDistribution([json.dumps(value) for value in values])
+    low, high = _ends(values)
+    log = "loguniform" in values
+    if isinstance(low, int) and isinstance(high, int):
+        return IntDistribution(low, high, log=log)
+    return FloatDistribution(low, high, log=log)
 
 
-def _draw(values: Any, generator: np.random.Generator) -> Any:
-    """One of a list, or a number from a range, its ends included."""
-    if isinstance(values, list):
-        return values[int(generator.integers(len(values)))]
-    kind, (low, high) = next(iter(values.items()))
-    whole = isinstance(low, int) and isinstance(high, int)
-    # Half a unit beyond each end, so that rounding to whole numbers gives the ends their full share.
-    ends = (low - 0.5, high + 0.5) if whole else (low, high)
-    scale, back = (math.log, math.exp) if kind == "loguniform" else (float, float)
-    value = back(generator.uniform(scale(ends[0]), scale(ends[1])))
-    return min(max(round(value), low), high) if whole else rounded(value, low, high)
-
-
-@cache
-def _typed(name: str, value: str) -> Any:
-    """A value, as JSON, as its field holds it; a grid asks for the same few again and again."""
-    return field_value(name, json.loads(value))
+def _ends(values: Mapping[str, list[Any]]) -> list[Any]:
+    """The lowest and the highest of {uniform: [low, high]}."""
+    return next(iter(values.values()))
 
 
 def _replace(config: Any, name: str, value: Any) -> Any:

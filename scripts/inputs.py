@@ -38,7 +38,7 @@ from lora_study.data.sources import load_reviews
 from lora_study.data.stream import open_reviews
 from lora_study.lora import inject_lora
 from lora_study.peft_config import ADAPTER_CONFIG
-from lora_study.search import listed_points
+from lora_study.search import Search
 from lora_study.trained import ADAPTER, completed_record
 from lora_study.weights import read_weights
 
@@ -154,7 +154,7 @@ def _config(tree: Mapping[str, Any]) -> Callable[[Traps], Inputs]:
 def _read_sweep(folder: Path) -> None:
     sweep, base = load_sweep(folder / "a.yaml")
     if sweep.search.method != "adaptive":
-        listed_points(sweep, base, limit=20)
+        Search(sweep, base, limit=20).ask()
 
 
 def _record(place: str) -> Callable[[Traps], Inputs]:

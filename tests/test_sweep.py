@@ -1,6 +1,5 @@
-"""search.py, adaptive.py, sweep.py, points.py and the page: which points are run, which is chosen, what is said."""
+"""search.py, sweep.py, trials.py and the page: which settings are tried, which are chosen, what is said."""
 
-import json
 import math
 from pathlib import Path
 
@@ -13,12 +12,12 @@ from lora_study.config import ConfigError
 from lora_study.config_files import load_sweep
 from lora_study.experiment import new_record
 from lora_study.launchers.worker import work
-from lora_study.points import chosen_point, importance, pareto_front, point_table
 from lora_study.records import read_record, run_dir, write_record
 from lora_study.report import write_report
 from lora_study.report.sweep_report import write_sweep_report
-from lora_study.search import listed_points, make_point, point_name
+from lora_study.search import Search, make_experiment, setting_name
 from lora_study.sweep import run_sweep
+from lora_study.trials import chosen_trial, pareto_front, trials_table
 
 SWEEPS = sorted((Path(__file__).parent.parent / "configs" / "sweeps").glob("*.yaml"))
 GRID = {"lora.r": [1, 2], "lora.alpha": [4, 16], "lora.targets": [["query", "value"], ["query", "value", "mlp"]]}
@@ -26,7 +25,7 @@ GRID = {"lora.r": [1, 2], "lora.alpha": [4, 16], "lora.targets": [["query", "val
 
 @pytest.fixture
 def sweep(tmp_path):
-    """Builds a sweep and its base from what differs from a grid of eight points; nothing of it is ever trained."""
+    """Builds a sweep and its base from what differs from a grid of eight settings; nothing of it is ever trained."""
     (tmp_path / "base.yaml").write_text(yaml.safe_dump({"name": "base", "data": {"source": "embedded"}}))
 
     def build(**changes):
@@ -35,6 +34,11 @@ def sweep(tmp_path):
         return load_sweep(tmp_path / "sweep.yaml")
 
     return build
+
+
+def tried(search: Search) -> list:
+    """The experiments that a grid or random draws come to."""
+    return [trial.experiment for trial in search.ask()]
 
 
 def accuracy_of(run) -> float:
@@ -70,35 +74,35 @@ class MadeUp:
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_every_shipped_sweep_resolves_to_different_points_that_leave_the_test_reviews_alone(path):
+def test_every_shipped_sweep_resolves_to_different_settings_that_leave_the_test_reviews_alone(path):
     sweep, base = load_sweep(path)
     assert sweep.name == path.stem
     assert not base.score_test
     if sweep.search.method == "adaptive":
         return
-    points = [point.experiment for point in listed_points(sweep, base)]
-    assert len({point.name for point in points}) == len(points) > 3
-    assert len(set(points)) == len(points)
-    assert not any(point.score_test for point in points)
+    runs = tried(Search(sweep, base))
+    assert len({run.name for run in runs}) == len(runs) > 3
+    assert len(set(runs)) == len(runs)
+    assert not any(run.score_test for run in runs)
 
 
 def test_the_articles_grid_is_shipped():
     sweep, base = load_sweep(next(path for path in SWEEPS if path.stem == "article_grid"))
-    points = [point.experiment for point in listed_points(sweep, base)]
-    assert len(points) == 576
+    runs = tried(Search(sweep, base))
+    assert len(runs) == 576
     optional = ("key", "projection", "mlp", "head")
-    combinations = {(p.lora.r, p.lora.alpha, *(name in p.lora.targets for name in optional)) for p in points}
+    combinations = {(p.lora.r, p.lora.alpha, *(name in p.lora.targets for name in optional)) for p in runs}
     assert len(combinations) == 6 * 6 * 2**4
-    assert all({"query", "value"} <= set(p.lora.targets) and p.lora.scaling == "alpha" for p in points)
-    assert {p.data.sizes.train for p in points} == {35_000}
+    assert all({"query", "value"} <= set(p.lora.targets) and p.lora.scaling == "alpha" for p in runs)
+    assert {p.data.sizes.train for p in runs} == {35_000}
 
 
-def test_a_point_is_the_base_with_its_settings_and_a_name_that_says_them(sweep):
+def test_a_trial_is_the_base_with_its_settings_and_a_name_that_says_them(sweep):
     config, base = sweep()
-    point = listed_points(config, base)[1].experiment
-    assert point.name == "r-1_alpha-4_targets-query-value-mlp"
-    assert (point.lora.r, point.lora.alpha, point.lora.targets) == (1, 4.0, ("query", "value", "mlp"))
-    assert point.data == base.data
+    run = tried(Search(config, base))[1]
+    assert run.name == "r-1_alpha-4_targets-query-value-mlp", "in the file's order, the last parameter varying fastest"
+    assert (run.lora.r, run.lora.alpha, run.lora.targets) == (1, 4.0, ("query", "value", "mlp"))
+    assert run.data == base.data
 
 
 @pytest.mark.parametrize(
@@ -111,11 +115,11 @@ def test_a_point_is_the_base_with_its_settings_and_a_name_that_says_them(sweep):
 )
 def test_names_differ_where_settings_differ_even_if_characters_are_left_out(sweep, one, other):
     _, base = sweep()
-    assert make_point(base, one).experiment.name != make_point(base, other).experiment.name  # names are valid, too
+    assert make_experiment(base, one).name != make_experiment(base, other).name  # names are valid, too
 
 
 def test_labels_that_two_parameters_share_are_written_in_full():
-    assert point_name({"lora.dropout": 0.1, "model.dropout": 0.2}) == "lora.dropout-0.1_model.dropout-0.2"
+    assert setting_name({"lora.dropout": 0.1, "model.dropout": 0.2}) == "lora.dropout-0.1_model.dropout-0.2"
 
 
 def test_random_draws_follow_their_distributions_and_seed(sweep):
@@ -126,22 +130,25 @@ def test_random_draws_follow_their_distributions_and_seed(sweep):
         "lora.scaling": ["alpha", "alpha/r"],
     }
     search = {"method": "random", "trials": 150, "seed": 3}
-    points = [point.settings for point in listed_points(*sweep(parameters=parameters, search=search))]
-    assert len(points) == 150
-    table = pd.DataFrame(points)
-    assert set(table["lora.r"]) <= set(range(1, 33))
-    assert table["lora.r"].between(1, 5).mean() == pytest.approx(math.log(11) / math.log(65), abs=0.12)
-    assert table["train.learning_rate"].between(1e-5, 1e-3).all()
-    assert table["train.learning_rate"].lt(1e-4).mean() == pytest.approx(0.5, abs=0.12)
-    assert table["model.dropout"].mean() == pytest.approx(0.25, abs=0.05)
-    assert table["lora.scaling"].eq("alpha").mean() == pytest.approx(0.5, abs=0.12)
-    fewer = listed_points(*sweep(parameters=parameters, search=search | {"trials": 20}))
-    assert [point.settings for point in fewer] == points[:20]
-    others = listed_points(*sweep(parameters=parameters, search=search | {"trials": 20, "seed": 4}))
-    assert [point.settings for point in others] != points[:20]
+    runs = tried(Search(*sweep(parameters=parameters, search=search)))
+    assert len(runs) == 150
+    table = pd.DataFrame(
+        [
+            {"r": run.lora.r, "rate": run.train.learning_rate, "dropout": run.model.dropout, "s": run.lora.scaling}
+            for run in runs
+        ]
+    )
+    assert set(table["r"]) <= set(range(1, 33))
+    assert table["r"].between(1, 5).mean() == pytest.approx(math.log(11) / math.log(65), abs=0.12)
+    assert table["rate"].between(1e-5, 1e-3).all()
+    assert table["rate"].lt(1e-4).mean() == pytest.approx(0.5, abs=0.12)
+    assert table["dropout"].mean() == pytest.approx(0.25, abs=0.05)
+    assert table["s"].eq("alpha").mean() == pytest.approx(0.5, abs=0.12)
+    assert tried(Search(*sweep(parameters=parameters, search=search | {"trials": 20}))) == runs[:20]
+    assert tried(Search(*sweep(parameters=parameters, search=search | {"trials": 20, "seed": 4}))) != runs[:20]
 
 
-def test_validation_accuracy_alone_chooses_and_only_the_chosen_point_is_tested_once(sweep, tmp_path):
+def test_validation_accuracy_alone_chooses_and_only_the_chosen_settings_are_tested_once(sweep, tmp_path):
     config, base = sweep(seeds=[1, 2])
     launcher, results = MadeUp(), tmp_path / "out"
     records = run_sweep(config, base, results, launcher)
@@ -155,18 +162,31 @@ def test_validation_accuracy_alone_chooses_and_only_the_chosen_point_is_tested_o
     assert again.runs == [], "what is done is not run again"
 
 
-def test_a_point_with_a_failed_run_is_not_chosen_and_runs_again_next_time(sweep, tmp_path):
+def test_settings_with_a_failed_run_are_not_chosen_and_run_again_next_time(sweep, tmp_path):
     config, base = sweep(seeds=[1, 2])
     first = MadeUp(fails=lambda run: run.lora.r == 2 and run.seed == 2)
     run_sweep(config, base, tmp_path / "out", first)
     assert {run.lora.r for run in first.runs if run.score_test} == {1}
     assert sum(run.seed == 2 and run.lora.r == 2 for run in first.runs) == 4
-    # It is better once it has run, but the other point's test has been seen.
-    with pytest.raises(ConfigError, match=r"alpha-4_targets-query-value is chosen now, but another point was tested"):
+    # They are better once they have run, but the others' test has been seen.
+    with pytest.raises(ConfigError, match=r"alpha-4_targets-query-value is chosen now, but other settings were tested"):
         run_sweep(config, base, tmp_path / "out", MadeUp())
 
 
-def test_of_equal_points_the_smaller_is_chosen(sweep, tmp_path):
+def test_an_adaptive_search_goes_on_after_a_failure_and_runs_nothing_twice(sweep, tmp_path):
+    search = {"method": "adaptive", "trials": 12, "batch": 2}
+    launcher = MadeUp(accuracy=lambda run: 0.6 + 0.1 * run.seed, fails=lambda run: run.lora.r == 2)
+    config, base = sweep(parameters={"lora.r": [1, 2, 4]}, search=search, seeds=[1, 2])
+    records = run_sweep(config, base, tmp_path / "out", launcher)
+    tried = sorted((run.lora.r, run.seed) for run in launcher.runs if not run.score_test)
+    assert tried == [(1, 1), (1, 2), (2, 1), (4, 1), (4, 2)]
+    assert len(records) == len(launcher.runs)
+    table = trials_table(records, ["lora.r"]).set_index("lora.r")
+    assert table.loc[1, "val_accuracy"] == pytest.approx(75), "the mean over its seeds"
+    assert (table.loc[2, "seeds"], table.loc[2, "failed"]) == (0, 1)
+
+
+def test_of_equal_settings_the_smaller_are_chosen(sweep, tmp_path):
     config, base = sweep()
     launcher = MadeUp(accuracy=lambda run: 0.8)
     run_sweep(config, base, tmp_path / "out", launcher)
@@ -178,8 +198,7 @@ def test_nothing_is_chosen_where_nothing_completed_and_the_page_says_so(sweep, t
     run_sweep(*sweep(), tmp_path / "out", launcher)
     assert not any(run.score_test for run in launcher.runs)
     write_sweep_report(tmp_path / "out")
-    assert "none is chosen" in (tmp_path / "out" / "sweep.md").read_text()
-    assert json.loads((tmp_path / "out" / "sweep.json").read_text())["chosen"] is None
+    assert "none are chosen" in (tmp_path / "out" / "sweep.md").read_text()
 
 
 def test_the_most_trials_bound_a_sweep_which_goes_on_without_the_bound(sweep, tmp_path):
@@ -203,7 +222,6 @@ ADAPTIVE = {
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])
 def test_adaptive_search_proposes_the_same_again_and_so_goes_on_where_it_stopped(sweep, tmp_path, sampler):
-    pytest.importorskip("optuna")
     config, base = sweep(**ADAPTIVE | {"search": ADAPTIVE["search"] | {"sampler": sampler}})
     whole, parts = MadeUp(), MadeUp()
     run_sweep(config, base, tmp_path / "whole", whole)
@@ -213,11 +231,9 @@ def test_adaptive_search_proposes_the_same_again_and_so_goes_on_where_it_stopped
     (tmp_path / "parts" / "best").rename(tmp_path / "seen")
     run_sweep(config, base, tmp_path / "parts", parts)
     assert [r for r in parts.runs if not r.score_test] == [r for r in whole.runs if not r.score_test]
-    assert (tmp_path / "whole" / "optuna.journal").stat().st_size > 0
 
 
 def test_adaptive_search_learns_from_results(sweep, tmp_path):
-    pytest.importorskip("optuna")
     search = {"method": "adaptive", "trials": 30, "batch": 2, "sampler": "gp"}
     launcher = MadeUp(accuracy=lambda run: 0.9 - 0.05 * abs(run.lora.alpha - 6))
     run_sweep(*sweep(**ADAPTIVE | {"search": search}), tmp_path / "out", launcher)
@@ -225,8 +241,7 @@ def test_adaptive_search_learns_from_results(sweep, tmp_path):
     assert sum(distances[-10:]) < 0.5 * sum(distances[:10]), "the first ten are random"
 
 
-def test_a_pruner_drops_poor_points_after_a_seed_and_they_are_never_chosen(sweep, tmp_path):
-    pytest.importorskip("optuna")
+def test_a_pruner_drops_poor_settings_after_a_seed_and_they_are_never_chosen(sweep, tmp_path):
     search = {"method": "adaptive", "trials": 24, "batch": 4, "pruner": "median"}
     config, base = sweep(**ADAPTIVE | {"search": search, "seeds": [1, 2, 3]})
     launcher = MadeUp()
@@ -257,6 +272,7 @@ def test_a_pruner_drops_poor_points_after_a_seed_and_they_are_never_chosen(sweep
         ({"search": {"method": "bayes"}}, r"bayes"),
         ({"search": {"methods": "grid"}}, r"unknown field search\.methods; did you mean search\.method"),
         ({"search": {"method": "adaptive", "trials": 3, "pruner": "median"}}, r"search\.pruner: .* two seeds"),
+        ({"search": {"pruner": "median"}, "seeds": [1, 2]}, r"search\.pruner: .* method adaptive"),
         ({"seeds": []}, r"seeds: .* at least one seed"),
         ({"experiment": "nowhere.yaml"}, r"nowhere\.yaml does not exist"),
         ({"overrides": {"lora": {"rank": 3}}}, r"unknown field lora\.rank"),
@@ -272,27 +288,40 @@ def test_a_mistake_in_a_sweep_file_is_one_line_that_names_it(sweep, changes, wor
 @pytest.mark.parametrize(
     "search", [{}, {"method": "random", "trials": 40}, {"method": "adaptive", "trials": 40, "batch": 40}]
 )
-def test_equal_values_are_one_point(sweep, tmp_path, search):
+def test_equal_values_are_tried_once(sweep, tmp_path, search):
     parameters = {"lora.alpha": [8, 8.0, 8, 16.0], "lora.targets": [["query"], ["query"], ["query", "mlp"]]}
     config, base = sweep(parameters=parameters, search=search)
     assert config.parameters == {"lora.alpha": [8, 16.0], "lora.targets": [["query"], ["query", "mlp"]]}
     launcher = MadeUp()
     run_sweep(config, base, tmp_path / "out", launcher)
-    tried = [(run.lora.alpha, run.lora.targets) for run in launcher.runs if run.name != "best"]
-    assert sorted(tried) == [(a, t) for a in (8.0, 16.0) for t in (("query",), ("query", "mlp"))]
+    pairs = [(run.lora.alpha, run.lora.targets) for run in launcher.runs if run.name != "best"]
+    assert sorted(pairs) == [(a, t) for a in (8.0, 16.0) for t in (("query",), ("query", "mlp"))]
 
 
-@pytest.mark.parametrize("bound", [{"uniform": [4, 1]}, {"loguniform": [0, 1]}, {"uniform": ["low", 1]}])
+@pytest.mark.parametrize(
+    "bound", [{"uniform": [4, 1]}, {"loguniform": [0, 1]}, {"uniform": ["low", 1]}, {"uniform": [1, 2**54]}]
+)
 def test_a_range_that_is_none_is_refused(sweep, bound):
     with pytest.raises(ConfigError, match=r"parameters\.lora\.alpha"):
         sweep(parameters={"lora.alpha": bound}, search={"method": "random", "trials": 3})
 
 
-def test_a_value_that_its_field_cannot_have_is_found_before_anything_runs(sweep, tmp_path):
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([1, 0], r"lora\.r: 0 .* 1 or more"),
+        ([1, "many"], r"lora\.r.*many"),
+        ({"uniform": [0, 4]}, r"lora\.r: 0 .* 1 or more"),
+        ({"uniform": [1, 4.5]}, r"lora\.r: 4\.5 .* whole number"),
+    ],
+)
+def test_a_value_that_its_field_cannot_have_is_found_before_anything_runs(sweep, tmp_path, values, words):
+    adaptive = {"method": "adaptive", "trials": 9, "batch": 1}
+    searches = ({}, adaptive) if isinstance(values, list) else (adaptive, adaptive | {"method": "random"})
     launcher = MadeUp()
-    for values, words in (([1, 0], r"lora\.r: 0 .* 1 or more"), ([1, "many"], r"lora\.r.*many")):
+    for search in searches:
         with pytest.raises(ConfigError, match=words):
-            run_sweep(*sweep(parameters={"lora.r": values}), tmp_path / "out", launcher)
+            run_sweep(*sweep(parameters={"lora.r": values}, search=search), tmp_path / "out", launcher)
     assert launcher.runs == []
     assert not (tmp_path / "out").exists()
 
@@ -301,15 +330,20 @@ def test_two_sweeps_do_not_share_a_folder(sweep, tmp_path):
     run_sweep(*sweep(), tmp_path / "out", MadeUp())
     with pytest.raises(ConfigError, match=r"holds another sweep \(other parameters\)"):
         run_sweep(*sweep(parameters={"lora.r": [1, 2, 4]}), tmp_path / "out", MadeUp())
+    with pytest.raises(ConfigError, match=r"holds another sweep \(other parameters\)"):  # its folders have other names
+        run_sweep(*sweep(parameters=dict(reversed(GRID.items()))), tmp_path / "out", MadeUp())
 
 
-def test_optuna_missing_says_what_to_install(sweep, tmp_path, monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "optuna", None)
-    monkeypatch.delitem(sys.modules, "lora_study.adaptive", raising=False)
-    with pytest.raises(ConfigError, match=r"pip install 'lora-study\[optuna\]'"):
-        run_sweep(*sweep(**ADAPTIVE), tmp_path / "out", MadeUp())
+def test_a_folder_whose_sweep_file_lacks_newer_settings_is_gone_on_with(sweep, tmp_path):
+    config, base = sweep()
+    run_sweep(config, base, tmp_path / "out", MadeUp())
+    content = yaml.safe_load((tmp_path / "out" / "sweep.yaml").read_text())
+    for name in ("search", "seeds", "overrides"):
+        del content[name]
+    (tmp_path / "out" / "sweep.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    launcher = MadeUp()
+    run_sweep(config, base, tmp_path / "out", launcher)
+    assert launcher.runs == []
 
 
 def test_the_page_says_how_many_were_tried_and_sets_the_choice_apart(sweep, tmp_path):
@@ -319,27 +353,54 @@ def test_the_page_says_how_many_were_tried_and_sets_the_choice_apart(sweep, tmp_
     )
     files = write_sweep_report(results)
     page = (results / "sweep.md").read_text()
-    assert "8 of the 8 points of a grid" in page
+    assert "8 of the 8 settings of a grid" in page
     assert "18 runs" not in page and "16 runs, 2 of them failed" in page
     assert "**r-2\\_alpha-4\\_targets-query-value**" in page or "**r-2_alpha-4_targets-query-value**" in page
     assert "test accuracy of **50.00%** on 200 reviews" in page
     assert "after 8 trials" in page
-    for name in ("effect_lora.r", "alpha_by_rank", "parallel", "pareto"):
+    for name in ("effect_lora.r", "effect_lora.alpha", "effect_lora.targets", "pareto"):
         assert f"](figures/{name}.png)" in page
         assert results / "figures" / f"{name}.png" in files
 
-    content = json.loads((results / "sweep.json").read_text())
-    assert (content["trials"], content["grid"], content["runs"], content["failed_runs"]) == (8, 8, 16, 2)
-    assert content["chosen"] == "r-2_alpha-4_targets-query-value"
-    assert content["best"]["test_accuracy"] == pytest.approx(50.0)
     table = pd.read_csv(results / "sweep.csv")
-    assert len(table) == len(content["points"]) == 8
+    assert len(table) == 8
     assert table["val_accuracy"].is_monotonic_decreasing
-    assert {"point", "lora.r", "lora.alpha", "lora.targets", "trainable", "train_seconds"} <= set(table.columns)
+    assert {"trial", "lora.r", "lora.alpha", "lora.targets", "trainable", "train_seconds"} <= set(table.columns)
 
     before = {path: path.read_bytes() for path in files}
     assert main(["report", "--results-dir", str(results)]) == 0
     assert {path: path.read_bytes() for path in files} == before, "the same records give the same bytes"
+
+
+def test_the_page_tells_a_lucky_seed_and_an_earlier_choice_from_the_choice(sweep, tmp_path):
+    config, base = sweep(parameters={"lora.r": [1, 2, 4]}, seeds=[1, 2], overrides={"model": {"dropout": 0.0}})
+    lucky = MadeUp(accuracy=lambda run: 0.95 if run.lora.r == 4 else 0.8, fails=lambda r: (r.lora.r, r.seed) == (4, 2))
+    run_sweep(config, base, tmp_path, lucky)
+    write_sweep_report(tmp_path)
+    page = (tmp_path / "sweep.md").read_text()
+    assert page.count("best: r-1 with 80.00%") == 2, "not r-4, which has 95.00% with one of two seeds"
+    assert "test accuracy of **50.00%** on 200 reviews (2 seeds; experiment `best`)" in page
+    for seed in (1, 2):
+        record = read_record(run_dir(tmp_path, "r-4", seed) / "record.json")
+        record.status, record.error, record.metrics = "completed", None, {"val": {"accuracy": 0.9, "n": 100}}
+        write_record(record, run_dir(tmp_path, "r-4", seed))
+    write_sweep_report(tmp_path)
+    page = (tmp_path / "sweep.md").read_text()
+    assert "**r-4** has the best mean validation accuracy, 90.00%" in page
+    assert "Its test has not been completed." in page, "the tested settings were r-1's"
+
+
+def test_sizes_that_a_sweep_varies_are_all_named(sweep, tmp_path):
+    class Sized(MadeUp):
+        def run(self, runs, results_dir, command):
+            for run, record in super().run(runs, results_dir, command):
+                record.data["sizes"]["train"] = run.data.sizes.train
+                write_record(record, run_dir(results_dir, run.name, run.seed))
+                yield run, record
+
+    run_sweep(*sweep(parameters={"data.sizes.train": [400, 1200]}), tmp_path / "out", Sized())
+    write_sweep_report(tmp_path / "out")
+    assert "400 or 1,200 training and 100 validation reviews" in (tmp_path / "out" / "sweep.md").read_text()
 
 
 def test_a_page_without_a_run_is_refused(tmp_path, capsys):
@@ -347,7 +408,7 @@ def test_a_page_without_a_run_is_refused(tmp_path, capsys):
         yaml.safe_dump({"name": "m", "title": "M", "experiment": "e", "parameters": {"lora.r": [1]}})
     )
     assert main(["report", "--results-dir", str(tmp_path)]) == 2
-    assert "no run of a point" in capsys.readouterr().err
+    assert "no run of a trial" in capsys.readouterr().err
 
 
 def test_an_ordinary_report_copes_with_runs_that_were_not_tested(sweep, tmp_path):
@@ -358,36 +419,38 @@ def test_an_ordinary_report_copes_with_runs_that_were_not_tested(sweep, tmp_path
     assert summary.loc["best", "test_accuracy"] == 50
 
 
-def points(*rows) -> pd.DataFrame:
-    columns = ["point", "x", "val_accuracy", "trainable", "seeds"]
+def trials(*rows) -> pd.DataFrame:
+    columns = ["trial", "val_accuracy", "trainable", "seeds"]
     return pd.DataFrame([dict(zip(columns, row, strict=True)) for row in rows])
 
 
-def test_the_front_has_each_point_that_no_smaller_one_equals():
-    table = points(("a", 1, 80.0, 10, 1), ("b", 2, 79.0, 20, 1), ("c", 3, 85.0, 20, 1), ("d", 4, 85.0, 30, 1))
-    assert list(pareto_front(table)["point"]) == ["a", "c"]
+def test_the_front_has_all_settings_that_no_smaller_ones_equal():
+    table = trials(("a", 80.0, 10, 1), ("b", 79.0, 20, 1), ("c", 85.0, 20, 1), ("d", 85.0, 30, 1))
+    assert list(pareto_front(table)["trial"]) == ["a", "c"]
 
 
-def test_importance_is_the_share_of_the_variance_between_values():
-    table = points(("a", 1, 70.0, 1, 1), ("b", 1, 72.0, 1, 1), ("c", 2, 80.0, 1, 1), ("d", 2, 82.0, 1, 1))
-    assert importance(table, "x") == pytest.approx(100 / 104)
-    assert importance(table, "point") is None, "each value once: it explains everything, which says nothing"
+def test_settings_with_fewer_seeds_are_not_chosen():
+    table = trials(("lucky", 90.0, 1, 1), ("solid", 85.0, 1, 2))
+    assert chosen_trial(table, 2) == "solid"
+    assert chosen_trial(table, 3) is None
 
 
-def test_a_point_with_fewer_seeds_is_not_chosen():
-    table = points(("lucky", 1, 90.0, 1, 1), ("solid", 2, 85.0, 1, 2))
-    assert chosen_point(table, 2) == "solid"
-    assert chosen_point(table, 3) is None
+def test_means_over_the_same_accuracies_in_another_order_are_equal(sweep, tmp_path):
+    shares = (0.1, 0.2, 0.3)  # added from the left and from the right, they differ in the last bit
+    config, base = sweep(parameters={"lora.r": [2, 1]}, seeds=[1, 2, 3])
+    launcher = MadeUp(accuracy=lambda run: shares[::-1][run.seed - 1] if run.lora.r == 2 else shares[run.seed - 1])
+    run_sweep(config, base, tmp_path / "out", launcher)
+    assert {run.lora.r for run in launcher.runs if run.score_test} == {1}, "the smaller of equals"
 
 
 def test_a_table_without_records_is_empty():
-    assert point_table([], ["lora.r"]).empty
+    assert trials_table([], ["lora.r"]).empty
 
 
-def test_a_trained_sweep_from_the_command_line_never_scores_the_test_reviews_of_a_point(
+def test_a_trained_sweep_from_the_command_line_never_scores_the_test_reviews_of_a_trial(
     tiny_backbone, reviews_csv, tmp_path, capsys, monkeypatch
 ):
-    """Really trained, in this process; the chosen point's training is repeated to the last digit."""
+    """Really trained, in this process; the chosen settings' training is repeated to the last digit."""
 
     class InThisProcess:
         def run(self, runs, results_dir, command):
@@ -414,7 +477,8 @@ def test_a_trained_sweep_from_the_command_line_never_scores_the_test_reviews_of_
     printed = capsys.readouterr()
     assert f"3 of 3 runs completed; report: {results / 'sweep.md'}" in printed.out
     assert "validation accuracy" in printed.err
-    chosen = json.loads((results / "sweep.json").read_text())["chosen"]
+    chosen = pd.read_csv(results / "sweep.csv")["trial"][0]
+    assert f"**{chosen}** has the best mean validation accuracy" in (results / "sweep.md").read_text()
     for name in ("r-1", "r-4"):
         folder = run_dir(results, name, 1)
         record = read_record(folder / "record.json")

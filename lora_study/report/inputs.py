@@ -138,7 +138,7 @@ def _read_runs(
                 curves[name] = pd.concat([curves[name], rows])
             except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
                 problems.append(f"{folder / 'curves.csv'} is left out of the learning curves: {_why(error)}")
-            if not record.metrics.get("test"):  # a point of a sweep, which says nothing about the test reviews
+            if not record.metrics.get("test"):  # a trial of a sweep, which says nothing about the test reviews
                 continue
             try:
                 rows = read_predictions(folder, record)
