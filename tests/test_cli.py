@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from lora_study.cli import main
+from lora_study.cli import build_parser, main
 from lora_study.launchers.worker import work
 from lora_study.records import read_record, read_records
 
@@ -54,6 +54,17 @@ def test_inspect_prints_the_exact_counts_of_the_reference_without_network(capsys
     assert printed["name"] == name
     assert printed["parameters"] == counts
     assert len(printed["lora_modules"]) == {"lora_default": 12, "lora_best": 24}.get(name, 0)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_shipped_file_begins_with_the_command_that_runs_it(path, monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    prompt, program, *words = shlex.split(path.read_text().splitlines()[0].partition("   (")[0])
+    assert (prompt, program) == ("#", "lora-study")
+    options = build_parser().parse_args(words)
+    kind = {"studies": "reproduce", "sweeps": "sweep"}.get(path.parent.name, "run")
+    assert options.subcommand == kind
+    assert words[1:3] == ["--study" if kind == "reproduce" else "--config", str(path.relative_to(CONFIGS.parent))]
 
 
 def test_the_articles_example_of_a_changed_hyperparameter(capsys):
