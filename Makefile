@@ -50,10 +50,11 @@ publish: setup ## copy the finished study, and the benchmarks, to results/publis
 test: setup ## run the tests (ARGS='-m slow' for the slow ones)
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: setup ## check style, format and types
+lint: setup ## check style, format, types and which wing imports which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 claims: setup ## judge every claim by the study's records
 	$(BIN)/lora-study claims --results-dir $(RESULTS)

@@ -9,12 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lora_study.adapters import Adapters, load_adapter, save_adapter
-    from lora_study.backbones import build_model
     from lora_study.config import ConfigError, ExperimentConfig, ModelConfig
     from lora_study.config_files import load_experiment
-    from lora_study.dora import LinearWithDoRA
-    from lora_study.inference import Prediction, predict, prepare
     from lora_study.lora import (
         LinearWithLoRA,
         LoRALayer,
@@ -25,8 +21,12 @@ if TYPE_CHECKING:
         parameter_groups,
         unmerge_lora,
     )
-    from lora_study.records import Record, read_records
-    from lora_study.trained import TrainedModel, load_run
+    from lora_study.lora.adapters import Adapters, load_adapter, save_adapter
+    from lora_study.lora.dora import LinearWithDoRA
+    from lora_study.model.encoder import build_model
+    from lora_study.records.record import Record, read_records
+    from lora_study.sharing.predict import Prediction, predict, prepare
+    from lora_study.sharing.trained import TrainedModel, load_run
 
 __all__ = [
     "Adapters",
@@ -57,18 +57,18 @@ __all__ = [
 ]
 
 _MODULES = {
-    "adapters": ("Adapters", "load_adapter", "save_adapter"),
-    "backbones": ("build_model",),
+    "lora.adapters": ("Adapters", "load_adapter", "save_adapter"),
+    "model.encoder": ("build_model",),
     "config": ("ConfigError", "ExperimentConfig", "ModelConfig"),
     "config_files": ("load_experiment",),
-    "dora": ("LinearWithDoRA",),
-    "inference": ("Prediction", "predict", "prepare"),
+    "lora.dora": ("LinearWithDoRA",),
+    "sharing.predict": ("Prediction", "predict", "prepare"),
     "lora": (
         *("LinearWithLoRA", "LoRALayer", "inject_lora", "lora_layers", "lora_parameters", "merge_lora"),
         *("parameter_groups", "unmerge_lora"),
     ),
-    "records": ("Record", "read_records"),
-    "trained": ("TrainedModel", "load_run"),
+    "records.record": ("Record", "read_records"),
+    "sharing.trained": ("TrainedModel", "load_run"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -92,11 +92,11 @@ def run(config: "ExperimentConfig", results_dir: str | Path = "results/single", 
             other reviews or another encoder.
         OSError: the run's folder cannot be written.
     """
-    from lora_study import places
+    from lora_study.training import places
 
     places.check_environment()  # before Lightning is imported, which reads it
 
-    from lora_study.experiment import run_experiment
+    from lora_study.training.experiment import run_experiment
 
     return run_experiment(config, results_dir, overwrite=overwrite)
 

@@ -15,12 +15,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from lora_study import interrupts, streams
-from lora_study.config import ConfigError, ExperimentConfig, check, one_line
+from lora_study.base import interrupts, streams
+from lora_study.base.errors import ConfigError, check, one_line
+from lora_study.base.files import user_path
+from lora_study.base.threads import wait_briefly
+from lora_study.config import ExperimentConfig, check_source
 from lora_study.config_files import ConfigParser, experiment_from, experiment_parser, load_study, load_sweep
-from lora_study.places import check_environment, find_place
-from lora_study.small_files import user_path
-from lora_study.threads import wait_briefly
+from lora_study.training.places import check_environment, find_place
 
 GOES_ON = {  # what to type after Ctrl-C
     "run": "the same command with --resume goes on after the last finished epoch",
@@ -190,8 +191,6 @@ def _add_inputs_and_launcher(parser: ConfigParser) -> None:
 def _with_inputs(config: ExperimentConfig, options: Any) -> ExperimentConfig:
     """An experiment with the reviews and the encoder that the command line names; they are of no revision."""
     if options.source is not None:
-        from lora_study.data.sources import check_source
-
         check_source(options.source, "--source")
         config = dataclasses.replace(
             config, data=dataclasses.replace(config.data, source=options.source, revision=None)
@@ -207,8 +206,8 @@ def run(options: Any, command: str) -> int:
     config = _experiment(options)
     place = find_place(config.train)  # before Lightning is imported, which reads the same variables
 
-    from lora_study.experiment import run_experiment
-    from lora_study.study import outcome
+    from lora_study.studies.study import outcome
+    from lora_study.training.experiment import run_experiment
 
     record = run_experiment(
         config, options.results_dir, command=command, overwrite=options.overwrite, resume=options.resume
@@ -220,9 +219,9 @@ def run(options: Any, command: str) -> int:
 
 def reproduce(options: Any, command: str) -> int:
     """Run a study and write its report."""
-    from lora_study.launchers import make_launcher
     from lora_study.report import write_report
-    from lora_study.study import run_study
+    from lora_study.studies.launchers import make_launcher
+    from lora_study.studies.study import run_study
 
     study, experiments = load_study(options.study)
     if options.seeds is not None:
@@ -240,9 +239,9 @@ def reproduce(options: Any, command: str) -> int:
 
 def sweep(options: Any, command: str) -> int:
     """Run a sweep and write its page."""
-    from lora_study.launchers import make_launcher
     from lora_study.report.sweep_report import write_sweep_report
-    from lora_study.sweep import run_sweep
+    from lora_study.studies.launchers import make_launcher
+    from lora_study.studies.sweep import run_sweep
 
     config, base = load_sweep(options.config)
     results_dir = options.results_dir or Path("results") / config.name
@@ -258,8 +257,8 @@ def sweep(options: Any, command: str) -> int:
 
 def inspect(options: Any, command: str) -> int:
     """Show the model before and after its mode is applied."""
-    from lora_study.backbones import build_skeleton
-    from lora_study.modes import apply_mode, count_parameters
+    from lora_study.model.encoder import build_skeleton
+    from lora_study.model.modes import apply_mode, count_parameters
 
     config = _experiment(options)
     model = build_skeleton(config.model)
@@ -285,9 +284,9 @@ def inspect(options: Any, command: str) -> int:
 
 def report(options: Any, command: str) -> int:
     """Write the report of a study, or the page of a sweep, again."""
+    from lora_study.evidence.trials import SWEEP_FILE
     from lora_study.report import write_report
     from lora_study.report.sweep_report import write_sweep_report
-    from lora_study.trials import SWEEP_FILE
 
     write = write_sweep_report if (options.results_dir / SWEEP_FILE).exists() else write_report
     for path in write(options.results_dir):
@@ -297,8 +296,8 @@ def report(options: Any, command: str) -> int:
 
 def claims(options: Any, command: str) -> int:
     """Print a verdict for every claim."""
-    from lora_study.claims import claims_json, claims_table
-    from lora_study.formats import markdown_table
+    from lora_study.base.text_tables import markdown_table
+    from lora_study.evidence.claims import claims_json, claims_table
     from lora_study.report.inputs import read_study
 
     study = read_study(options.results_dir)
@@ -311,7 +310,7 @@ def claims(options: Any, command: str) -> int:
 
 def export(options: Any, command: str) -> int:
     """Write a run's adapter."""
-    from lora_study.export import export_run
+    from lora_study.sharing.export import export_run
 
     print(export_run(options.run, options.output, options.overwrite))
     return 0
@@ -319,8 +318,8 @@ def export(options: Any, command: str) -> int:
 
 def merge(options: Any, command: str) -> int:
     """Write a run's model with LoRA merged in."""
-    from lora_study.merge import write_merged
-    from lora_study.trained import load_run
+    from lora_study.sharing.merge import write_merged
+    from lora_study.sharing.trained import load_run
 
     for path in write_merged(load_run(options.run), options.output, options.format, options.overwrite):
         print(path)
@@ -329,10 +328,10 @@ def merge(options: Any, command: str) -> int:
 
 def predict(options: Any, command: str) -> int:
     """Classify reviews."""
+    from lora_study.base.progress import duration
     from lora_study.data.stream import given_reviews, open_reviews
-    from lora_study.inference import check_output, prepare, write_predictions
-    from lora_study.progress import duration
-    from lora_study.trained import load_run
+    from lora_study.sharing.predict import check_output, prepare, write_predictions
+    from lora_study.sharing.trained import load_run
 
     if bool(options.texts) == bool(options.file):
         raise ConfigError("predict takes texts or a --file of them, one of the two")

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from lora_study.errors import ConfigError as ConfigError
-from lora_study.errors import check as check
-from lora_study.errors import one_line as one_line
-from lora_study.settings import Settings
-from lora_study.small_files import from_anywhere, user_path
+from lora_study.base.errors import ConfigError as ConfigError
+from lora_study.base.errors import check as check
+from lora_study.base.errors import one_line as one_line
+from lora_study.base.files import from_anywhere, user_path
+from lora_study.base.settings import Settings
 
 # Where this study's default is not what the article did: no padding that is masked anyway, no unscored review.
 NOT_FOLLOWED = {"data.padding": "max_length", "data.drop_last": True}
@@ -24,6 +24,7 @@ NOT_FOLLOWED = {"data.padding": "max_length", "data.drop_last": True}
 RETIRED = {"model.num_labels": 2, "train.compile": False}
 
 EMBEDDED = "embedded"  # the stand-in for reviews or encoder from PyPI
+NAMED_SOURCES = ("hub", EMBEDDED)  # of reviews; any other is a path
 
 Mode = Literal["lora", "last_two_layers", "partial", "full"]
 
@@ -218,7 +219,7 @@ class DataConfig(Settings, section="data"):
         for name in ("text_column", "label_column"):
             value = getattr(self, name)
             check(value is None or bool(value.strip()), f"data.{name}", value, "name a column, or use null")
-            named = value is not None and self.source in ("hub", "embedded")
+            named = value is not None and self.source in NAMED_SOURCES
             check(not named, f"data.{name}", value, f"data.source {self.source!r} has columns of its own; use null")
         same = self.text_column is not None and self.text_column == self.label_column
         check(not same, "data.label_column", self.label_column, "it is data.text_column; name another")
@@ -228,7 +229,7 @@ class DataConfig(Settings, section="data"):
             object.__setattr__(self, "labels", {str(label): meaning for label, meaning in self.labels.items()})
         both = self.labels is None or sorted(set(self.labels.values())) == [0, 1]
         check(both, "data.labels", self.labels, "give 0 (negative) and 1 (positive) names, as in {bad: 0, good: 1}")
-        if self.source not in ("hub", EMBEDDED):
+        if self.source not in NAMED_SOURCES:
             object.__setattr__(self, "source", from_anywhere(self.source))
         object.__setattr__(self, "cache_dir", str(user_path(self.cache_dir)))
         check(0 <= self.split_seed < 2**32, "data.split_seed", self.split_seed, "use 0 to 4294967295")
@@ -270,8 +271,9 @@ class TrainConfig(Settings, section="train"):
             where nothing below the head is trained.
         dropout_active: Whether dropout acts while training. False trains in eval mode, as happens unnoticed when
             Lightning >= 2.2 is given a freshly loaded model.
-        fast: Arrange the model for speed; see lora_study/speed.py. False computes with torch's and transformers' own
-            layers. Results differ by rounding, and on a CPU by other dropout masks of the same distribution.
+        fast: Arrange the model for speed; see lora_study/model/fast/levers.py. False computes with torch's and
+            transformers' own layers. Results differ by rounding, and on a CPU by other dropout masks of the same
+            distribution.
         keep_weights: Mode full only: keep all weights in the run's folder, as large as the model, to use it later. A
             study of many seeds may do without. The other modes always keep what they trained.
     """
@@ -573,3 +575,9 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in nested.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
+
+
+def check_source(source: str, field: str = "data.source") -> None:
+    """Refuse a source that is neither one with a name nor a path where something is, naming the field."""
+    if source not in NAMED_SOURCES and not user_path(source).exists():
+        raise ConfigError(f"{field}: {source!r} does not exist; use {', '.join(NAMED_SOURCES)} or an existing path")

@@ -15,22 +15,21 @@ from typing import Any, TypeVar, get_args, get_origin
 
 from jsonargparse import ArgumentError, ArgumentParser, _loaders_dumpers, set_dumper
 
+from lora_study.base.errors import ConfigError, check, one_line
+from lora_study.base.files import read_text, user_path
+from lora_study.base.plain_yaml import Loader, dump_yaml, load_yaml
+from lora_study.base.settings import fitted
 from lora_study.config import (
     RETIRED,
-    ConfigError,
     ExperimentConfig,
     StudyConfig,
     SweepConfig,
-    check,
+    check_source,
     flatten,
     local_folder,
-    one_line,
     to_dict,
     without_retired,
 )
-from lora_study.plain_yaml import Loader, dump_yaml, load_yaml
-from lora_study.settings import fitted
-from lora_study.small_files import read_text, user_path
 
 Config = TypeVar("Config", StudyConfig, SweepConfig)
 
@@ -161,8 +160,6 @@ class ExperimentParser(ConfigParser):
 
     def dump(self, cfg: Any, **kwargs: Any) -> str:
         """What --print_config prints: a file of the experiment that a run would run, or its refusal."""
-        from lora_study.data.sources import check_source
-
         fields = [f.name for f in dataclasses.fields(ExperimentConfig)]
         config = experiment_from({name: value for name, value in cfg.as_dict().items() if name in fields})
         check_source(config.data.source)

@@ -5,10 +5,10 @@ python scripts/benchmark.py [--device cpu] [--repeats 3] [--steps 20] [--max-len
 All sides have the same encoder, reviews, batch size, length cap, precision and dropout, and compute the same function.
 They differ in how: the Lightning script pads every review to the cap, as the article does; PEFT + Trainer pads a
 batch to its longest review. Each side of a row has a process of its own, so that its peak memory is its own and no side
-profits from another's settings. Ours waits for its threads as the command has it (lora_study/threads.py), the others as
-torch does by itself; in row "beside one busy process" another process keeps a core busy. The sides take turns, and what
-is printed is the median of the ratios of neighbouring measurements, which a drifting machine does not distort.
-Tokenisation, loading and warm-up are not timed; in row "last two layers" computing the features is.
+profits from another's settings. Ours waits for its threads as the command has it (lora_study/base/threads.py), the
+others as torch does by itself; in row "beside one busy process" another process keeps a core busy. The sides take
+turns, and what is printed is the median of the ratios of neighbouring measurements, which a drifting machine does not
+distort. Tokenisation, loading and warm-up are not timed; in row "last two layers" computing the features is.
 
 The share of the limit is counted operations (torch.utils.flop_counter) per second over the rate of the same machine's
 matrix products, measured right after the steps.
@@ -36,14 +36,13 @@ import pandas as pd
 import torch
 from sides import SIDES, Measured, Task, profile
 
-from lora_study import provenance
-from lora_study.backbones import describe
+from lora_study.base import machine as provenance
+from lora_study.base.files import user_path, write_text
+from lora_study.base.machine import pick_device, pick_precision
+from lora_study.base.text_tables import markdown_table
+from lora_study.base.threads import wait_briefly
 from lora_study.config_files import load_experiment
-from lora_study.experiment import pick_device, pick_precision
-from lora_study.formats import markdown_table
-from lora_study.records import write_text
-from lora_study.small_files import user_path
-from lora_study.threads import wait_briefly
+from lora_study.model.encoder import describe
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs" / "embedded"
@@ -218,13 +217,13 @@ def main() -> int:
         parser.error("--device cuda: there is no GPU here; use cpu")
     chosen = [row for row in ROWS if not options.rows or row.name in options.rows]
     example = task(chosen[0], options).config
-    device = pick_device(example)
+    device = pick_device(example.train.accelerator)
     result: dict[str, Any] = {
         "repeats": options.repeats,
         "steps": options.steps,
         "batch_size": example.data.batch_size,
         "max_length": options.max_length,
-        "precision": pick_precision(example, device),
+        "precision": pick_precision(example.train.precision, device),
         "encoder": describe(example.model),
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": provenance.hardware(device) | {"threads": example.train.threads},

@@ -23,20 +23,20 @@ import pandas as pd
 import torch
 from transformers import pipeline
 
-from lora_study import provenance
-from lora_study.backbones import build_model, build_tokenizer, describe
+from lora_study.base import machine as provenance
+from lora_study.base.files import user_path, write_text
+from lora_study.base.machine import pick_device
+from lora_study.base.text_tables import markdown_table
 from lora_study.config import ExperimentConfig
 from lora_study.config_files import experiment_from
 from lora_study.data.sources import load_reviews
-from lora_study.experiment import new_record, pick_device
-from lora_study.formats import markdown_table
-from lora_study.inference import Precision, predict, prepare
 from lora_study.lora import lora_layers, merge_lora
-from lora_study.merge import write_merged
-from lora_study.modes import apply_mode
-from lora_study.records import write_text
-from lora_study.small_files import user_path
-from lora_study.trained import TrainedModel
+from lora_study.model.encoder import build_model, build_tokenizer, describe
+from lora_study.model.modes import apply_mode
+from lora_study.sharing.merge import write_merged
+from lora_study.sharing.predict import Precision, predict, prepare
+from lora_study.sharing.trained import TrainedModel
+from lora_study.training.experiment import new_record
 
 BATCH_SIZE = 32
 PRECISIONS: tuple[Precision, ...] = ("32-true", "bf16-true")
@@ -111,7 +111,7 @@ def main() -> int:
     config = experiment_from(
         {"model": {"backbone": "embedded"}, "data": {"source": "embedded", "max_length": options.max_length}}
     )
-    device = pick_device(config)
+    device = pick_device(config.train.accelerator)
     texts = choose(options.reviews, config)
     rows = []
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,4 +1,4 @@
-"""How often each interval and test of lora_study.statistics is wrong where the truth is known, by simulation.
+"""How often each interval and test of lora_study.evidence.statistics is wrong where the truth is known, by simulation.
 
 python scripts/false_positives.py [REPLICATIONS]
 """
@@ -11,8 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from lora_study.formats import markdown_table
-from lora_study.statistics import (
+from lora_study.base.text_tables import markdown_table
+from lora_study.evidence.statistics import (
     ALPHA,
     accuracy_over_seeds,
     equivalence,

@@ -27,10 +27,10 @@ from damage import Traps
 from huggingface_hub import constants
 from inputs import Files, Kind, kinds
 
-from lora_study.checkpoints import CheckpointError
-from lora_study.config import ConfigError
-from lora_study.formats import markdown_table
-from lora_study.records import RecordError
+from lora_study.base.errors import ConfigError
+from lora_study.base.text_tables import markdown_table
+from lora_study.records.record import RecordError
+from lora_study.training.checkpoints import CheckpointError
 
 REFUSALS = (ConfigError, RecordError, CheckpointError)  # what readers raise for a user's mistake
 SECONDS = 20  # an input may take; most take milliseconds

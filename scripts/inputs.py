@@ -27,20 +27,21 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import nn
 
-from lora_study.adapters import WEIGHTS, load_adapter, save_adapter
-from lora_study.backbones import read_shape
-from lora_study.card import model_card
-from lora_study.checkpoints import read_checkpoint, write_checkpoint
+from lora_study.base.errors import ConfigError
 from lora_study.cli import main as command_line
-from lora_study.config import ConfigError, DataConfig, ModelConfig, to_dict
+from lora_study.config import DataConfig, ModelConfig, to_dict
 from lora_study.config_files import experiment_from, load_study, load_sweep
 from lora_study.data.sources import load_reviews
 from lora_study.data.stream import open_reviews
 from lora_study.lora import inject_lora
-from lora_study.peft_config import ADAPTER_CONFIG
-from lora_study.search import Search
-from lora_study.trained import ADAPTER, completed_record
-from lora_study.weights import read_weights
+from lora_study.lora.adapters import WEIGHTS, load_adapter, save_adapter
+from lora_study.lora.peft_config import ADAPTER_CONFIG
+from lora_study.lora.weights import read_weights
+from lora_study.model.encoder import read_shape
+from lora_study.sharing.card import model_card
+from lora_study.sharing.trained import ADAPTER, completed_record
+from lora_study.studies.search import Search
+from lora_study.training.checkpoints import read_checkpoint, write_checkpoint
 
 Files = dict[str, Content]  # by path in the folder of the input
 Inputs = st.SearchStrategy[Files]

@@ -12,11 +12,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lora_study.config import ConfigError
-from lora_study.records import Record, read_records, run_dir, write_record, write_text
+from lora_study.base.errors import ConfigError
+from lora_study.base.files import user_path, write_text
+from lora_study.records.record import Record, read_records, run_dir, write_record
 from lora_study.report import readme_results, write_report
 from lora_study.report.benchmarks import TITLES, readme_speed
-from lora_study.small_files import user_path
 
 IN_README = ("full-embedded-encoder", "medium-embedded-encoder", "embedded")  # studies that the README shows, in order
 BENCHMARKS = "benchmarks"  # the folder beside the studies that holds no study

@@ -31,17 +31,16 @@ from transformers import (
     TrainingArguments,
 )
 
-from lora_study.backbones import build_model, build_skeleton, build_tokenizer
+from lora_study.base.machine import PeakMemory, pick_device, pick_precision
 from lora_study.config import ExperimentConfig
 from lora_study.data.datamodule import ReviewDataModule
 from lora_study.data.sources import load_reviews
 from lora_study.data.splits import split_reviews
-from lora_study.experiment import pick_device, pick_precision
-from lora_study.features import FeatureDataModule, HeadOnFeatures
-from lora_study.modes import apply_mode
-from lora_study.module import ReviewClassifier
-from lora_study.provenance import PeakMemory
-from lora_study.speed import COMPUTE_DTYPE, make_fast
+from lora_study.model.classifier import ReviewClassifier
+from lora_study.model.encoder import build_model, build_skeleton, build_tokenizer
+from lora_study.model.fast.levers import COMPUTE_DTYPE, make_fast
+from lora_study.model.modes import apply_mode
+from lora_study.training.head_features import FeatureDataModule, HeadOnFeatures
 
 EPOCHS = 3
 
@@ -395,8 +394,8 @@ def _start(task: Task) -> tuple[ExperimentConfig, torch.device, str, PeakMemory]
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     L.seed_everything(config.seed, verbose=False)
-    device = pick_device(config)
-    return config, device, pick_precision(config, device), PeakMemory(device)
+    device = pick_device(config.train.accelerator)
+    return config, device, pick_precision(config.train.precision, device), PeakMemory(device)
 
 
 def _trainer(config: ExperimentConfig, precision: str, **options: Any) -> L.Trainer:

@@ -42,8 +42,8 @@ from soak_study import (
     new_study,
 )
 
-import lora_study.launchers
-from lora_study.records import RecordError, read_record, run_dir
+import lora_study.studies.launchers
+from lora_study.records.record import RecordError, read_record, run_dir
 
 TRAINING = "parameters trainable"  # what a run says when it begins
 CHUNK = 10  # faults that one process inflicts before it takes the next task
@@ -288,14 +288,14 @@ def start_again_where_it_may_mount() -> None:
 
 def use_slurm_here() -> None:
     """Have the command hand runs to the Slurm launcher, whose jobs are processes of this machine."""
-    from lora_study.launchers.slurm import SlurmLauncher
+    from lora_study.studies.launchers.slurm import SlurmLauncher
 
-    lora_study.launchers.make_launcher = lambda name, workers: SlurmLauncher(workers, cluster="local")
+    lora_study.studies.launchers.make_launcher = lambda name, workers: SlurmLauncher(workers, cluster="local")
 
 
 def die_at_exit() -> None:
     """Have each run's process kill itself when it is done."""
-    from lora_study.launchers import local
+    from lora_study.studies.launchers import local
 
     work = local._child
 
@@ -476,7 +476,7 @@ def main() -> int:
     rows = [(name, tally.tried, tally.survived, tally.lost, chosen[name].missing) for name, tally in tallies.items()]
     import pandas as pd
 
-    from lora_study.formats import markdown_table
+    from lora_study.base.text_tables import markdown_table
 
     print(markdown_table(pd.DataFrame(rows, columns=["fault", "times", "survived", "records lost", ""])))
     print(f"\nseed {options.seed}, {time.monotonic() - started:.0f} s")

@@ -26,7 +26,7 @@ import yaml
 
 from lora_study import cli
 from lora_study.config import flatten
-from lora_study.records import read_record, run_dir
+from lora_study.records.record import read_record, run_dir
 
 FORK = multiprocessing.get_context("fork")
 EXPERIMENTS: dict[str, dict[str, Any]] = {
@@ -68,7 +68,12 @@ def load_everything() -> None:
         "OPENBLAS_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    for name in ("lora_study.study", "lora_study.launchers.local", "lora_study.report", "matplotlib.pyplot"):
+    for name in (
+        "lora_study.studies.study",
+        "lora_study.studies.launchers.local",
+        "lora_study.report",
+        "matplotlib.pyplot",
+    ):
         import_module(name)
     import_module("transformers.models.distilbert.modeling_distilbert")
 
@@ -351,8 +356,9 @@ def _make_miniature(folder: Path) -> None:
 
 def _call(arguments: list[str], log: Path, figures: bool, prepare: Callable[[], None]) -> None:
     """In an attempt's process: what a shell and the command line's start would do, and the command."""
-    from lora_study import report, study
-    from lora_study.launchers import local
+    from lora_study import report
+    from lora_study.studies import study
+    from lora_study.studies.launchers import local
 
     os.setsid()
     with log.open("wb") as file:

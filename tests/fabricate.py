@@ -4,9 +4,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from lora_study.base.files import write_text
 from lora_study.config import deviations, to_dict
 from lora_study.config_files import experiment_from, overlay
-from lora_study.records import Record, run_dir, write_record, write_text
+from lora_study.records.record import Record, run_dir, write_record
 
 PARAMETERS = {
     "last_two_layers": {"trainable": 148_610, "total": 22_711_682, "lora": 0, "head": 148_610, "base": 0},

@@ -10,7 +10,7 @@ from fabricate import curves, failed, record, write_run
 
 from lora_study.config import deviations
 from lora_study.config_files import experiment_from
-from lora_study.records import Record, run_dir
+from lora_study.records.record import Record, run_dir
 
 
 def predictions(run: Record, salt: int = 0) -> pd.DataFrame:

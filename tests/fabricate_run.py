@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from lora_study.config_files import experiment_from, overlay
-from lora_study.experiment import run_experiment
-from lora_study.records import run_dir
+from lora_study.records.record import run_dir
+from lora_study.training.experiment import run_experiment
 
 MAX_LENGTH = 24  # shorter than many of the reviews
 

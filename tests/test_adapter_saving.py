@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from lora_study import Adapters, ConfigError, inject_lora, load_adapter, lora_layers, save_adapter
-from lora_study.dora import LinearWithDoRA
+from lora_study.lora.dora import LinearWithDoRA
 
 # PEFT asks transformers by a name that transformers 5 is giving up.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")

@@ -21,15 +21,16 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
-from lora_study.adapters import Adapters, load_adapter, save_adapter
-from lora_study.backbones import build_model
+from lora_study.base.errors import ConfigError
 from lora_study.cli import main
-from lora_study.config import ConfigError, ModelConfig
+from lora_study.config import ModelConfig
 from lora_study.config_files import experiment_from
-from lora_study.dora import LinearWithDoRA
-from lora_study.experiment import run_experiment
 from lora_study.lora import inject_lora, lora_layers
-from lora_study.trained import load_run
+from lora_study.lora.adapters import Adapters, load_adapter, save_adapter
+from lora_study.lora.dora import LinearWithDoRA
+from lora_study.model.encoder import build_model
+from lora_study.sharing.trained import load_run
+from lora_study.training.experiment import run_experiment
 
 # PEFT asks transformers by a name that transformers 5 is giving up.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")

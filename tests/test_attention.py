@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as F
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
-from lora_study.attention import matrix_product_attention, use_matrix_products
-from lora_study.dropout import Masks
+from lora_study.model.fast.attention import matrix_product_attention, use_matrix_products
+from lora_study.model.fast.dropout import Masks
 
 
 def padding_mask(lengths: list[int], seq: int) -> torch.Tensor:
@@ -72,7 +72,7 @@ def test_cutting_the_batch_into_chunks_changes_nothing(monkeypatch, dropout):
     heads = [torch.randn(5, 2, 4, 8) for _ in range(3)]
     found = []
     for chunk in (2**20, 70, 1):  # all five reviews at once, two at a time (2 · 4 · 4 scores each), one at a time
-        monkeypatch.setattr("lora_study.attention.CHUNK", chunk)
+        monkeypatch.setattr("lora_study.model.fast.attention.CHUNK", chunk)
         torch.manual_seed(0)
         found.append(matrix_product_attention(torch.nn.Identity(), *heads, None, dropout=dropout)[0])
     torch.testing.assert_close(found[1], found[0])

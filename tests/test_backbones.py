@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertForSequenceClassification, DistilBertModel
 
-from lora_study import backbones
-from lora_study.backbones import build_model, build_skeleton, build_tokenizer, check_tables, describe, rewrite_bert
-from lora_study.config import ConfigError, ModelConfig
+from lora_study.base.errors import ConfigError
+from lora_study.config import ModelConfig
+from lora_study.model import encoder as backbones
+from lora_study.model.encoder import build_model, build_skeleton, build_tokenizer, check_tables, describe, rewrite_bert
 
 # all-MiniLM-L6-v2 without its two token types and its pooler.
 ENCODER_OF_MINILM = 22_713_216 - 2 * 384 - (384 + 1) * 384

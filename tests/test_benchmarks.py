@@ -8,7 +8,7 @@ import pytest
 from fabricate import record, write_run
 from fabricate_benchmarks import PROVENANCE, inference, row, training, write_benchmarks
 
-from lora_study.config import ConfigError
+from lora_study.base.errors import ConfigError
 from lora_study.report import write_report
 from lora_study.report.benchmarks import TITLES, read_benchmarks, readme_speed
 

@@ -13,12 +13,12 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DistilBertForSequenceClassification
 
-from lora_study.adapters import save_adapter
-from lora_study.card import model_card, without_folders, write_card
 from lora_study.config import deviations
 from lora_study.config_files import experiment_from
 from lora_study.lora import inject_lora, lora_layers
-from lora_study.records import Record
+from lora_study.lora.adapters import save_adapter
+from lora_study.records.record import Record
+from lora_study.sharing.card import model_card, without_folders, write_card
 
 REFERENCE = {"name": "distilbert-base-uncased", "backbone": "distilbert-base-uncased", "revision": "a" * 40}
 BARE = Record(name="bare", mode="lora", seed=1, status="completed")

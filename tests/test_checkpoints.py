@@ -16,11 +16,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_experiments import MODES
 
-from lora_study.checkpoints import CheckpointError, read_checkpoint, write_checkpoint
 from lora_study.config import to_dict
-from lora_study.experiment import run_experiment
-from lora_study.module import ReviewClassifier
-from lora_study.records import read_record
+from lora_study.model.classifier import ReviewClassifier
+from lora_study.records.record import read_record
+from lora_study.training.checkpoints import CheckpointError, read_checkpoint, write_checkpoint
+from lora_study.training.experiment import run_experiment
 
 RESUMABLE = [mode for mode in MODES if mode != "cached"]  # which trains for a moment and keeps no checkpoint
 SHORT = {"data": {"sizes": {"train": 120, "val": 30, "test": 60}}}
@@ -240,7 +240,7 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(tiny, tmp_path, monkey
     def no_space(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lora_study.checkpoints.save_file", no_space)
+    monkeypatch.setattr("lora_study.training.checkpoints.save_file", no_space)
     assert run_experiment(tiny("lora", **SHORT), tmp_path).status == "completed"
     assert "no checkpoint is kept of epoch 1: [Errno 28] No space left on device" in caplog.text
 

@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 from fabricate import failed, record
 
-from lora_study.claims import LAYERWISE, VERDICTS, claims_json, claims_table, evaluate, load_claims
-from lora_study.claims.arithmetic import SHAPES, expected_trainable, trainable
-from lora_study.config import ConfigError
-from lora_study.records import run_dir
-from lora_study.reported import load_reported
+from lora_study.base.errors import ConfigError
+from lora_study.evidence.claims import LAYERWISE, VERDICTS, claims_json, claims_table, evaluate, load_claims
+from lora_study.evidence.claims.arithmetic import SHAPES, expected_trainable, trainable
+from lora_study.evidence.reported import load_reported
+from lora_study.records.record import run_dir
 
 CLAIMS = {claim.id: claim for claim in load_claims()}
 ROWS = ("last_two_layers", "lora_default", "lora_best", "full")
@@ -108,7 +108,7 @@ class TestTheShippedFile:
         ]
 
     def test_torch_is_not_imported(self):
-        code = "import sys, lora_study.claims; sys.exit('torch' in sys.modules)"
+        code = "import sys, lora_study.evidence.claims; sys.exit('torch' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from lora_study.cli import build_parser, main
-from lora_study.launchers.worker import work
-from lora_study.records import read_record, read_records
+from lora_study.records.record import read_record, read_records
+from lora_study.studies.launchers.worker import work
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -312,7 +312,7 @@ class Here:
 def test_a_study_s_reviews_and_encoder_can_be_named_on_the_command_line(
     capsys, experiment, reviews_csv, tiny_backbone, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("lora_study.launchers.make_launcher", lambda name, workers: Here())
+    monkeypatch.setattr("lora_study.studies.launchers.make_launcher", lambda name, workers: Here())
     study, results = tmp_path / "study.yaml", tmp_path / "out"
     hub = {"data": {"source": "hub", "revision": "abc"}, "model": {"backbone": "distilbert", "revision": "def"}}
     (tmp_path / "from_hub.yaml").write_text(yaml.safe_dump({"extends": "experiment.yaml", "name": "a", **hub}))

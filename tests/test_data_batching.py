@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from lora_study.config import ConfigError, DataConfig, SplitSizes
+from lora_study.base.errors import ConfigError
+from lora_study.config import DataConfig, SplitSizes
 from lora_study.data.batching import BucketSampler, collate, evaluation_batches
 from lora_study.data.datamodule import ReviewDataModule
 from lora_study.data.tokens import TokenisedReviews

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_study.config import ConfigError, DataConfig, SplitSizes
+from lora_study.base.errors import ConfigError
+from lora_study.config import DataConfig, SplitSizes
 from lora_study.data.duplicates import deduplicate, fold, overlap_report
 from lora_study.data.splits import split_reviews
 

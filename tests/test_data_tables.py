@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lora_study.config import ConfigError, DataConfig
+from lora_study.base.errors import ConfigError
+from lora_study.config import DataConfig
 from lora_study.data.sources import load_reviews
 from lora_study.data.stream import open_reviews
 

@@ -22,13 +22,14 @@ import torch
 import yaml
 from tiny_experiments import DIVERGES, MODES
 
-from lora_study import devices
-from lora_study.callbacks import EpochSeed
+from lora_study.base.errors import ConfigError
 from lora_study.cli import main
-from lora_study.config import ConfigError, ExperimentConfig, TrainConfig, to_dict
-from lora_study.experiment import new_record, run_experiment
-from lora_study.module import ReviewClassifier
-from lora_study.records import read_record, write_record
+from lora_study.config import ExperimentConfig, TrainConfig, to_dict
+from lora_study.model.classifier import ReviewClassifier
+from lora_study.records.record import read_record, write_record
+from lora_study.training import devices
+from lora_study.training.callbacks import EpochSeed
+from lora_study.training.experiment import new_record, run_experiment
 
 # Dropout is off, since each device draws masks of its own. No size divides by 2, so the devices' shares differ, and of
 # the last training batch, a single review, one device has none. At ten times the learning rate Adam would blow the

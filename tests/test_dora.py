@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lora_study.dora import LinearWithDoRA
 from lora_study.lora import LoRALayer, inject_lora, lora_layers, lora_parameters, merge_lora
+from lora_study.lora.dora import LinearWithDoRA
 
 
 def gpt2() -> tuple[nn.Module, torch.Tensor, list[str]]:

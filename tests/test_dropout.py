@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lora_study.dropout import CheapDropout, Masks, use_cheap_dropout
+from lora_study.model.fast.dropout import CheapDropout, Masks, use_cheap_dropout
 
 
 @pytest.mark.parametrize("p", [0.1, 0.2, 0.5, 0.97])

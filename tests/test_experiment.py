@@ -11,13 +11,13 @@ import pytest
 from safetensors import safe_open
 from tiny_experiments import DIVERGES, MODES
 
-from lora_study import provenance
-from lora_study.config import ConfigError
+from lora_study.base import machine as provenance
+from lora_study.base.errors import ConfigError
 from lora_study.config_files import experiment_from
-from lora_study.experiment import run_experiment
-from lora_study.module import ReviewClassifier
-from lora_study.records import read_record
-from lora_study.trained import load_run
+from lora_study.model.classifier import ReviewClassifier
+from lora_study.records.record import read_record
+from lora_study.sharing.trained import load_run
+from lora_study.training.experiment import run_experiment
 
 
 @pytest.fixture(scope="session")

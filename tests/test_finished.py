@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from lora_study import finished
-from lora_study.config import ConfigError, to_dict
+from lora_study.base.errors import ConfigError
+from lora_study.config import to_dict
 from lora_study.config_files import experiment_from, overlay
-from lora_study.experiment import run_experiment, write_failed
-from lora_study.finished import finished_run
-from lora_study.records import read_record, write_record
-from lora_study.run_folder import prepare_folder
-from lora_study.study import run_all
+from lora_study.records.record import read_record, write_record
+from lora_study.records.run_folder import prepare_folder
+from lora_study.studies.study import run_all
+from lora_study.training import finished
+from lora_study.training.experiment import run_experiment, write_failed
+from lora_study.training.finished import finished_run
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import io
 import pandas as pd
 from markdown_it import MarkdownIt
 
-from lora_study.formats import csv_table, latex_table, markdown_table
+from lora_study.base.text_tables import csv_table, latex_table, markdown_table
 
 NUMBERS = pd.DataFrame({"n": pd.array([1234567, None], dtype="Int64"), "x": [1234.5, None], "s": [None, "ok"]})
 

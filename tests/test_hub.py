@@ -17,8 +17,9 @@ import torch
 from huggingface_hub import constants, hf_hub_download
 from miniature_hub import MiniatureHub, Repository
 
-from lora_study.backbones import build_model, build_skeleton, build_tokenizer, describe
-from lora_study.config import ConfigError, ModelConfig
+from lora_study.base.errors import ConfigError
+from lora_study.config import ModelConfig
+from lora_study.model.encoder import build_model, build_skeleton, build_tokenizer, describe
 
 CARD = """\
 ---
@@ -33,7 +34,7 @@ configs:
 
 LOAD_BY_NAME = """
 import json, sys
-from lora_study.backbones import build_model, build_tokenizer, describe
+from lora_study.model.encoder import build_model, build_tokenizer, describe
 from lora_study.config import DataConfig, ModelConfig
 from lora_study.data.sources import load_reviews
 

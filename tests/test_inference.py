@@ -15,11 +15,11 @@ import pytest
 import torch
 from fabricate_run import MAX_LENGTH, finished_run
 
-from lora_study import inference as module
 from lora_study.cli import main
-from lora_study.inference import predict, prepare
 from lora_study.lora import lora_layers
-from lora_study.trained import load_run
+from lora_study.sharing import predict as module
+from lora_study.sharing.predict import predict, prepare
+from lora_study.sharing.trained import load_run
 
 
 @pytest.fixture(scope="module")
@@ -371,7 +371,7 @@ class Terminal(io.StringIO):
 def test_progress_is_lines_in_a_log_and_a_bar_in_a_terminal(classify, texts, tmp_path, monkeypatch):
     (tmp_path / "reviews.txt").write_text("\n".join(texts))
     arguments = ("--file", str(tmp_path / "reviews.txt"))
-    monkeypatch.setattr("lora_study.progress.INTERVAL", 0)
+    monkeypatch.setattr("lora_study.base.progress.INTERVAL", 0)
     _, in_log, err = classify(*arguments)
     assert [line.split()[0] for line in err.splitlines()] == ["32", "50", "50"]
     terminal = Terminal()

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from lora_study.config import to_dict
-from lora_study.experiment import run_experiment
-from lora_study.module import ReviewClassifier
-from lora_study.records import read_record
+from lora_study.model.classifier import ReviewClassifier
+from lora_study.records.record import read_record
+from lora_study.training.experiment import run_experiment
 
 BOTH = [signal.SIGINT, signal.SIGTERM]
 

@@ -17,15 +17,16 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_study.config import ConfigError, StudyConfig
+from lora_study.base.errors import ConfigError
+from lora_study.config import StudyConfig
 from lora_study.config_files import experiment_from
-from lora_study.experiment import run_experiment
-from lora_study.launchers import make_launcher
-from lora_study.launchers.dispatch import RETRIES, dispatch
-from lora_study.launchers.local import LocalLauncher
-from lora_study.launchers.worker import work, write_failed
-from lora_study.records import read_record, run_dir
-from lora_study.study import run_all, run_study
+from lora_study.records.record import read_record, run_dir
+from lora_study.studies.launchers import make_launcher
+from lora_study.studies.launchers.dispatch import RETRIES, dispatch
+from lora_study.studies.launchers.local import LocalLauncher
+from lora_study.studies.launchers.worker import work, write_failed
+from lora_study.studies.study import run_all, run_study
+from lora_study.training.experiment import run_experiment
 
 
 @pytest.fixture
@@ -137,7 +138,7 @@ def test_every_launcher_gives_the_same_records(runs, tmp_path, way):
         pytest.skip("ray is not installed")
     if way == "slurm":
         pytest.importorskip("submitit")
-        from lora_study.launchers.slurm import SlurmLauncher
+        from lora_study.studies.launchers.slurm import SlurmLauncher
 
         launcher = SlurmLauncher(cluster="local")
     else:
@@ -151,7 +152,7 @@ def test_every_launcher_gives_the_same_records(runs, tmp_path, way):
 
 
 def test_a_worker_that_is_killed_does_not_end_its_run(runs, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr("lora_study.launchers.local._child", vanishing.vanish_once)
+    monkeypatch.setattr("lora_study.studies.launchers.local._child", vanishing.vanish_once)
     (record,) = run_all(runs[:1], tmp_path / "out", LocalLauncher(), "command")
     assert record.status == "completed", record.error
     assert "lora seed 1: killed by signal 9; if memory ran out" in capfd.readouterr().err
@@ -160,7 +161,7 @@ def test_a_worker_that_is_killed_does_not_end_its_run(runs, tmp_path, monkeypatc
 
 
 def test_a_worker_that_is_always_killed_leaves_a_failed_record_and_each_has_a_gpu(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr("lora_study.launchers.local._child", vanishing.vanish)
+    monkeypatch.setattr("lora_study.studies.launchers.local._child", vanishing.vanish)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     records = run_all(runs[:2], tmp_path / "out", LocalLauncher(2), "command")
@@ -179,7 +180,7 @@ def test_a_worker_that_is_killed_when_its_run_is_completed_loses_nothing(runs, t
 
 
 def test_a_run_that_another_process_holds_is_waited_for_and_not_trained_again(runs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("lora_study.study.POLL", 0.05)
+    monkeypatch.setattr("lora_study.studies.study.POLL", 0.05)
     results = tmp_path / "out"
     held, other = runs[0], runs[1]
     run_experiment(held, tmp_path / "elsewhere")
@@ -219,7 +220,7 @@ def test_a_study_runs_each_experiment_with_each_seed_and_a_mistake_does_not_stop
 def test_a_launcher_whose_package_is_missing_says_what_to_install(monkeypatch, name):
     monkeypatch.setitem(sys.modules, {"ray": "ray", "slurm": "submitit"}[name], None)
     for module in ("ray_cluster", "slurm"):
-        monkeypatch.delitem(sys.modules, f"lora_study.launchers.{module}", raising=False)
+        monkeypatch.delitem(sys.modules, f"lora_study.studies.launchers.{module}", raising=False)
     with pytest.raises(ConfigError, match=rf"pip install 'lora-study\[{name}\]'"):
         make_launcher(name, None)
 

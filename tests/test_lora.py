@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from lora_study.dora import LinearWithDoRA
 from lora_study.lora import (
     LinearWithLoRA,
     LoRALayer,
@@ -17,6 +16,7 @@ from lora_study.lora import (
     parameter_groups,
     unmerge_lora,
 )
+from lora_study.lora.dora import LinearWithDoRA
 
 SCALINGS = {"alpha": 6.0, "alpha/r": 6.0 / 4, "alpha/sqrt(r)": 6.0 / 2}
 

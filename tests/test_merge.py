@@ -12,13 +12,13 @@ from fabricate_run import MAX_LENGTH, finished_run
 from tokenizers import Tokenizer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
+from lora_study.base.errors import ConfigError
 from lora_study.cli import main
-from lora_study.config import ConfigError
-from lora_study.export import export_run
-from lora_study.inference import predict
 from lora_study.lora import lora_layers
-from lora_study.merge import write_merged
-from lora_study.trained import load_run
+from lora_study.sharing.export import export_run
+from lora_study.sharing.merge import write_merged
+from lora_study.sharing.predict import predict
+from lora_study.sharing.trained import load_run
 
 VARIANTS = {
     "lora": {},
@@ -176,7 +176,7 @@ def test_what_fails_midway_leaves_nothing(runs, tmp_path, monkeypatch):
     def no_space(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lora_study.merge.write_card", no_space)
+    monkeypatch.setattr("lora_study.sharing.merge.write_card", no_space)
     with pytest.raises(OSError, match="No space left"):
         write_merged(load_run(runs["lora"]), tmp_path / "out" / "merged")
     assert list((tmp_path / "out").iterdir()) == []

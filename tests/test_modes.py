@@ -5,9 +5,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from lora_study.backbones import build_skeleton
+from lora_study.base.errors import ConfigError
 from lora_study.config import (
-    ConfigError,
     ExperimentConfig,
     LoRAConfig,
     ModelConfig,
@@ -17,11 +16,12 @@ from lora_study.config import (
     deviations,
 )
 from lora_study.config_files import experiment_from
-from lora_study.dora import LinearWithDoRA
-from lora_study.experiment import run_experiment
 from lora_study.lora import LinearWithLoRA, lora_layers
-from lora_study.modes import apply_mode, count_parameters
-from lora_study.module import ReviewClassifier
+from lora_study.lora.dora import LinearWithDoRA
+from lora_study.model.classifier import ReviewClassifier
+from lora_study.model.encoder import build_skeleton
+from lora_study.model.modes import apply_mode, count_parameters
+from lora_study.training.experiment import run_experiment
 
 BEST = ("query", "value", "mlp")
 

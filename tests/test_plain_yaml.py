@@ -3,11 +3,11 @@
 import pytest
 import yaml
 
-from lora_study.claims import load_claims
+from lora_study.base.errors import ConfigError
+from lora_study.base.plain_yaml import dump_yaml, load_yaml
 from lora_study.cli import main
-from lora_study.config import ConfigError
 from lora_study.config_files import load_experiment, load_study, load_sweep
-from lora_study.plain_yaml import dump_yaml, load_yaml
+from lora_study.evidence.claims import load_claims
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ import pytest
 from fabricate import curves, failed, record
 from matplotlib.figure import Figure
 
-from lora_study.predictions import Reliability
+from lora_study.evidence.predictions import Reliability
+from lora_study.evidence.reported import load_reported
+from lora_study.evidence.summary import summary_table
 from lora_study.report import plots
-from lora_study.reported import load_reported
-from lora_study.tables import summary_table
 
 REPORTED = load_reported()
 ENCODER = "stand-in encoder: all-MiniLM-L6-v2"

@@ -6,7 +6,7 @@ import pytest
 from fabricate import record
 from fabricate_predictions import predictions
 
-from lora_study.predictions import confusion, read_predictions, reliability
+from lora_study.evidence.predictions import confusion, read_predictions, reliability
 
 
 def frame(labels, probabilities):

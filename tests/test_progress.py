@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from lora_study import progress
-from lora_study.experiment import run_experiment
-from lora_study.progress import Meter, duration
+from lora_study.base import progress
+from lora_study.base.progress import Meter, duration
+from lora_study.training.experiment import run_experiment
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from fabricate import record, write_run
 from fabricate_benchmarks import inference, training, write_benchmarks
 
-from lora_study.records import read_record
+from lora_study.records.record import read_record
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "publish.py"
 README = """Before

@@ -7,17 +7,8 @@ import threading
 
 import pytest
 
-from lora_study.records import (
-    Record,
-    RecordError,
-    atomic,
-    atomic_folder,
-    read_record,
-    read_records,
-    run_dir,
-    write_record,
-    write_text,
-)
+from lora_study.base.files import atomic, atomic_folder, write_text
+from lora_study.records.record import Record, RecordError, read_record, read_records, run_dir, write_record
 
 
 def record(**changes) -> Record:

@@ -2,11 +2,11 @@
 
 import pytest
 
-from lora_study.experiment import run_experiment
-from lora_study.launchers.worker import write_failed
-from lora_study.records import Record, read_record, run_dir, write_record
-from lora_study.redaction import without_secrets
+from lora_study.base.redaction import without_secrets
+from lora_study.records.record import Record, read_record, run_dir, write_record
 from lora_study.report import write_report
+from lora_study.studies.launchers.worker import write_failed
+from lora_study.training.experiment import run_experiment
 
 HUB_TOKEN = "hf_AbCdEfGhIjKlMnOpQrStUvWxYz012345"
 SECRETS = {

@@ -13,17 +13,17 @@ import yaml
 from fabricate import curves, failed, record, write_run
 from fabricate_predictions import predictions, write_whole_run, write_whole_study
 
-from lora_study.config import ConfigError
+from lora_study.base.errors import ConfigError
 from lora_study.config_files import load_experiment
-from lora_study.records import run_dir
+from lora_study.evidence.reported import load_reported
+from lora_study.evidence.summary import summary_table
+from lora_study.records.record import run_dir
 from lora_study.report import readme_results, write_report
 from lora_study.report.exhibits import draw_up
 from lora_study.report.inputs import read_study
 from lora_study.report.pages import report_page
 from lora_study.report.variants import find_variants
 from lora_study.report.webpage import html_page
-from lora_study.reported import load_reported
-from lora_study.tables import summary_table
 
 ENCODER = "stand-in encoder: all-MiniLM-L6-v2"
 NAMES = ("last_two_layers", "lora_default", "lora_best", "full", "lora_default_short")

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from lora_study.claims.kinds import Fact
-from lora_study.config import ConfigError, DataConfig, ExperimentConfig, LoRAConfig, SweepConfig, flatten, to_dict
+from lora_study.base.errors import ConfigError
+from lora_study.config import DataConfig, ExperimentConfig, LoRAConfig, SweepConfig, flatten, to_dict
 from lora_study.config_files import experiment_from, nested
+from lora_study.evidence.claims.kinds import Fact
 
 
 def sections(config=None, prefix=""):

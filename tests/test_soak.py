@@ -9,7 +9,7 @@ import pytest
 import soak
 from soak_study import NotSurvivedError, Study, Template, outcome
 
-from lora_study.records import run_dir, write_record
+from lora_study.records.record import run_dir, write_record
 
 
 def inflicted(*arguments: str) -> str:

@@ -8,10 +8,10 @@ from torch import nn
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from lora_study.config import ExperimentConfig, LoRAConfig, TrainConfig
-from lora_study.dropout import CheapDropout
-from lora_study.modes import apply_mode
-from lora_study.module import ReviewClassifier
-from lora_study.speed import COMPUTE_DTYPE, hold_frozen_linears_in, make_fast
+from lora_study.model.classifier import ReviewClassifier
+from lora_study.model.fast.dropout import CheapDropout
+from lora_study.model.fast.levers import COMPUTE_DTYPE, hold_frozen_linears_in, make_fast
+from lora_study.model.modes import apply_mode
 
 MODES = ("lora", "last_two_layers", "full")
 CPU = torch.device("cpu")

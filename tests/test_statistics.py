@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import DescrStatsW
 
-from lora_study.statistics import (
+from lora_study.evidence.statistics import (
     Estimate,
     accuracy_over_seeds,
     equivalence,

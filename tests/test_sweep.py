@@ -7,17 +7,17 @@ import pandas as pd
 import pytest
 import yaml
 
+from lora_study.base.errors import ConfigError
 from lora_study.cli import main
-from lora_study.config import ConfigError
 from lora_study.config_files import load_sweep
-from lora_study.experiment import new_record
-from lora_study.launchers.worker import work
-from lora_study.records import read_record, run_dir, write_record
+from lora_study.evidence.trials import chosen_trial, pareto_front, trials_table
+from lora_study.records.record import read_record, run_dir, write_record
 from lora_study.report import write_report
 from lora_study.report.sweep_report import write_sweep_report
-from lora_study.search import Search, make_experiment, setting_name
-from lora_study.sweep import run_sweep
-from lora_study.trials import chosen_trial, pareto_front, trials_table
+from lora_study.studies.launchers.worker import work
+from lora_study.studies.search import Search, make_experiment, setting_name
+from lora_study.studies.sweep import run_sweep
+from lora_study.training.experiment import new_record
 
 SWEEPS = sorted((Path(__file__).parent.parent / "configs" / "sweeps").glob("*.yaml"))
 GRID = {"lora.r": [1, 2], "lora.alpha": [4, 16], "lora.targets": [["query", "value"], ["query", "value", "mlp"]]}
@@ -457,7 +457,7 @@ def test_a_trained_sweep_from_the_command_line_never_scores_the_test_reviews_of_
             for run in runs:
                 yield run, work(run, results_dir, command)
 
-    monkeypatch.setattr("lora_study.launchers.make_launcher", lambda name, workers: InThisProcess())
+    monkeypatch.setattr("lora_study.studies.launchers.make_launcher", lambda name, workers: InThisProcess())
     base = {
         "name": "tiny",
         "model": {"backbone": str(tiny_backbone)},

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from fabricate import failed, record
 
-from lora_study.reported import load_reported
-from lora_study.tables import comparable, encoder_label, facts_table, parameters_table, summary_table
+from lora_study.evidence.reported import load_reported
+from lora_study.evidence.summary import comparable, encoder_label, facts_table, parameters_table, summary_table
 
 ROWS = load_reported().rows
 

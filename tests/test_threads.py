@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from lora_study.threads import BRIEF, CHOICES, waiting
+from lora_study.base.threads import BRIEF, CHOICES, waiting
 
 SHOW = (
     "import json, sys; from lora_study import cli; cli.main([]); loaded = 'torch' in sys.modules;"
-    "from lora_study.threads import waiting; print(json.dumps([loaded, waiting()]))"
+    "from lora_study.base.threads import waiting; print(json.dumps([loaded, waiting()]))"
 )
 
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load, save_file
 
-from lora_study import backbones
-from lora_study.config import ConfigError
+from lora_study.base.errors import ConfigError
 from lora_study.config_files import experiment_from, overlay
 from lora_study.data.datamodule import ReviewDataModule
-from lora_study.experiment import run_experiment
-from lora_study.records import read_record, write_record
-from lora_study.run_folder import completed_run
-from lora_study.trained import load_run
+from lora_study.model import encoder as backbones
+from lora_study.records.record import read_record, write_record
+from lora_study.records.run_folder import completed_run
+from lora_study.sharing.trained import load_run
+from lora_study.training.experiment import run_experiment
 
 VARIANTS = {
     "lora": {"lora": {"r": 4, "alpha": 1, "dropout": 0.1, "targets": ["query", "value", "head"]}},

@@ -5,8 +5,8 @@ import pytest
 from fabricate import record
 from fabricate_predictions import predictions, variant
 
+from lora_study.evidence.reported import load_reported
 from lora_study.report.variants import deviations_table, find_variants, variants_table
-from lora_study.reported import load_reported
 
 BASES = list(load_reported().rows)
 

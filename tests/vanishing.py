@@ -19,6 +19,6 @@ def vanish_once(config, results_dir, *more):
     if not seen.exists():
         seen.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    from lora_study.launchers.local import _child
+    from lora_study.studies.launchers.local import _child
 
     _child(config, results_dir, *more)

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from lora_study.config import ConfigError, one_line
+from lora_study.base.errors import ConfigError, one_line
 from lora_study.data.lines import decode
 from lora_study.data.tables import Table, in_memory
 

@@ -10,7 +10,7 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from lora_study.records import atomic
+from lora_study.base.files import atomic
 
 logger = logging.getLogger(__name__)
 

@@ -10,14 +10,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
-from lora_study.config import DataConfig, check
+from lora_study.base.errors import check
+from lora_study.base.files import user_path
+from lora_study.config import DataConfig
 from lora_study.data.batching import BucketSampler, collate, evaluation_batches
 from lora_study.data.cache import fingerprint
 from lora_study.data.duplicates import deduplicate, overlap_report
 from lora_study.data.sources import load_reviews
 from lora_study.data.splits import split_reviews
 from lora_study.data.tokens import TokenisedReviews, tokenise
-from lora_study.small_files import user_path
 
 Loader = DataLoader[dict[str, Tensor]]
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from lora_study.config import ConfigError, one_line
+from lora_study.base.errors import ConfigError, one_line
+from lora_study.base.files import read_json
 from lora_study.data.reviews import SPLITS
 from lora_study.data.tables import NOT_PARQUET, Table, arrow_rows, class_labels, open_table, quoted
-from lora_study.small_files import read_json
 
 UNLABELLED = ("unsupervised", "unsup")  # splits that are passed over
 NAMES = (*SPLITS, *UNLABELLED)

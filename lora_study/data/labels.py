@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lora_study.config import ConfigError
+from lora_study.base.errors import ConfigError
 
 # Each pair is a way of writing the two classes; one source is written in one way.
 PAIRS = (("0", "1"), ("false", "true"), ("neg", "pos"), ("negative", "positive"))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO, cast
 
-from lora_study.config import ConfigError, one_line
+from lora_study.base.errors import ConfigError, one_line
 
 LONGEST = 10_000_000  # characters in a line or field: beyond any review, but where a quote was never closed
 

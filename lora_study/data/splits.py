@@ -3,7 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from lora_study.config import ConfigError, DataConfig
+from lora_study.base.errors import ConfigError
+from lora_study.config import DataConfig
 
 PARTS = ("train", "val", "test")
 

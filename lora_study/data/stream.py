@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from lora_study.config import ConfigError, check
+from lora_study.base.errors import ConfigError, check
+from lora_study.base.files import user_path
 from lora_study.data.folders import folder_tables, is_data_set
 from lora_study.data.lines import AS_UTF8, Lines, open_text
 from lora_study.data.reviews import Review, text_of, unlabelled
 from lora_study.data.tables import KINDS, kind_of, open_table
-from lora_study.small_files import user_path
 
 STDIN = "-"
 

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lora_study.config import ConfigError, one_line
+from lora_study.base.errors import ConfigError, one_line
 from lora_study.data.lines import BROKEN_GZIP, LONGEST, Lines, open_text
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedTokenizerFast
 
+from lora_study.base.files import user_path
 from lora_study.data.cache import Arrays, cached, fingerprint
-from lora_study.small_files import user_path
 
 FORMAT = 1  # of a cache entry; part of its name
 CHUNK = 1000  # reviews per call of the tokenizer, whose own result is many times larger than the tokens

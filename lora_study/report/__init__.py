@@ -8,18 +8,17 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
-from lora_study.config import ConfigError
-from lora_study.formats import csv_table, escape, latex_table
-from lora_study.plain_yaml import dump_yaml
-from lora_study.records import atomic
+from lora_study.base.errors import ConfigError
+from lora_study.base.files import atomic, user_path
+from lora_study.base.plain_yaml import dump_yaml
+from lora_study.base.text_tables import csv_table, escape, latex_table
+from lora_study.evidence.summary import parameters_table, summary_table
 from lora_study.report.exhibits import config_path, draw_up
 from lora_study.report.figures import draw_figures
 from lora_study.report.inputs import Study, read_study
 from lora_study.report.pages import budget, report_page, title_of, verdicts_in_words
 from lora_study.report.variants import find_variants
 from lora_study.report.webpage import html_page
-from lora_study.small_files import user_path
-from lora_study.tables import parameters_table, summary_table
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from lora_study.records import Record
-from lora_study.tables import all_or
+from lora_study.evidence.summary import all_or
+from lora_study.records.record import Record
 
 CONTAMINATION = {
     "reviews": "string",

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from lora_study.config import ConfigError
-from lora_study.formats import escape, markdown_table
+from lora_study.base.errors import ConfigError
+from lora_study.base.text_tables import escape, markdown_table
 
 # The files that are read, by name without the ending, and what each measures.
 TITLES = {

@@ -8,15 +8,15 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from lora_study.claims import VERDICTS, ClaimResult
+from lora_study.base.text_tables import escape, markdown_table
 from lora_study.config import flatten
-from lora_study.formats import escape, markdown_table
-from lora_study.predictions import confusion, reliability
-from lora_study.records import Record
+from lora_study.evidence.claims import VERDICTS, ClaimResult
+from lora_study.evidence.predictions import confusion, reliability
+from lora_study.evidence.summary import encoder_label, facts_table, measured, parameters_table, rows_of
+from lora_study.records.record import Record
 from lora_study.report.accounts import contamination_table
 from lora_study.report.inputs import Study
 from lora_study.report.variants import Variant, deviations_table, variants_table
-from lora_study.tables import encoder_label, facts_table, measured, parameters_table, rows_of
 
 # What each kind of claim is about, and the kinds that compare: the sentences a reader remembers.
 KINDS = {

@@ -6,11 +6,11 @@ from functools import partial
 
 import pandas as pd
 
-from lora_study.predictions import reliability
+from lora_study.evidence.predictions import reliability
+from lora_study.evidence.summary import encoder_label, rows_of
 from lora_study.report import plots
 from lora_study.report.benchmarks import ratio_text
 from lora_study.report.inputs import Study
-from lora_study.tables import encoder_label, rows_of
 
 LINES = len(plots.COLOURS)  # learning curves in one figure: more would share colours
 

@@ -13,14 +13,14 @@ from typing import Any
 
 import pandas as pd
 
-from lora_study.claims import ClaimResult, evaluate, load_claims
-from lora_study.config import ConfigError
-from lora_study.predictions import read_predictions
-from lora_study.records import Record, read_records, run_dir
+from lora_study.base.errors import ConfigError
+from lora_study.base.files import user_path
+from lora_study.evidence.claims import ClaimResult, evaluate, load_claims
+from lora_study.evidence.predictions import read_predictions
+from lora_study.evidence.reported import Reported, load_reported
+from lora_study.evidence.summary import comparable, in_order
+from lora_study.records.record import Record, read_records, run_dir
 from lora_study.report.benchmarks import Benchmark, read_benchmarks
-from lora_study.reported import Reported, load_reported
-from lora_study.small_files import user_path
-from lora_study.tables import comparable, in_order
 
 CURVES = ("epoch", "train_loss", "val_accuracy")
 

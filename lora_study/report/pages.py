@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
+from lora_study.base.text_tables import escape
 from lora_study.config import flatten
-from lora_study.formats import escape
-from lora_study.records import Record
+from lora_study.evidence.summary import all_measured, encoder_label
+from lora_study.records.record import Record
 from lora_study.report.exhibits import Table, verdict_counts
 from lora_study.report.figures import Picture
 from lora_study.report.inputs import Study
-from lora_study.tables import all_measured, encoder_label
 
 REFERENCE_COMMAND = "make reproduce PROFILE=reference"
 # What a record has to hold for others to repeat its run, and how to tell; a failed run measured nothing.

@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
-from lora_study.predictions import Reliability
-from lora_study.reported import Reported, ReportedRow
-from lora_study.statistics import wilson
-from lora_study.tables import rows_of
+from lora_study.evidence.predictions import Reliability
+from lora_study.evidence.reported import Reported, ReportedRow
+from lora_study.evidence.statistics import wilson
+from lora_study.evidence.summary import rows_of
 
 # Okabe and Ito's colours (https://jfly.uni-koeln.de/color/), without yellow, which is too pale for lines on white.
 INK, GREY, GRID, PAPER = "#262626", "#595959", "#e4e4e4", "#ffffff"  # the page gives these its own colours

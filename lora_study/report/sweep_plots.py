@@ -4,7 +4,7 @@ They are ours, since in `optuna.visualization.matplotlib` the names of layers ru
 bar, and its functions are experimental, which they say in a warning each, and need pyplot. What they draw beside
 these, as parallel coordinates, can be drawn from sweep.csv.
 
-Every function takes a table of trials (`lora_study.trials`) and an Axes, draws, and returns the Axes.
+Every function takes a table of trials (`lora_study.evidence.trials`) and an Axes, draws, and returns the Axes.
 """
 
 from typing import Any
@@ -13,8 +13,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, NullFormatter
 
+from lora_study.evidence.trials import pareto_front
 from lora_study.report.plots import BELOW, COLOURS, GREY, PAPER
-from lora_study.trials import pareto_front
 
 ACCURACY = "validation accuracy (%)"
 FEW = 8  # values that stand at equal distances, in their order; more numbers stand where they are

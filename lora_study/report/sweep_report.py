@@ -7,15 +7,24 @@ from pathlib import Path
 
 import pandas as pd
 
-from lora_study.config import ConfigError, SweepConfig
+from lora_study.base.errors import ConfigError
+from lora_study.base.files import atomic, user_path
+from lora_study.base.text_tables import csv_table, escape, markdown_table
+from lora_study.config import SweepConfig
 from lora_study.config_files import read_config
-from lora_study.formats import csv_table, escape, markdown_table
-from lora_study.records import Record, atomic, read_records
+from lora_study.evidence.summary import all_measured, encoder_label, mean
+from lora_study.evidence.trials import (
+    BEST,
+    SWEEP_FILE,
+    chosen_trial,
+    runs_of_best,
+    trials_of,
+    trials_table,
+    with_all_seeds,
+)
+from lora_study.records.record import Record, read_records
 from lora_study.report import plots, sweep_plots
 from lora_study.report.figures import Picture
-from lora_study.small_files import user_path
-from lora_study.tables import all_measured, encoder_label, mean
-from lora_study.trials import BEST, SWEEP_FILE, chosen_trial, runs_of_best, trials_of, trials_table, with_all_seeds
 
 SHOWN = 20  # rows of the page's table; sweep.csv has all
 HEADS = {

@@ -16,7 +16,7 @@ from typing import Any
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from lora_study.claims import VERDICTS
+from lora_study.evidence.claims import VERDICTS
 from lora_study.report.plots import GREY, GRID, INK, PAPER
 
 # The colours of a drawing that follow the page into the dark; those of the data stay.

@@ -1,0 +1,160 @@
+"""The machine: its device and precision, and where a result came from: code, versions, hardware, memory."""
+
+import contextlib
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lora_study.base.errors import ConfigError, check
+from lora_study.base.threads import waiting
+
+PACKAGES = ("lora-study", "torch", "transformers", "lightning", "datasets", "torchmetrics", "pandas", "numpy")
+
+
+def code_state() -> dict[str, Any]:
+    """The commit of this package's checkout and whether files differ from it; None where it is not in one."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # An installed copy may lie inside some other project's checkout, whose commit would say nothing about it.
+    if git("ls-files", "--error-unmatch", "lora_study/base/machine.py") is None:
+        return {"commit": None, "dirty": None}
+    # Results are written while a study runs and are not what the code is.
+    return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", ".", ":!results"))}
+
+
+def versions() -> dict[str, str | None]:
+    """Version of Python and of each package that decides results."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """The processor, the accelerator and the memory a run had."""
+    on_gpu = device.type == "cuda"
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "thread_waiting": waiting(),
+        "memory_bytes": _total_memory(),
+        "accelerator": torch.cuda.get_device_name(device) if on_gpu else device.type,
+        "accelerator_memory_bytes": torch.cuda.get_device_properties(device).total_memory if on_gpu else None,
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 matrices natively, rather than by way of fp32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and not _cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16"})
+
+
+def pick_device(accelerator: str, devices: int = 1, local_rank: int = 0) -> torch.device:
+    """The device to compute on.
+
+    Args:
+        accelerator: As train.accelerator.
+        devices: How many of them a run takes.
+        local_rank: Which of them is this process's.
+
+    Raises:
+        ConfigError: there is none, or there are fewer.
+    """
+    if accelerator in ("auto", "gpu") and torch.cuda.is_available():
+        there = torch.cuda.device_count()
+        check(devices <= there, "train.devices", devices, f"this machine has {there} GPUs")
+        return torch.device("cuda", local_rank)
+    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available() and devices == 1:
+        return torch.device("mps")
+    if accelerator in ("gpu", "mps"):
+        raise ConfigError(f"train.accelerator: {accelerator!r} is not available on this machine; use auto or cpu")
+    return torch.device("cpu")
+
+
+def pick_precision(precision: str, device: torch.device) -> str:
+    """Lightning's name of a precision, as train.precision; "auto" is bf16 where the device has it.
+
+    Raises:
+        ConfigError: the device does not compute in it.
+    """
+    if precision == "auto":
+        return "bf16-mixed" if computes_in_bf16(device) else "32-true"
+    if precision == "16-mixed" and device.type == "cpu":
+        raise ConfigError("train.precision: '16-mixed' needs a GPU and there is none; use auto, bf16-mixed or 32-true")
+    return precision
+
+
+class PeakMemory:
+    """The most memory in use at once since construction: on a GPU what torch allocated, else resident memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.kind = "cuda allocated" if device.type == "cuda" else "resident set"
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        else:
+            with contextlib.suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak so far
+
+    def read(self) -> dict[str, Any]:
+        """peak_bytes (None where the system does not tell) and what they count."""
+        if self.device.type == "cuda":
+            peak: int | None = torch.cuda.max_memory_allocated(self.device)
+        else:
+            peak = _status_bytes("VmHWM")
+        return {"peak_bytes": peak, "kind": self.kind}
+
+
+def _cpu_name() -> str:
+    for line in _lines("/proc/cpuinfo"):
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cpu_flags() -> set[str]:
+    for line in _lines("/proc/cpuinfo"):
+        if line.startswith("flags"):
+            return set(line.partition(":")[2].split())
+    return set()
+
+
+def _total_memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _status_bytes(field: str) -> int | None:
+    for line in _lines("/proc/self/status"):
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,119 @@
+"""Dataclasses whose values are of their fields' types and fit a record, however they came: a file, a flag or Python."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin
+
+from lora_study.base.errors import ConfigError, check
+
+SMALLEST, LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # of single precision, in which is trained
+LARGEST_WHOLE = 2**63 - 1  # that a table holds
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Base of the dataclasses of a config; those that check more call ``super().__post_init__()`` first.
+
+    A value that its field cannot hold is refused, naming the field below its section. Numbers of numpy and torch become
+    Python's, lists become tuples and whole numbers of a fraction's field fractions, as a record holds them.
+    """
+
+    _section: ClassVar[str] = ""
+
+    def __init_subclass__(cls, section: str = "") -> None:
+        """Remember the section that the fields stand in, such as 'lora'; a subclass stands where its base does."""
+        super().__init_subclass__()
+        if section:
+            cls._section = f"{section}."
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            object.__setattr__(self, f.name, fitted(getattr(self, f.name), f.type, f"{self._section}{f.name}"))
+
+
+def fitted(value: Any, kind: Any, name: str) -> Any:
+    """A value as a field of this type holds it.
+
+    Raises:
+        ConfigError: it is of another type, or one that a record or the training cannot hold.
+    """
+    value, origin, arguments = _plain(value), get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return _one_of(value, arguments, name)
+    if origin is Literal:
+        check(isinstance(value, str) and value in arguments, name, value, f"use {', '.join(arguments)}")
+    elif origin is tuple:
+        check(isinstance(value, list | tuple), name, value, "list the values, as in [one, another]")
+        return tuple(fitted(item, arguments[0], name) for item in value)
+    elif origin is dict or (kind is Any and isinstance(value, Mapping)):
+        check(isinstance(value, Mapping), name, value, "it takes names and values")
+        return {key: fitted(item, Any, f"{name}.{key}") for key, item in value.items()}
+    elif kind is Any:
+        return _anything(value, name)
+    elif kind is str:
+        return _text(value, name)
+    elif kind is bool:
+        check(isinstance(value, bool), name, value, "use true or false")
+    elif kind is int:
+        check(isinstance(value, int) and not isinstance(value, bool), name, value, "use a whole number")
+        check(abs(value) <= LARGEST_WHOLE, name, value, f"use a whole number up to {LARGEST_WHOLE} in size")
+    elif kind is float:
+        return _number(value, name)
+    else:
+        check(isinstance(value, kind), name, value, f"it is a {kind.__name__}")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """Python's own value for a single one of numpy or torch."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
+def _one_of(value: Any, kinds: tuple[Any, ...], name: str) -> Any:
+    if value is None and NoneType in kinds:
+        return None
+    kinds = tuple(kind for kind in kinds if kind is not NoneType)
+    for kind in kinds[:-1]:
+        try:
+            return fitted(value, kind, name)
+        except ConfigError:
+            continue
+    return fitted(value, kinds[-1], name)
+
+
+def _anything(value: Any, name: str) -> Any:
+    """What JSON and YAML can hold; the settings of a sweep or a study, whose fields check them again."""
+    if isinstance(value, list | tuple):
+        return [fitted(item, Any, name) for item in value]
+    if isinstance(value, str | os.PathLike):
+        return _text(value, name)
+    known = value is None or isinstance(value, bool | int | float)
+    check(known, name, value, "use numbers, texts, true or false, null, or lists and mappings of these")
+    finite = not isinstance(value, float) or math.isfinite(value)
+    check(finite, name, value, "use a finite number")
+    return value
+
+
+def _text(value: Any, name: str) -> str:
+    value = os.fspath(value) if isinstance(value, os.PathLike) else value
+    check(isinstance(value, str), name, value, "use a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        remedy = "it is no text in UTF-8, so no record can hold it; choose another name, or set PYTHONUTF8=1"
+        check(False, name, value, remedy)
+    return str(value)
+
+
+def _number(value: Any, name: str) -> float:
+    check(isinstance(value, int | float) and not isinstance(value, bool), name, value, "use a number")
+    size = abs(value)
+    remedy = f"training computes in single precision; use a number up to {LARGEST:.2g} in size"
+    check(size <= LARGEST, name, value, remedy)  # neither infinity nor NaN is
+    remedy = f"training computes in single precision, where it is 0; use 0 or at least {SMALLEST:.2g} in size"
+    check(size == 0 or size >= SMALLEST, name, value, remedy)
+    return float(value)

@@ -1,0 +1,1 @@
+"""What the records say: tables, statistics, and the claims they decide. Nothing here imports torch."""

@@ -1,0 +1,225 @@
+"""Claim by claim: what was reported, what the runs say, and a verdict.
+
+The claims, with the rule that judges each, are in ``claims.yaml`` beside this file.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jsonargparse import ArgumentError
+
+from lora_study.base.errors import ConfigError, one_line
+from lora_study.base.files import user_path
+from lora_study.config_files import ConfigParser, read_yaml
+from lora_study.evidence.claims.arithmetic import REFERENCE
+from lora_study.evidence.claims.comparisons import Accuracy, Equivalence, Ordering, Ratio
+from lora_study.evidence.claims.evidence import Runs
+from lora_study.evidence.claims.kinds import Claim, Equality, Fact, Finding
+from lora_study.evidence.reported import load_reported
+from lora_study.evidence.statistics import ALPHA, holm
+from lora_study.records.record import Record
+
+KINDS: dict[str, type[Claim]] = {kind.kind: kind for kind in (Equality, Accuracy, Ordering, Equivalence, Ratio, Fact)}
+
+# Every verdict there is; the third and fourth are for runs that are not the article's.
+VERDICTS = ("reproduced", "not reproduced", "same direction", "opposite direction", "inconclusive", "not run")
+
+LAYERWISE = (
+    *("layerwise_classifier", "layerwise_last_two", "layerwise_all"),
+    *(f"layerwise_blocks_{blocks}" for blocks in range(1, 7)),
+)
+
+
+@dataclass(frozen=True)
+class ClaimResult:
+    """One claim and its verdict, in words and ready for JSON.
+
+    Attributes:
+        id: The claim.
+        sentence: The claim in our words.
+        source: Where it was made.
+        kind: equality, accuracy, ordering, equivalence, ratio or fact.
+        verdict: One of `VERDICTS`. "same direction" and "opposite direction" are said of runs that are not the
+            article's recipe on its encoder: they never reproduce its numbers, nor fail to.
+        reported: What was reported; None if only a sentence was.
+        measured: What was measured, with what was run if that is not the article's recipe; None if nothing.
+        evidence: Test, statistic, number of reviews and seeds, p-values: one line.
+        experiments: Experiments the claim needs.
+        runs: Folders of the runs it rests on, relative to the results, such as lora_best/seed-1.
+        p_value: Of the test, if one was made.
+        adjusted_p: The same after Holm's correction for all tests made together.
+        tolerance: The rule that gave the verdict.
+    """
+
+    id: str
+    sentence: str
+    source: str
+    kind: str
+    verdict: str
+    reported: str | None
+    measured: str | None
+    evidence: str
+    experiments: tuple[str, ...]
+    runs: tuple[str, ...]
+    p_value: float | None
+    adjusted_p: float | None
+    tolerance: str | None
+
+
+def load_claims(path: str | Path | None = None) -> tuple[Claim, ...]:
+    """The claims of a file; by default those that ship with the package.
+
+    Raises:
+        ConfigError: the file cannot be read, a claim has an unknown kind or field, lacks one, or has a value that
+            is not valid, or two claims share an id.
+    """
+    with (
+        nullcontext(user_path(path))
+        if path
+        else as_file(files("lora_study.evidence.claims").joinpath("claims.yaml")) as file
+    ):
+        content = read_yaml(file)
+    where = f"claims file {path or 'claims.yaml'}"
+    entries = content.get("claims")
+    if not isinstance(entries, list) or not entries:
+        raise ConfigError(f"{where}: claims: {entries!r} is not valid; list at least one claim")
+    parsers = {kind: _parser(cls) for kind, cls in KINDS.items()}
+    claims = tuple(_claim(entry, parsers, f"{where}: claim {number}") for number, entry in enumerate(entries, start=1))
+    ids = [claim.id for claim in claims]
+    if twice := sorted({name for name in ids if ids.count(name) > 1}):
+        raise ConfigError(f"{where}: id: {twice[0]!r} is used twice; give each claim its own")
+    return claims
+
+
+def evaluate(claims: Sequence[Claim], records: Iterable[Record], results_dir: Path) -> list[ClaimResult]:
+    """Judge claims by a study's runs, in the order of the claims.
+
+    Args:
+        claims: What to judge; their tests are corrected for their number together.
+        records: The study's records.
+        results_dir: Its results folder, where the runs' predictions are.
+
+    Warns:
+        UserWarning: a record or a pair of runs is left out, and why.
+
+    Raises:
+        ConfigError: a claim names an experiment that is neither a reported row nor has a record.
+    """
+    records = list(records)
+    _check_experiments(claims, {record.name for record in records})
+    runs = Runs(records, results_dir)
+    findings = [claim.examine(runs) for claim in claims]
+    tested = [index for index, finding in enumerate(findings) if finding.p_value is not None]
+    adjusted = dict(zip(tested, holm([findings[index].p_value or 0.0 for index in tested]), strict=True))
+    return [
+        _result(claim, finding, adjusted.get(index), len(tested))
+        for index, (claim, finding) in enumerate(zip(claims, findings, strict=True))
+    ]
+
+
+def claims_table(results: Iterable[ClaimResult]) -> pd.DataFrame:
+    """The verdicts as a table: claim, verdict, reported, measured, rule, evidence, p-values, source, id."""
+    columns = {
+        "sentence": "claim",
+        "verdict": "verdict",
+        "reported": "reported",
+        "measured": "measured",
+        "tolerance": "rule",
+        "evidence": "evidence",
+        "p_value": "p",
+        "adjusted_p": "adjusted p",
+        "source": "source",
+        "id": "id",
+    }
+    rows = [[getattr(result, name) for name in columns] for result in results]
+    frame = pd.DataFrame(rows, columns=list(columns.values()))
+    kinds = {"p": "float64", "adjusted p": "float64"}
+    return frame.astype({column: kinds.get(column, "string") for column in frame.columns})
+
+
+def claims_json(results: Iterable[ClaimResult]) -> list[dict[str, Any]]:
+    """The verdicts as plain JSON: the fields of `ClaimResult`, tuples as lists."""
+    return [
+        {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(result).items()}
+        for result in results
+    ]
+
+
+def _result(claim: Claim, finding: Finding, adjusted_p: float | None, tests: int) -> ClaimResult:
+    evidence, measured = finding.evidence, finding.measured
+    if adjusted_p is not None and finding.p_value is not None:
+        evidence += f"; p = {finding.p_value:.3g}, adjusted for {tests} test(s) {adjusted_p:.3g}"
+    if measured is not None and finding.label is not None:
+        measured += f" ({finding.label})"
+        if not finding.judged:
+            evidence = f"only the article's recipe on {REFERENCE} could decide it; here: {evidence}"
+    return ClaimResult(
+        id=claim.id,
+        sentence=claim.sentence,
+        source=claim.source,
+        kind=claim.kind,
+        verdict=_verdict(finding, adjusted_p),
+        reported=claim.reported_text,
+        measured=measured,
+        evidence=evidence,
+        experiments=claim.experiments,
+        runs=finding.runs,
+        p_value=finding.p_value,
+        adjusted_p=adjusted_p,
+        tolerance=claim.tolerance_text,
+    )
+
+
+def _verdict(finding: Finding, adjusted_p: float | None) -> str:
+    if not finding.judged:
+        return "not run"
+    if finding.holds is None or (adjusted_p is not None and adjusted_p >= ALPHA):
+        return "inconclusive"
+    if finding.label is None:
+        return "reproduced" if finding.holds else "not reproduced"
+    return "same direction" if finding.holds else "opposite direction"
+
+
+def _parser(kind: type[Claim]) -> ConfigParser:
+    parser = ConfigParser(exit_on_error=False)
+    parser.add_class_arguments(kind)
+    return parser
+
+
+def _claim(entry: Any, parsers: dict[str, ConfigParser], where: str) -> Claim:
+    if not isinstance(entry, dict):
+        raise ConfigError(f"{where}: {entry!r} is not valid; it takes fields such as id, kind and sentence")
+    values = dict(entry)
+    where, kind = f"{where} ({values.get('id')})", values.pop("kind", None)
+    if kind not in KINDS:
+        raise ConfigError(f"{where}: kind: {kind!r} is not valid; use {', '.join(KINDS)}")
+    fields = {f.name: f for f in dataclasses.fields(KINDS[kind])}
+    for name in values:
+        if name not in fields:
+            raise ConfigError(f"{where}: unknown field {name}; the fields are kind, {', '.join(fields)}")
+    for name, f in fields.items():
+        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{where}: {name} is missing; a claim of kind {kind} needs it")
+    try:
+        parser = parsers[kind]
+        parsed = parser.instantiate(parser.parse_object(values))
+        return KINDS[kind](**{name: parsed[name] for name in fields})
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {one_line(error)}") from error
+
+
+def _check_experiments(claims: Iterable[Claim], recorded: set[str]) -> None:
+    known = {*load_reported().rows, *LAYERWISE, *recorded}
+    for claim in claims:
+        for name in claim.experiments:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(known))}"
+                raise ConfigError(f"claim {claim.id}: experiments: {name!r} is not known; {hint}")

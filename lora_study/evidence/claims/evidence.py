@@ -1,0 +1,183 @@
+"""What a study's records can say about a claim: which runs, how far they are the article's, paired predictions."""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from lora_study.base.errors import one_line
+from lora_study.config import flatten
+from lora_study.evidence.claims.arithmetic import REFERENCE
+from lora_study.evidence.predictions import correct, read_predictions
+from lora_study.evidence.summary import comparable, encoder_label
+from lora_study.records.record import Record, run_dir
+
+# Departures from the article's recipe with which a run still is a run of that recipe: another way to the same
+# weights or reviews, arithmetic in another 16-bit format, padding that is masked anyway, and scoring the up to 11
+# reviews the article's loaders drop. Any other departure makes its numbers numbers of another experiment.
+SAME_RECIPE = ("model.backbone", "data.source", "train.precision", "data.padding", "data.drop_last")
+
+# What two experiments must share for their time and memory to be compared.
+SAME_WORK = (
+    *("data.sizes.train", "data.sizes.val", "data.max_length", "data.batch_size", "data.bucket_window"),
+    *("data.padding", "train.epochs", "train.optimizer", "train.precision", "train.devices", "train.cache_trunk"),
+)
+
+
+class Missing(Exception):  # noqa: N818 - not an error: the claim's verdict is then "not run"
+    """The evidence a claim needs is not there; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Two experiments tested on the same reviews, seed by seed.
+
+    Attributes:
+        first: Whether the first experiment's predictions are right, (seeds, reviews).
+        second: The same for the second, reviews and seeds in the same order.
+        runs: Folders of the runs, relative to the results.
+        label: What to say beside their numbers, None for the article's own recipe; see `Runs.label`.
+    """
+
+    first: NDArray[np.bool_]
+    second: NDArray[np.bool_]
+    runs: tuple[str, ...]
+    label: str | None
+
+
+class Runs:
+    """The completed runs of a study that may stand together, by experiment.
+
+    Args:
+        records: Records of a study; those that may not be averaged are left out (see `tables.comparable`).
+        results_dir: The study's results, below which the runs' predictions lie.
+
+    Warns:
+        UserWarning: a record is left out, and why.
+    """
+
+    def __init__(self, records: Iterable[Record], results_dir: Path) -> None:
+        kept, left_out = comparable(records)
+        self.results_dir = results_dir
+        self._completed = [record for record in kept if record.status == "completed"]
+        self._right: dict[tuple[str, int], pd.Series | str] = {}
+        self._warned: set[str] = set()
+        self._warn(left_out)
+
+    def of(self, name: str) -> list[Record]:
+        """The completed runs of an experiment, by seed.
+
+        Raises:
+            Missing: there is none.
+        """
+        runs = self.completed([name])
+        if not runs:
+            raise Missing(f"there is no completed run of {name}")
+        return runs
+
+    def completed(self, names: Sequence[str]) -> list[Record]:
+        """The completed runs of some experiments, or of all if none is named."""
+        return [record for record in self._completed if not names or record.name in names]
+
+    def label(self, records: Sequence[Record]) -> str | None:
+        """None if the runs are the article's recipe on the article's encoder; else what they are, in words."""
+        encoders = [record.provenance.get("encoder") or {} for record in records]
+        if any(encoder.get("stand_in") is not False or encoder.get("name") != REFERENCE for encoder in encoders):
+            return encoder_label(records)
+        fields = {str(row.get("field")) for record in records for row in record.deviations} - set(SAME_RECIPE)
+        return f"departing from the article in {', '.join(sorted(fields))}" if fields else None
+
+    def pairs(self, first: str, second: str) -> Pairs:
+        """The predictions of two experiments on the same reviews, for every seed both have.
+
+        Warns:
+            UserWarning: a pair is left out, and why.
+
+        Raises:
+            Missing: no pair is left.
+        """
+        seconds = {record.seed: record for record in self.of(second)}
+        rows, reasons, ids = [], [], None
+        used: list[Record] = []
+        both = [(record, seconds[record.seed]) for record in self.of(first) if record.seed in seconds]
+        for pair in both:
+            joined = self._joined(*pair)
+            if not isinstance(joined, str) and ids is not None and not ids.equals(joined.index):
+                joined = "it was tested on other reviews than the seeds before"
+            if isinstance(joined, str):
+                reasons.append(f"{first} and {second} are not compared for seed {pair[0].seed}: {joined}")
+                continue
+            ids = joined.index
+            rows.append(joined.to_numpy().T)
+            used += pair
+        self._warn(reasons)
+        if not rows:
+            raise Missing(reasons[0] if reasons else f"{first} and {second} have no seed in common")
+        table = np.stack(rows)
+        return Pairs(table[:, 0], table[:, 1], self.folders(used), self.label(used))
+
+    def folders(self, records: Iterable[Record]) -> tuple[str, ...]:
+        """Where the runs lie, relative to the results folder."""
+        return tuple(sorted(run_dir(Path(), record.name, record.seed).as_posix() for record in records))
+
+    def _joined(self, first: Record, second: Record) -> pd.DataFrame | str:
+        """Two columns, one row per review: whether each run is right. Or why they cannot be compared."""
+        if first.provenance.get("encoder") != second.provenance.get("encoder"):
+            return "they were run with different encoders"
+        if _reviews(first) != _reviews(second):
+            return "they were trained or tested on different reviews"
+        columns = []
+        for record in (first, second):
+            right = self._predictions(record)
+            if isinstance(right, str):
+                return right
+            columns.append(right)
+        if not columns[0].index.equals(columns[1].index):
+            return "their predictions are of different reviews"
+        return pd.concat(columns, axis="columns")
+
+    def _warn(self, lines: Iterable[str]) -> None:
+        """Warn of each line once, however many claims need the same runs."""
+        for line in lines:
+            if line not in self._warned:
+                self._warned.add(line)
+                warnings.warn(line, stacklevel=3)
+
+    def _predictions(self, record: Record) -> pd.Series | str:
+        key = (record.name, record.seed)
+        if key not in self._right:
+            self._right[key] = _read_right(record, run_dir(self.results_dir, *key))
+        return self._right[key]
+
+
+def different_work(records: Sequence[Record]) -> list[str]:
+    """In what the runs differ that decides time and memory besides the fine-tuning mode; empty if in nothing."""
+    settings = [flatten(record.config) for record in records]
+    fields = [field for field in SAME_WORK if len({str(setting.get(field)) for setting in settings}) > 1]
+    if len({str(record.provenance.get("hardware")) for record in records}) > 1:
+        fields.append("hardware")
+    if len({record.memory.get("kind") for record in records}) > 1:
+        fields.append("what memory was measured")
+    return fields
+
+
+def _reviews(record: Record) -> Any:
+    """What identifies the reviews of a run's parts."""
+    return record.data.get("fingerprints") or record.data.get("fingerprint")
+
+
+def _read_right(record: Record, folder: Path) -> pd.Series | str:
+    """Whether each prediction is right, by review id; or why the file cannot be used."""
+    where = f"{record.name}/seed-{record.seed}/predictions.parquet"
+    try:
+        rows = read_predictions(folder, record)
+    except FileNotFoundError:
+        return f"{where} is missing"
+    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+        return f"{where} cannot be used: {one_line(error)}"
+    return (correct(rows) == 1).set_axis(pd.Index(rows["id"])).sort_index()

@@ -1,0 +1,221 @@
+"""What a claim is, what the runs say about one, and the claims that need no statistics: arithmetic and facts.
+
+Every rule in the kinds of claims was fixed before the runs it judges; the numbers in it are in claims.yaml.
+"""
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from lora_study.base.errors import ConfigError, check
+from lora_study.base.settings import Settings
+from lora_study.base.text_tables import plain
+from lora_study.config import flatten
+from lora_study.evidence.claims.arithmetic import REFERENCE, evaluate_formula, expected_trainable
+from lora_study.evidence.claims.evidence import Missing, Runs
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the runs say about one claim.
+
+    Attributes:
+        holds: Whether the claim holds in them; None if they cannot tell.
+        evidence: How that was found, one line.
+        measured: The measured value in words; None if there is none.
+        runs: Folders of the runs it rests on, relative to the results.
+        p_value: If a test was made, its p-value; holds then counts only if it is significant.
+        label: What the runs are if they are not the article's recipe on its encoder; None if they are.
+        judged: False where the numbers are shown but only the article's encoder could decide.
+    """
+
+    holds: bool | None
+    evidence: str
+    measured: str | None = None
+    runs: tuple[str, ...] = ()
+    p_value: float | None = None
+    label: str | None = None
+    judged: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim(Settings, ABC):
+    """A sentence that can be checked.
+
+    Args:
+        id: Short name, unique in the file.
+        sentence: The claim in our words.
+        source: Where it was made.
+        experiments: Experiments it needs; for a comparison the first is compared with the second.
+    """
+
+    kind: ClassVar[str]
+    id: str
+    sentence: str
+    source: str
+    experiments: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("id", "sentence", "source"):
+            check(bool(getattr(self, name).strip()), name, getattr(self, name), "write a text")
+
+    @property
+    def reported_text(self) -> str | None:
+        """What was reported, in words; None if only a sentence was."""
+        return self._reported()
+
+    @property
+    def tolerance_text(self) -> str:
+        """The rule by which the claim is judged, in words."""
+        return self._tolerance()
+
+    def examine(self, runs: Runs) -> Finding:
+        """Ask the runs whether the claim holds; a finding that is not judged says what they lack."""
+        try:
+            return self._examine(runs)
+        except Missing as reason:
+            return Finding(None, str(reason), judged=False)
+
+    @abstractmethod
+    def _reported(self) -> str | None: ...
+
+    @abstractmethod
+    def _tolerance(self) -> str: ...
+
+    @abstractmethod
+    def _examine(self, runs: Runs) -> Finding: ...
+
+    def needs(self, number: int) -> None:
+        """Refuse a claim that does not name this many experiments."""
+        what = f"a claim of kind {self.kind} names {number} different experiment{'s' * (number > 1)}"
+        check(len(set(self.experiments)) == len(self.experiments) == number, "experiments", self.experiments, what)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Equality(Claim):
+    """A number that follows from arithmetic, such as a count of parameters; it needs no run.
+
+    Where runs of its experiments exist, their own counts must agree with the same arithmetic at their shape.
+
+    Args:
+        value: A number or a formula of `lora_study.evidence.claims.arithmetic`.
+        over: What it is divided by, likewise.
+        reported: The reported number.
+        judged: 'exact', or after 'rounded' or 'truncated' to the digits that were reported.
+        digits: Significant digits of the reported number; for 'rounded' and 'truncated'.
+    """
+
+    kind: ClassVar[str] = "equality"
+    value: dict[str, Any] | float
+    reported: float
+    over: dict[str, Any] | float = 1.0
+    judged: Literal["exact", "rounded", "truncated"] = "exact"
+    digits: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        exact = self.judged == "exact"
+        check(exact == (self.digits is None), "digits", self.digits, "give it if and only if judged is not 'exact'")
+        check(self.digits is None or self.digits >= 1, "digits", self.digits, "use 1 or more")
+        for name in ("value", "over"):
+            try:
+                number = evaluate_formula(getattr(self, name))
+            except ValueError as error:
+                raise ConfigError(f"{name}: {error}") from error
+            check(number > 0, name, number, "use a number above 0")
+
+    def _reported(self) -> str:
+        return _number(self.reported)
+
+    def _tolerance(self) -> str:
+        return "exact" if self.judged == "exact" else f"equal when {self.judged} to {self.digits} significant digit(s)"
+
+    def _examine(self, runs: Runs) -> Finding:
+        value = evaluate_formula(self.value) / evaluate_formula(self.over)
+        holds = math.isclose(self._as_reported(value), self.reported, rel_tol=1e-12)
+        evidence = f"computed: {_number(value)}"
+        if not self.experiments:
+            return Finding(holds, evidence, _number(value))
+        evidence = f"computed from the architecture of {REFERENCE}: {_number(value)}"
+        counted = [(record, expected_trainable(record)) for record in runs.completed(self.experiments)]
+        known = [(record, count) for record, count in counted if count is not None]
+        wrong = [(record, count) for record, count in known if record.parameters.get("trainable") != count]
+        if wrong:
+            record, count = wrong[0]
+            found = record.parameters.get("trainable")
+            evidence += f"; but {record.name} seed {record.seed} counts {plain(found)} where its shape gives {count:,}"
+        elif known:
+            evidence += f"; the counts of {len(known)} run(s) agree with the same arithmetic at their encoder's shape"
+        return Finding(holds and not wrong, evidence, _number(value), runs.folders(record for record, _ in known))
+
+    def _as_reported(self, value: float) -> float:
+        if self.digits is None:
+            return value
+        unit = 10.0 ** (math.floor(math.log10(value)) - self.digits + 1)
+        return (round(value / unit) if self.judged == "rounded" else math.floor(value / unit)) * unit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact(Claim):
+    """A field of the records has a value, in every run that is in a position to say so.
+
+    Args:
+        fields: Dotted names in the record; the numbers of several are added.
+        reported: The value.
+        tolerance: How far a number may be from it.
+        only_if: Dotted names and values that a run must have to count.
+    """
+
+    kind: ClassVar[str] = "fact"
+    fields: tuple[str, ...]
+    reported: bool | float | str
+    tolerance: float = 0.0
+    only_if: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(len(self.fields) > 0, "fields", self.fields, "name at least one field of the record")
+        check(self.tolerance >= 0, "tolerance", self.tolerance, "use 0 or more")
+
+    def _reported(self) -> str:
+        return _value(self.reported)
+
+    def _tolerance(self) -> str:
+        return f"within ±{self.tolerance:g}" if self.tolerance else "exact"
+
+    def _examine(self, runs: Runs) -> Finding:
+        found = []
+        for record in runs.completed(self.experiments):
+            content = flatten(dataclasses.asdict(record))
+            values = [content[name] for name in self.fields if content.get(name) is not None]
+            applies = all(content.get(key) == value for key, value in self.only_if.items())
+            if applies and len(values) == len(self.fields):
+                found.append((record, sum(values) if len(values) > 1 else values[0]))
+        if not found:
+            conditions = ", ".join(f"{key} {_value(value)}" for key, value in self.only_if.items())
+            raise Missing(f"no run has {' and '.join(self.fields)}{f' with {conditions}' if conditions else ''}")
+        distinct = list(dict.fromkeys(_value(value) for _, value in found))
+        return Finding(
+            holds=all(self._agrees(value) for _, value in found),
+            evidence=f"{' + '.join(self.fields)} in {len(found)} record(s)",
+            measured=", ".join(distinct),
+            runs=runs.folders(record for record, _ in found),
+        )
+
+    def _agrees(self, value: Any) -> bool:
+        if isinstance(self.reported, bool | str) or isinstance(value, bool | str):
+            return type(value) is type(self.reported) and value == self.reported
+        return bool(abs(value - self.reported) <= self.tolerance)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.10g}" if float(value).is_integer() else f"{value:,.5g}"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool | str):
+        return str(value).lower() if isinstance(value, bool) else value
+    return _number(value)

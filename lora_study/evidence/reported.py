@@ -1,0 +1,77 @@
+"""What the article and its companion script reported, read from ``reported.yaml`` beside this file.
+
+Accuracies are percentages of distilbert-base-uncased on IMDb; a value that was not reported is None.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from types import MappingProxyType
+from typing import Any
+
+from lora_study.base.plain_yaml import load_yaml
+
+
+@dataclass(frozen=True)
+class ReportedRow:
+    """One reported row.
+
+    Attributes:
+        name: Experiment.
+        mode: Fine-tuning mode.
+        test: Test accuracy in percent.
+        source: Where it was reported, in words.
+        trainable: Number of trainable parameters.
+        train: Training accuracy in percent.
+        val: Validation accuracy in percent.
+        minutes: Minutes of training on one A100.
+    """
+
+    name: str
+    mode: str
+    test: float
+    source: str
+    trainable: int | None = None
+    train: float | None = None
+    val: float | None = None
+    minutes: float | None = None
+
+
+@dataclass(frozen=True)
+class Reported:
+    """Everything that was reported.
+
+    Attributes:
+        article: The article, as one would cite it.
+        encoder: The pretrained encoder of every row.
+        test_reviews: Size of the test part.
+        rows: The article's rows by experiment.
+        layerwise: The companion script's rows by experiment, from the fewest trained layers to all.
+        findings: What a careful reader notices about how the numbers were obtained.
+    """
+
+    article: str
+    encoder: str
+    test_reviews: int
+    rows: Mapping[str, ReportedRow]
+    layerwise: Mapping[str, ReportedRow]
+    findings: tuple[str, ...]
+
+
+@cache
+def load_reported() -> Reported:
+    """The reported numbers that ship with the package."""
+    content = load_yaml(files(__package__).joinpath("reported.yaml").read_text(encoding="utf-8"))
+    return Reported(
+        article=content["article"],
+        encoder=content["encoder"],
+        test_reviews=content["test_reviews"],
+        rows=_rows(content["rows"]),
+        layerwise=_rows(content["layerwise"]),
+        findings=tuple(content["findings"]),
+    )
+
+
+def _rows(content: Mapping[str, Mapping[str, Any]]) -> Mapping[str, ReportedRow]:
+    return MappingProxyType({name: ReportedRow(name=name, **row) for name, row in content.items()})

@@ -1,0 +1,96 @@
+"""What a sweep's records say about the settings it tried: one row for each, which is chosen, and which runs tested it.
+
+Accuracies are in percent, as in `lora_study.evidence.summary`. Only validation accuracy is looked at for the choice.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from lora_study.base.text_tables import plain
+from lora_study.config import flatten
+from lora_study.evidence.summary import measured
+from lora_study.records.record import Record
+
+BEST = "best"  # the experiment that tests the chosen settings
+SWEEP_FILE = "sweep.yaml"  # what a results folder is the sweep of
+
+# Columns of the table beside the parameters: of which number of each run, over the seeds, and what. Runs that failed
+# have no accuracy.
+COLUMNS: dict[str, Any] = {
+    "val_accuracy": ("val_accuracy", "mean"),
+    "val_spread": ("val_accuracy", "std"),  # of the sample; null for one seed
+    "seeds": ("val_accuracy", "count"),
+    "failed": ("val_accuracy", lambda accuracies: accuracies.isna().sum()),
+    "trainable": ("trainable", "max"),  # the same for all seeds
+    "train_seconds": ("train_seconds", "mean"),
+    "total_seconds": ("total_seconds", "sum"),  # what trying the settings has cost
+}
+NUMBERS = {
+    "val_accuracy": "metrics.val.accuracy",
+    "trainable": "parameters.trainable",
+    "train_seconds": "timing.train_seconds",
+    "total_seconds": "timing.total_seconds",
+}
+
+
+def trials_of(records: Iterable[Record]) -> list[Record]:
+    """A sweep's trial runs among its folder's records: those that leave the test reviews alone."""
+    return [record for record in records if not record.config.get("score_test", True)]
+
+
+def trials_table(records: Iterable[Record], parameters: Sequence[str]) -> pd.DataFrame:
+    """One row per settings tried, the best first: their name, the parameters by dotted name, and `COLUMNS`.
+
+    Args:
+        records: All records of a sweep's folder.
+        parameters: The fields that vary. Their columns hold numbers, or text for what is none.
+    """
+    rows = []
+    for record in trials_of(records):
+        settings = flatten(record.config)
+        row = {"trial": record.name, **{parameter: _shown(settings.get(parameter)) for parameter in parameters}}
+        rows.append(row | {name: measured(record, path) for name, path in NUMBERS.items()})
+        rows[-1] |= {} if record.status == "completed" else {"val_accuracy": None}
+    runs = pd.DataFrame(rows, columns=["trial", *parameters, *NUMBERS])
+    runs = runs.astype(dict.fromkeys(NUMBERS, "float64")).astype({"trainable": "Int64"})
+    columns = {parameter: (parameter, "first") for parameter in parameters} | COLUMNS
+    table: pd.DataFrame = runs.groupby("trial").agg(**columns).reset_index()
+    # Equal means stay equal whatever the order of their seeds.
+    table[["val_accuracy", "val_spread"]] = (100 * table[["val_accuracy", "val_spread"]]).round(10)
+    return table.sort_values(["val_accuracy", "trainable", "trial"], ascending=[False, True, True], ignore_index=True)
+
+
+def with_all_seeds(table: pd.DataFrame, seeds: int) -> pd.DataFrame:
+    """The rows of settings that can be compared: a mean over fewer seeds, after a failure or a pruner, cannot."""
+    return table[table["seeds"] == seeds]
+
+
+def chosen_trial(table: pd.DataFrame, seeds: int) -> str | None:
+    """The settings with the best mean validation accuracy over this many seeds; of equals, the fewest parameters."""
+    complete = with_all_seeds(table, seeds)
+    return None if complete.empty else str(complete.iloc[0]["trial"])
+
+
+def runs_of_best(records: Iterable[Record], chosen: str | None, parameters: Sequence[str]) -> list[Record]:
+    """The completed runs that tested the chosen settings; not those that tested what was chosen before."""
+    records = list(records)
+
+    def settings(record: Record) -> list[object]:
+        config = flatten(record.config)
+        return [config.get(parameter) for parameter in parameters]
+
+    wanted = [settings(record) for record in records if record.name == chosen]
+    return [r for r in records if r.name == BEST and r.status == "completed" and settings(r) in wanted]
+
+
+def pareto_front(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows that no other beats with as few trainable parameters, from the fewest on."""
+    known = table.dropna(subset=["val_accuracy", "trainable"])
+    known = known.sort_values(["trainable", "val_accuracy"], ascending=[True, False])
+    return known[known["val_accuracy"] > known["val_accuracy"].cummax().shift(fill_value=-1.0)]
+
+
+def _shown(value: object) -> object:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else plain(value)

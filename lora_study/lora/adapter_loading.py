@@ -1,0 +1,220 @@
+"""Reading an adapter folder of Hugging Face PEFT into the base model it was trained on."""
+
+import copy
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_study.base.errors import ConfigError
+from lora_study.base.files import user_path
+from lora_study.lora import LinearWithLoRA, inject_lora
+from lora_study.lora.dora import LinearWithDoRA
+from lora_study.lora.peft_config import ADAPTER_CONFIG, PeftConfig, read_peft_config
+from lora_study.lora.peft_tensors import HEADS, PREFIX, WEIGHTS, adapter_tensors, base_tensor, saved_modules, within
+from lora_study.lora.weights import is_finite, read_weights
+from lora_study.lora.wrapped import plain_modules
+
+REMEDY = (
+    "save it again with PEFT's save_pretrained, and load it over the base model it was trained on, with as many tokens"
+)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One place in a model: what stands there, and what an adapter puts there.
+
+    Attributes:
+        name: The place's name in the model.
+        owner: The module that has the place.
+        key: What the owner calls it.
+        plain: The model's own module, parameter or buffer.
+        adapted: What takes its place.
+    """
+
+    name: str
+    owner: nn.Module
+    key: str
+    plain: nn.Module | Tensor
+    adapted: nn.Module | Tensor
+
+    def holds(self, part: nn.Module | Tensor) -> bool:
+        """Whether this very part is in the place."""
+        return getattr(self.owner, self.key, None) is part
+
+    def put(self, part: nn.Module | Tensor) -> None:
+        """Put a part in the place, on the device and in the mode and type of what is there.
+
+        The model may have been moved, or put in another mode, while this part was out of it.
+        """
+        there = getattr(self.owner, self.key)
+        if isinstance(part, Tensor):
+            part.data = part.data.to(there.device, there.dtype)
+        else:
+            part.train(there.training)
+            weight, own = next(there.parameters(), None), next(part.parameters(), None)
+            if weight is not None and own is not None:
+                part.to(weight.device)
+                # An adapted layer holds the model's own weight, and its update stays in fp32.
+                if not isinstance(part, LinearWithLoRA) and own.dtype != weight.dtype:
+                    part.to(weight.dtype)
+        setattr(self.owner, self.key, part)
+
+
+def load_adapter(model: nn.Module, folder: Path | str) -> list[str]:
+    """Put a PEFT adapter into the base model it was trained on, in place.
+
+    The new layers are in the model's mode (training or not) and require gradients, as does what else was trained with
+    them; a stored head takes the place of the model's own and requires them if that did. DistributedDataParallel does
+    not know new parameters: load before it wraps a model that is to be trained.
+
+    Args:
+        model: The base model: any network without LoRA, or what wraps it (torch.compile, DistributedDataParallel).
+        folder: What `save_adapter` or PEFT's save_pretrained wrote.
+
+    Returns:
+        The names of the adapted layers, in the model's order.
+
+    Raises:
+        ConfigError: a file is missing, damaged, of another base model, or of a kind of adapter that is not plain
+            LoRA or DoRA beside linear layers; the model is then unchanged.
+    """
+    changes = read_adapter(model, user_path(folder))
+    for change in changes:
+        change.put(change.adapted)
+    return [change.name for change in changes if isinstance(change.adapted, LinearWithLoRA)]
+
+
+def read_adapter(model: nn.Module, folder: Path) -> list[Change]:
+    """What takes which place in a model when an adapter is put in; the model is not changed.
+
+    Adapted layers hold the model's own linear layers; modules that are stored whole are new, and so are parameters of
+    the base that were trained.
+
+    Raises:
+        ConfigError: as `load_adapter`.
+    """
+    modules = plain_modules(model)
+    if adapted := [name for name, module in modules.items() if isinstance(module, LinearWithLoRA)]:
+        raise ConfigError(f"{adapted[0]} has a LoRA update already; merge it before loading {folder}")
+    config, path = read_peft_config(folder), folder / ADAPTER_CONFIG
+    saved = saved_modules(modules, config.stored_whole)
+    targets = [name for name in modules if config.adapts(name) and not within(name, saved)]
+    if not targets:
+        kind = type(modules[""]).__name__
+        raise ConfigError(f"{path}: its target_modules are no layers of this {kind}; load its own base")
+    made: dict[nn.Module, nn.Module] = {}  # one part for a module, in however many places it stands
+    for name in (*targets, *saved):
+        if modules[name] not in made:
+            new = _copy(name, modules) if name in saved else _adapted_layer(name, modules, config, path)
+            made[modules[name]] = new
+    parts = {name: made[modules[name]] for name in (*targets, *saved)}
+    own = {  # of what is not stored whole, any tensor may be there besides: PEFT stores resized embeddings so
+        PREFIX + base_tensor(name, key, targets): (name, key, tensor)
+        for name, module in modules.items()
+        if not within(name, saved)
+        for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    }
+    # PEFT stores a block of several places once; a layer of several it adapts in the one place that it stores it for.
+    stored: dict[Any, str] = {}
+    for name, part in parts.items():
+        stored.setdefault(_slot(name, modules) if isinstance(part, LinearWithLoRA) else part, name)
+    trained = _read(folder / WEIGHTS, parts, stored.values(), {name: tensor for name, (_, _, tensor) in own.items()})
+    changes = []
+    for place in dict.fromkeys(place for name in parts for place in _places(name, modules)):
+        owner, key = _slot(place, modules)
+        changes.append(Change(place, owner, key, getattr(owner, key), made[modules[place]]))
+    for name, key, tensor in own.values():  # each place of a tied one gets the same
+        if id(tensor) in trained:
+            changes.append(Change(f"{name}.{key}", modules[name], key, tensor, trained[id(tensor)]))
+    return changes
+
+
+def _adapted_layer(name: str, modules: Mapping[str, nn.Module], config: PeftConfig, path: Path) -> nn.Module:
+    """A model's linear layer with an update beside it, as the config has it."""
+    linear = modules[name]
+    places = _places(name, modules)
+    if {_slot(place, modules) for place in places} != {_slot(p, modules) for p in places if config.adapts(p)}:
+        raise ConfigError(f"{path}: {' and '.join(places)} are one layer, which cannot be adapted in one place alone")
+    r, factor = config.update(name)
+    place = nn.ModuleDict({"linear": linear})
+    try:
+        inject_lora(
+            place,
+            ["linear"],
+            r,
+            factor,
+            dropout=config.lora_dropout,
+            generator=torch.Generator(),  # A is overwritten; leave the global random state alone
+            layer=LinearWithDoRA if config.use_dora else LinearWithLoRA,
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"{path}: {name}, of type {type(linear).__name__}, cannot take an update of rank {r}; only plain linear "
+            f"layers can, up to the number of their inputs ({str(error).removeprefix('linear: ')})"
+        ) from error
+    return place["linear"].train(linear.training)
+
+
+def _copy(name: str, modules: Mapping[str, nn.Module]) -> nn.Module:
+    """A copy of a module that is stored whole, for its tensors to be read into."""
+    module = copy.deepcopy(modules[name])
+    # A head is saved in any case; anything else would be lost when the model is saved again, did it not require them.
+    return module if name.endswith(HEADS) else module.requires_grad_(True)
+
+
+def _read(
+    path: Path, parts: Mapping[str, nn.Module], stored: Collection[str], own: Mapping[str, Tensor]
+) -> dict[int, Tensor]:
+    """Read an adapter's tensors into the parts they belong to.
+
+    Args:
+        path: The safetensors file.
+        parts: Adapted layers and modules that are stored whole, by name.
+        stored: The names under which all tensors of a part must be there.
+        own: The base model's parameters and buffers that may be there, by PEFT's name of the tensor.
+
+    Returns:
+        New ones for those of the base that are there with other values, by the id of the model's own.
+    """
+    slots: dict[str, Tensor] = {}
+    needed: dict[str, Tensor] = {}
+    for name, part in parts.items():
+        tensors = {f"{PREFIX}{name}.{key}": slot for key, slot in adapter_tensors(part).items()}
+        slots |= tensors
+        if name in stored:
+            needed |= tensors
+    tensors = read_weights(path, _shapes(needed), REMEDY, _shapes({**own, **slots}))
+    new: dict[int, Tensor] = {}
+    for name, tensor in tensors.items():
+        slot = slots[name] if name in slots else own[name].detach()
+        if slot.is_meta:
+            raise ConfigError(f"{name.removeprefix(PREFIX)} has no weights yet (device meta); load the base's first")
+        value = tensor.to(slot.dtype)
+        if not is_finite(value):
+            raise ConfigError(f"{path} has values in {name} that {slot.dtype} cannot hold; load the base in float32")
+        if name in slots:
+            slot.copy_(value)  # into the part: what adapter_tensors gives are views
+        elif not torch.equal(value, slot.cpu()):
+            value = value.to(slot.device)
+            is_parameter = isinstance(own[name], nn.Parameter)
+            new[id(own[name])] = nn.Parameter(value, value.is_floating_point()) if is_parameter else value
+    return new
+
+
+def _places(name: str, modules: Mapping[str, nn.Module]) -> list[str]:
+    """All names of the module of that name."""
+    return [place for place, module in modules.items() if module is modules[name]]
+
+
+def _slot(name: str, modules: Mapping[str, nn.Module]) -> tuple[nn.Module, str]:
+    """What holds the module of that name, and what it is called there."""
+    parent, _, key = name.rpartition(".")
+    return modules[parent], key
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}

@@ -1,0 +1,247 @@
+"""Writing a model's LoRA, and whatever else it trained, as an adapter folder of Hugging Face PEFT.
+
+PEFT stores A as (r, in) and B as (out, r), the transposes of ours, and knows the factor on the update as
+lora_alpha / r. So lora_alpha is written as scaling · r, whichever of our three scalings made the factor.
+
+What is trained besides LoRA is stored, too: a module that PEFT can keep whole is one of its modules_to_save; any other
+parameter stands under its own name, where PEFT's loading puts it into the base model.
+"""
+
+import copy
+import json
+import logging
+import math
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lora_study.base.errors import ConfigError, check
+from lora_study.base.files import atomic, user_path, write_text
+from lora_study.lora import LinearWithLoRA, LoRALayer, merge_lora
+from lora_study.lora.dora import LinearWithDoRA
+from lora_study.lora.injection import is_only_read
+from lora_study.lora.peft_config import ADAPTER_CONFIG, matches
+from lora_study.lora.peft_tensors import HEADS, PREFIX, WEIGHTS, adapter_tensors, base_tensor, saved_modules, within
+from lora_study.lora.weights import is_finite
+from lora_study.lora.wrapped import plain_modules
+
+logger = logging.getLogger(__name__)
+
+
+def save_adapter(
+    model: nn.Module,
+    folder: Path | str,
+    base: Path | str | None = None,
+    modules_to_save: Sequence[str] | None = None,
+) -> None:
+    """Write a model's LoRA layers, its head whole and all else that requires gradients, as a PEFT adapter.
+
+    A LoRA update beside a layer that is stored whole is added to the weights that are written: PEFT keeps a module
+    either whole or as an update. A base that was not frozen is stored, too; freeze it to have a small adapter.
+
+    Args:
+        model: Any network with LoRA layers, or what wraps it (torch.compile, DistributedDataParallel).
+        folder: Where the two files go; it is made if need be.
+        base: Name or folder of the base model, for PEFT to find it.
+        modules_to_save: Ends of the names of modules to store whole though they are not trained. None takes a
+            classifier's head, for a head that was drawn at random is not part of the base model.
+
+    Raises:
+        ConfigError: the model has no LoRA layers besides the modules that are stored whole, mixes LoRA with DoRA, has
+            no such module, is spread over processes, or has values that are not finite. Nothing is written.
+        OSError: the folder cannot be written.
+    """
+    modules = plain_modules(model)
+    saved = saved_modules(modules, HEADS if modules_to_save is None else _ends(modules_to_save, modules))
+    layers = {
+        name: module
+        for name, module in modules.items()
+        if isinstance(module, LinearWithLoRA) and not within(name, saved)
+    }
+    kind = type(modules[""])
+    if not layers:
+        outside = f" outside {saved[0]}" if saved else ""
+        raise ConfigError(f"{kind.__name__} has no LoRA layers{outside}; an adapter needs some")
+    if len({isinstance(layer, LinearWithDoRA) for layer in layers.values()}) > 1:
+        raise ConfigError("an adapter is LoRA or DoRA as a whole, and this model mixes them; inject one of them")
+    whole, single = _trained(modules, saved)
+    tensors: dict[str, Tensor] = {}
+    for name, layer in layers.items():
+        tensors |= {f"{name}.{key}": tensor for key, tensor in adapter_tensors(layer).items()}
+    for name in (*saved, *whole):
+        tensors |= {f"{name}.{key}": tensor for key, tensor in _merged(modules[name]).items()}
+    tensors |= single
+
+    classifier = kind.__name__.endswith("ForSequenceClassification") and modules_to_save is None and bool(saved)
+    # Where no task is named, PEFT's Auto classes take the base's class from here.
+    auto_mapping = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
+    content = {
+        **_description(layers, list(modules)),
+        "task_type": "SEQ_CLS" if classifier else None,
+        "auto_mapping": None if classifier else auto_mapping,
+        "base_model_name_or_path": None if base is None else _base(base),
+        "modules_to_save": [*saved, *whole] or None,
+    }
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    copies = {f"{PREFIX}{name}": _copy(name, tensor) for name, tensor in tensors.items()}
+    _warn_of_peft(modules, layers)
+    folder = user_path(folder)
+    with atomic(folder / WEIGHTS) as temporary:
+        save_file(copies, temporary, {"format": "pt"})
+    write_text(folder / ADAPTER_CONFIG, text)
+
+
+def _description(layers: Mapping[str, LinearWithLoRA], names: list[str]) -> dict[str, Any]:
+    """What an adapter_config.json says of the updates.
+
+    Args:
+        layers: The adapted layers by name.
+        names: Of all the model's modules.
+    """
+    ranks = {name: layer.lora.lora_A.shape[1] for name, layer in layers.items()}
+    alphas = {name: _number(name, layer.lora.scaling) * ranks[name] for name, layer in layers.items()}
+    first = next(iter(layers))
+    # The names PEFT would take for targets, too, where a layer's full name is the end of another's.
+    others = [name for name in names if name not in layers and matches(list(layers), name)]
+    return {
+        "peft_type": "LORA",
+        "r": ranks[first],
+        "lora_alpha": _whole(alphas[first]),
+        "rank_pattern": {_exactly(name): r for name, r in ranks.items() if r != ranks[first]},
+        "alpha_pattern": {_exactly(name): _whole(alpha) for name, alpha in alphas.items() if alpha != alphas[first]},
+        "target_modules": "|".join(map(re.escape, layers)) if others else list(layers),
+        "lora_dropout": _number(first, layers[first].lora.dropout.p),
+        "fan_in_fan_out": not isinstance(layers[first].linear, nn.Linear),
+        "use_dora": isinstance(layers[first], LinearWithDoRA),
+        "use_rslora": False,
+        "bias": "none",
+        "inference_mode": True,
+    }
+
+
+def _trained(modules: Mapping[str, nn.Module], saved: Sequence[str]) -> tuple[list[str], dict[str, Tensor]]:
+    """What requires gradients besides LoRA and the modules that are stored anyway.
+
+    Returns:
+        The modules that PEFT can keep whole, and every other parameter, with the buffers beside it, under the name it
+        has in PEFT.
+    """
+    places = Counter(id(p) for _, p in modules[""].named_parameters(remove_duplicate=False))
+    whole: list[str] = []
+    single: dict[str, Tensor] = {}
+    stored: set[int] = set()
+    for name, module in modules.items():
+        parent, _, _ = name.rpartition(".")
+        own = dict(module.named_parameters(recurse=False))
+        trained = {key: p for key, p in own.items() if p.requires_grad and id(p) not in stored}
+        if not trained or isinstance(module, LinearWithLoRA | LoRALayer) or within(name, saved):
+            continue
+        stored |= {id(p) for p in trained.values()}
+        if isinstance(modules[parent], LinearWithLoRA):  # then this is the linear layer inside it
+            single |= {base_tensor(parent, key, (parent,)): p for key, p in trained.items()}
+        elif (
+            len(trained) == len(own) and _can_be_copied(name, modules) and all(places[id(p)] == 1 for p in own.values())
+        ):
+            whole.append(name)
+        else:
+            state = {key: tensor for key, tensor in module.state_dict().items() if key not in own and "." not in key}
+            single |= {base_tensor(name, key, ()): tensor for key, tensor in (trained | state).items()}
+    if base := [name for name in single if ".base_layer." in name]:
+        logger.warning(
+            "%s requires gradients, so the adapter holds weights of the base model, too; with "
+            "model.requires_grad_(False) before inject_lora it would be small",
+            base[0].replace(".base_layer", ""),
+        )
+    return whole, single
+
+
+def _can_be_copied(name: str, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether PEFT can put a copy in the place of a module, and not of another whose name has the same end."""
+    module = modules[name]
+    leaf = not any(True for _ in module.children()) and not isinstance(module, nn.ParameterList | nn.ParameterDict)
+    return leaf and not _is_read(name, modules) and sum(other.endswith(name) for other in modules) == 1
+
+
+def _merged(module: nn.Module) -> dict[str, Tensor]:
+    """A module's tensors, with the updates inside it added to them."""
+    if any(isinstance(inner, LinearWithLoRA) for inner in module.modules()):
+        place = copy.deepcopy(nn.ModuleDict({"module": module}))  # a place, for the module may be an adapted layer
+        merge_lora(place)
+        module = place["module"]
+    return adapter_tensors(module)
+
+
+def _copy(name: str, tensor: Any) -> Tensor:
+    """A tensor as the file can hold it: of its own, for tied ones share memory, which safetensors refuses."""
+    if not isinstance(tensor, Tensor) or tensor.is_meta:
+        raise ConfigError(
+            f"{name} is {'on the meta device' if isinstance(tensor, Tensor) else 'no tensor'}, and cannot be saved"
+        )
+    if not is_finite(tensor):
+        raise ConfigError(f"{name} has values that are not finite, so this adapter is not saved; train it again")
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def _warn_of_peft(modules: Mapping[str, nn.Module], layers: Mapping[str, LinearWithLoRA]) -> None:
+    """Warn of updates that PEFT would not apply everywhere."""
+    if read := [name for name in layers if _is_read(name, modules)]:
+        warnings.warn(
+            f"PEFT ignores the updates of {', '.join(read)}, for the modules around them read these "
+            "weights instead of calling the layers; use load_adapter of lora_study, or merge_lora",
+            stacklevel=3,
+        )
+    places = {(modules[name.rpartition(".")[0]], name.rpartition(".")[2]): layer for name, layer in layers.items()}
+    often = Counter(places.values())
+    if shared := [name for name, layer in layers.items() if often[layer] > 1]:
+        warnings.warn(
+            f"PEFT adapts one place alone of {', '.join(shared)}, which are one layer; use load_adapter of lora_study, "
+            "or merge_lora",
+            stacklevel=3,
+        )
+
+
+def _is_read(name: str, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a layer's weight is read by the layer around it."""
+    parent, _, child = name.rpartition(".")
+    # torch's encoder layer reads these in its fast path and calls them elsewhere.
+    at_times = isinstance(modules[parent], nn.TransformerEncoderLayer) and child in ("linear1", "linear2")
+    return at_times or is_only_read(modules[parent], child)
+
+
+def _ends(names: Sequence[str], modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
+    """The given ends of modules' names, each of which must be one."""
+    ends = tuple(names) if isinstance(names, Iterable) and not isinstance(names, str | bytes) else (names,)
+    check(len(ends) > 0, "modules_to_save", names, "name modules, or leave it out to store the head")
+    for end in ends:
+        known = isinstance(end, str) and end != "" and any(name.endswith(end) for name in modules)
+        check(known, "modules_to_save", end, "no module's name ends so")
+    return ends
+
+
+def _base(base: Path | str) -> str:
+    """A name on the hub as it is; a folder without `~`, which PEFT does not know."""
+    return str(user_path(base)) if str(base).startswith("~") else str(base)
+
+
+def _exactly(layer: str) -> str:
+    """A pattern for this very layer in rank_pattern and alpha_pattern."""
+    return f"^{re.escape(layer)}$"
+
+
+def _number(layer: str, value: Any) -> float:
+    """A number of Python, whatever library it came from."""
+    number = float(value)
+    if not math.isfinite(number):
+        raise ConfigError(f"{layer} has {number} as a factor or probability, which no adapter can hold")
+    return number
+
+
+def _whole(number: float) -> float:
+    return int(number) if number.is_integer() else number

@@ -1,0 +1,96 @@
+"""Several adapters over one base model; and the two functions that write an adapter's folder and read it.
+
+A folder holds `adapter_config.json` and `adapter_model.safetensors`, a few MB beside a base model of hundreds. PEFT
+and transformers load what is written here, and LoRA and DoRA adapters written by PEFT load here, over any network.
+"""
+
+from pathlib import Path
+
+from torch import nn
+
+from lora_study.base.errors import ConfigError, check
+from lora_study.base.files import user_path
+from lora_study.lora.adapter_loading import Change, load_adapter, read_adapter
+from lora_study.lora.adapter_saving import save_adapter
+from lora_study.lora.peft_tensors import WEIGHTS
+
+__all__ = ["WEIGHTS", "Adapters", "load_adapter", "save_adapter"]
+
+
+class Adapters:
+    """Several adapters over one base model, of which one at a time, or none, is in use.
+
+    Switching puts other modules in the places of the adapted ones; no tensor is written to, so going back to an
+    adapter or to the plain model gives exactly the outputs it gave before. An adapter that was merged into the base
+    cannot be switched before it is unmerged.
+
+    Args:
+        model: Any network without LoRA, or what wraps it (torch.compile, DistributedDataParallel); it is changed in
+            place.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.active: str | None = None
+        self._adapters: dict[str, list[Change]] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """The loaded adapters, in order of loading."""
+        return list(self._adapters)
+
+    def load(self, name: str, folder: Path | str) -> None:
+        """Read an adapter folder and keep it under a name; which one is in use does not change.
+
+        Raises:
+            ConfigError: the name is taken, the folder is refused as by `load_adapter`, or the adapter in use is merged.
+        """
+        check(name not in self._adapters, "adapter", name, "there is one of that name; remove it first")
+        active = self.active
+        self.use(None)
+        try:
+            self._adapters[name] = read_adapter(self.model, user_path(folder))
+        finally:
+            self.use(active)
+
+    def use(self, name: str | None) -> None:
+        """Put an adapter in place of the one in use; None leaves the plain model.
+
+        Raises:
+            ConfigError: no adapter has that name, or the adapter in use is merged; nothing is then changed.
+        """
+        leaving = self._adapters[self.active] if self.active is not None else []
+        coming = self._changes(name) if name is not None else []
+        for change in leaving:
+            if not change.holds(change.adapted):
+                raise ConfigError(
+                    f"adapter {self.active!r} is no longer in {change.name}, as after merge_lora; give its layers back "
+                    "with unmerge_lora before another adapter, or none, is used"
+                )
+        left = {(change.owner, change.key) for change in leaving}
+        for change in coming:
+            if (change.owner, change.key) not in left and not change.holds(change.plain):
+                raise ConfigError(
+                    f"{change.name} is no longer what it was when adapter {name!r} was loaded; put it back, or remove "
+                    "the adapter and load it again"
+                )
+        for change in leaving:
+            change.put(change.plain)
+        for change in coming:
+            change.put(change.adapted)
+        self.active = name
+
+    def remove(self, name: str) -> None:
+        """Forget an adapter; if it is in use, the plain model is left.
+
+        Raises:
+            ConfigError: no adapter has that name, or it is merged.
+        """
+        self._changes(name)
+        if self.active == name:
+            self.use(None)
+        del self._adapters[name]
+
+    def _changes(self, name: str) -> list[Change]:
+        check(name in self._adapters, "adapter", name, f"the loaded ones are: {', '.join(self.names) or 'none'}")
+        return self._adapters[name]

@@ -1,0 +1,1 @@
+"""The encoder, the modes it is trained in, and the LightningModule around it."""

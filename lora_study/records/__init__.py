@@ -1,0 +1,1 @@
+"""What a run leaves, and the folder that it leaves it in."""

@@ -1,0 +1,159 @@
+"""The folder of one run: held by one process at a time, found completed or not, and written whole.
+
+Beside it lie, while it is run, ``.seed-N.checkpoint/``, while it is written ``.seed-N-.../``, and for good ``.locks/``
+of the results folder.
+"""
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+from safetensors.torch import save
+
+from lora_study.base.errors import ConfigError
+from lora_study.base.files import from_anywhere
+from lora_study.base.redaction import without_secrets
+from lora_study.config import ExperimentConfig, flatten, to_dict
+from lora_study.records.record import Record, read_record, write_record
+
+# What may differ between a run and its repetition: where things lie, and what of the result is kept.
+NO_OTHER_QUESTION = ("data.cache_dir", "train.keep_weights")
+ADAPTER = "adapter.safetensors"
+REPLACED = "replaced"  # what the run that is put in place stands for, until it is there
+
+
+class BusyError(ConfigError):
+    """Another process is running this very run."""
+
+
+@contextlib.contextmanager
+def locked(results_dir: Path, name: str, seed: int) -> Iterator[None]:
+    """Hold one run of a study for this process alone.
+
+    Raises:
+        BusyError: another process holds it.
+        ConfigError: the results folder cannot be written.
+    """
+    # The lock lies beside the runs and stays: removing a lock file lets two processes hold it at once.
+    path = results_dir / ".locks" / f"{name}-seed-{seed}.lock"
+    with writing_to(results_dir):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(path, timeout=0)
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            message = f"{name} seed {seed} in {results_dir} is being run by another process; wait for it"
+            raise BusyError(message) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def writing_to(results_dir: Path) -> Iterator[None]:
+    """Turn the failure to write into a results folder into a `ConfigError` that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"results folder {results_dir} cannot be written ({error.strerror}: {error.filename}); choose another"
+        ) from error
+
+
+def completed_run(folder: Path, config: ExperimentConfig) -> Record | None:
+    """The record of a completed run of this config in a run folder, if there is one.
+
+    Raises:
+        ConfigError: the folder holds a completed run of another config, or a damaged record.
+    """
+    path = folder / "record.json"
+    if not path.exists():
+        return None
+    try:
+        record = read_record(path)
+    except ValueError as error:
+        raise ConfigError(f"{error}; move it away, or run with another results folder") from error
+    if record.status != "completed":
+        return None
+    if changed := changed_fields(record, config):
+        raise ConfigError(
+            f"{folder} holds a completed run with other settings ({', '.join(changed)}); "
+            "choose another name or results folder, or pass --overwrite"
+        )
+    return record
+
+
+def changed_fields(record: Record, config: ExperimentConfig) -> list[str]:
+    """Fields in which a record's config differs from a config, those of `NO_OTHER_QUESTION` aside."""
+    # A record older than a field was run with what is the field's default now.
+    then, now = flatten(to_dict(ExperimentConfig())) | flatten(record.config), flatten(to_dict(config))
+    for key in ("data.source", "model.backbone"):  # older records have them as they were typed
+        then[key] = now[key] if from_anywhere(str(then[key])) == now[key] else then[key]
+    then, now = without_secrets(then), without_secrets(now)
+    return [
+        f"{key}: {then.get(key)!r} then, {now.get(key)!r} now"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key) and key not in NO_OTHER_QUESTION
+    ]
+
+
+def prepare_folder(folder: Path) -> None:
+    """Find out whether a run's folder could be written, before anything is run; by who holds it (`locked`).
+
+    What a killed process has left beside it is removed, after the run that it was just putting in place is put there.
+
+    Raises:
+        ConfigError: it could not be written.
+    """
+    with writing_to(folder):
+        for left in folder.parent.glob(f".{folder.name}-*"):
+            for run in (left / folder.name, left / REPLACED):
+                if not folder.exists() and (run / "record.json").exists():
+                    run.replace(folder)
+            shutil.rmtree(left)
+        if folder.exists():
+            tempfile.TemporaryFile(dir=folder).close()
+        place = next(path for path in folder.parents if path.exists())
+        tempfile.TemporaryFile(dir=place).close()
+
+
+def write_run(record: Record, files: Mapping[str, Any], folder: Path) -> None:
+    """Write a run's folder whole, beside its place, and put it there; what stood there before goes only then.
+
+    Args:
+        record: The run's record, which is written last.
+        files: curves and predictions as data frames, adapter as tensors by name; each may be missing.
+        folder: The run's folder.
+
+    Raises:
+        OSError: it cannot be written; the message names it and the remedy.
+    """
+    try:
+        _write_files(record, files, folder)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(
+            f"{folder} cannot be written: {reason}; free space, and --resume goes on after the last finished epoch"
+        ) from error
+
+
+def _write_files(record: Record, files: Mapping[str, Any], folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        staged = Path(temporary) / folder.name
+        staged.mkdir()
+        if "curves" in files:
+            files["curves"].to_csv(staged / "curves.csv", index=False)
+        if "predictions" in files:
+            files["predictions"].to_parquet(staged / "predictions.parquet", index=False)
+        if "adapter" in files:
+            (staged / ADAPTER).write_bytes(save(files["adapter"], metadata={"format": "pt"}))
+        write_record(record, staged)
+        if folder.exists():
+            folder.replace(Path(temporary) / REPLACED)
+        staged.replace(folder)

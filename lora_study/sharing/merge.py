@@ -1,0 +1,130 @@
+"""A run's model without this package: a plain Hugging Face folder, or ONNX."""
+
+import importlib.util
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import save
+from transformers import DistilBertForSequenceClassification
+
+from lora_study.base.errors import ConfigError, check
+from lora_study.base.files import atomic_folder, user_path
+from lora_study.lora import merge_lora
+from lora_study.model.encoder import WEIGHTS
+from lora_study.sharing.card import write_card
+from lora_study.sharing.predict import LABELS
+from lora_study.sharing.trained import TrainedModel
+
+Format = Literal["hf", "onnx"]
+
+ONNX_PACKAGES = ("onnx", "onnxscript")
+
+
+def write_merged(
+    trained: TrainedModel, output: Path | str, format: Format = "hf", overwrite: bool = False
+) -> list[Path]:
+    """Merge LoRA into the weights, in fp32, and write the model with its tokenizer, whole or not at all.
+
+    The model is merged in place, once the folder may be written. Its labels are called negative and positive, and the
+    tokenizer's model_max_length is the run's data.max_length, so that ``truncation=True`` cuts a text where training
+    cut it.
+
+    Args:
+        trained: The run, in any mode.
+        output: Folder to write.
+        format: "hf" is what `from_pretrained` and `pipeline` read: config.json, model.safetensors, the tokenizer and a
+            model card. "onnx" has model.onnx in place of the weights: input_ids and attention_mask, both int64
+            (batch, sequence), to logits (batch, 2); nothing but the number of positions limits either dimension.
+        overwrite: Replace a folder that is not empty.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ConfigError: the folder is not empty, or is a run's, or the packages for ONNX are missing.
+    """
+    if format == "onnx":
+        check_onnx()
+    output = user_path(output)
+    # A run's folder holds files alone, so overwriting would replace it like any folder that was written here.
+    run = output.resolve() == trained.folder.resolve() or (output / "record.json").exists()
+    check(not run, "--output", str(output), "it is a run's folder; name another")
+    model, tokenizer = trained.model, trained.tokenizer
+    try:
+        with atomic_folder(output, overwrite) as folder:
+            _make_plain(trained)
+            model.config.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            if format == "onnx":
+                export_onnx(model, folder / "model.onnx")
+            else:
+                weights = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+                # Not save_pretrained, which makes the file unreadable for others.
+                (folder / WEIGHTS).write_bytes(save(weights, metadata={"format": "pt"}))
+            write_card(trained.record, "onnx" if format == "onnx" else "model", folder)
+    except FileExistsError as error:
+        raise ConfigError(f"--output: {error}") from error
+    return sorted(output.iterdir())
+
+
+def _make_plain(trained: TrainedModel) -> None:
+    """Merge a run's model and say its labels and longest text where others look for them, in place."""
+    model, tokenizer = trained.model, trained.tokenizer
+    merge_lora(model)
+    model.config.id2label = dict(enumerate(LABELS))
+    model.config.label2id = {label: number for number, label in enumerate(LABELS)}
+    model.config.architectures = [type(model).__name__]
+    length = tokenizer.model_max_length = trained.config.data.max_length
+    tokenizer.backend_tokenizer.enable_truncation(length)  # for those who read tokenizer.json without transformers
+    tokenizer.init_kwargs.pop("max_length", None)  # of the embedded encoder's own training
+
+
+def check_onnx() -> None:
+    """Refuse to export where a package it needs is missing.
+
+    Raises:
+        ConfigError: one is.
+    """
+    for package in ONNX_PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(f"--format: 'onnx' needs the package {package}; pip install 'lora-study[onnx]'")
+
+
+def export_onnx(model: DistilBertForSequenceClassification, path: Path) -> None:
+    """Write a classifier in eval mode as one ONNX file with any batch size and sequence length."""
+    # The example decides nothing but the types: two reviews, one of them padded. Sizes of 1 would be taken as fixed.
+    example = {
+        "input_ids": torch.ones(2, 8, dtype=torch.int64),
+        "attention_mask": torch.tensor([[1] * 8, [1] * 5 + [0] * 3]),
+    }
+    axes = {0: "batch", 1: "sequence"}
+    with _quiet():
+        torch.onnx.export(
+            model,
+            kwargs=example,
+            f=path,
+            dynamo=True,
+            dynamic_shapes=dict.fromkeys(example, axes),
+            output_names=["logits"],
+            external_data=False,
+            verbose=False,
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's notes on packages it can do without and names of axes that are shared."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,1 @@
+"""Many experiments: studies, sweeps, and where their runs are run."""

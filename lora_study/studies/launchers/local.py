@@ -1,0 +1,152 @@
+"""Runs in processes of this machine, each run in one of its own.
+
+So its peak memory is its own, and a process that is killed takes no other with it: its run goes on in a new one.
+"""
+
+import io
+import multiprocessing
+import os
+import sys
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import TextIO
+
+import torch
+
+from lora_study.base.errors import ConfigError
+from lora_study.base.interrupts import end, in_child, shielded
+from lora_study.config import ExperimentConfig
+from lora_study.records.record import Record, read_record, run_dir
+from lora_study.studies.launchers.dispatch import dispatch
+from lora_study.studies.launchers.worker import check_one_device, label, lost, work
+
+BUSY = 75  # exit status of a run's process whose run another process holds (sysexits' EX_TEMPFAIL)
+
+
+class LocalLauncher:
+    """Runs up to so many experiments at once.
+
+    With several workers, each has one GPU where there are any, shared if there are fewer; otherwise an equal part of
+    the processor's cores, unless train.threads says how many it takes: results depend on that in the last digits.
+
+    Args:
+        workers: How many.
+    """
+
+    def __init__(self, workers: int = 1) -> None:
+        self.workers = workers
+
+    def run(
+        self, runs: Sequence[ExperimentConfig], results_dir: Path, command: str
+    ) -> Generator[tuple[ExperimentConfig, Record | None], None, None]:
+        """See `lora_study.studies.launchers.Launcher`."""
+        several = self.workers > 1
+        if several:
+            check_one_device(runs)
+        shares = _shares(self.workers) if several else [{}]
+        processes: list[BaseProcess] = []
+
+        def start(run: ExperimentConfig, worker: int) -> BaseProcess:
+            arguments = (run, results_dir, command, f"{label(run)}: " if several else "")
+            # spawn: a forked copy of a process that has used threads may hang.
+            process = multiprocessing.get_context("spawn").Process(target=_child, args=arguments, name=label(run))
+            with _environment(shares[worker]), shielded():
+                process.start()
+            processes.append(process)
+            return process
+
+        try:
+            for run, process in dispatch(runs, self.workers, start, _wait, _lost):
+                yield run, _record(process, run, results_dir, command)
+        finally:
+            end(processes)  # and wait for them, or their locks would outlive this process
+
+
+def _shares(workers: int) -> list[dict[str, str]]:
+    """What each worker's processes get of the machine, as environment variables."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = listed.split(",") if listed else [str(index) for index in range(torch.cuda.device_count())]
+    if gpus and torch.cuda.device_count() > 0:
+        return [{"CUDA_VISIBLE_DEVICES": gpus[worker % len(gpus)]} for worker in range(workers)]
+    return [{"OMP_NUM_THREADS": str(max(1, _cores() // workers))}] * workers
+
+
+def _cores() -> int:
+    """The processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for processes that are started in this block; set before they import torch."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _wait(processes: Collection[BaseProcess]) -> list[BaseProcess]:
+    """Wait until one of the processes has ended."""
+    by_sentinel = {process.sentinel: process for process in processes}
+    ended = [by_sentinel[sentinel] for sentinel in wait(list(by_sentinel)) if isinstance(sentinel, int)]
+    for process in ended:
+        process.join()
+    return ended
+
+
+def _lost(process: BaseProcess) -> bool:
+    """Whether a run's process was killed, or crashed; says so, as it is going to be started again."""
+    if lost := (process.exitcode or 0) < 0:
+        print(f"{process.name}: {_ending(process)}; going on in a new process", file=sys.stderr, flush=True)
+    return lost
+
+
+def _ending(process: BaseProcess) -> str:
+    """How a process ended, in words."""
+    code = process.exitcode or 0
+    ending = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
+    return ending + ("; if memory ran out, lower data.batch_size or data.max_length" if code == -9 else "")
+
+
+def _record(process: BaseProcess, run: ExperimentConfig, results_dir: Path, command: str) -> Record | None:
+    """The record of a run whose process has ended."""
+    if process.exitcode == 0:
+        return read_record(run_dir(results_dir, run.name, run.seed) / "record.json")
+    if process.exitcode == BUSY:
+        return None
+    return lost(run, results_dir, command, f"the run's process ended without a record: {_ending(process)}")
+
+
+def _child(config: ExperimentConfig, results_dir: Path, command: str, prefix: str) -> None:
+    """In the run's process."""
+    in_child()
+    if prefix:
+        sys.stderr = _Prefixed(sys.stderr, prefix)
+    try:
+        if work(config, results_dir, command) is None:
+            sys.exit(BUSY)
+    except (OSError, ConfigError) as error:  # a full disk, say: no record can be written either
+        sys.exit(f"lora-study: error: {error}")
+
+
+class _Prefixed(io.TextIOBase):
+    """A log whose every line is written at once and begins with the run's name; not a terminal, so no bar is drawn."""
+
+    def __init__(self, stream: TextIO, prefix: str) -> None:
+        self._stream, self._prefix, self._line = stream, prefix, ""
+
+    def write(self, text: str) -> int:
+        *lines, self._line = (self._line + text).split("\n")
+        for line in lines:
+            self._stream.write(f"{self._prefix}{line.lstrip()}\n")
+        self._stream.flush()
+        return len(text)

@@ -1,0 +1,44 @@
+"""What a worker does with one run, and the record of a run whose worker was lost."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lora_study.base.errors import ConfigError, check
+from lora_study.config import ExperimentConfig
+from lora_study.records.record import Record
+from lora_study.records.run_folder import BusyError
+from lora_study.training.experiment import run_experiment, write_failed
+
+
+def work(config: ExperimentConfig, results_dir: Path, command: str) -> Record | None:
+    """Run one experiment, from its checkpoint if it was interrupted; a user's mistake ends in a failed record.
+
+    Returns:
+        The record; None if another process holds the run, whose record is then the other's to write.
+    """
+    try:
+        return run_experiment(config, results_dir, command=command, resume=True)
+    except BusyError:
+        return None
+    except ConfigError as error:
+        return lost(config, results_dir, command, str(error))
+
+
+def lost(config: ExperimentConfig, results_dir: Path, command: str, error: str) -> Record | None:
+    """The record of a run that could not start, or whose worker is gone; None if another process has taken it over."""
+    try:
+        return write_failed(config, results_dir, command, error)
+    except BusyError:
+        return None
+
+
+def label(config: ExperimentConfig) -> str:
+    """A run as progress lines name it."""
+    return f"{config.name} seed {config.seed}"
+
+
+def check_one_device(runs: Sequence[ExperimentConfig]) -> None:
+    """Refuse runs on several devices where each worker has one."""
+    for run in runs:
+        remedy = "runs side by side have one device each; use 1, or --launcher local --workers 1"
+        check(run.train.devices == 1, f"{run.name}: train.devices", run.train.devices, remedy)

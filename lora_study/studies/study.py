@@ -1,0 +1,104 @@
+"""A study: many experiments and seeds, each run by a launcher, then the report."""
+
+import dataclasses
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+from lora_study.base.files import user_path
+from lora_study.base.progress import duration
+from lora_study.config import ExperimentConfig, StudyConfig
+from lora_study.records.record import Record, run_dir
+from lora_study.records.run_folder import BusyError, locked, writing_to
+from lora_study.studies.launchers import Launcher
+from lora_study.studies.launchers.worker import label
+from lora_study.training.finished import finished_run
+
+POLL = 2.0  # seconds between looks at runs that other processes hold
+
+
+def run_study(
+    study: StudyConfig,
+    experiments: Sequence[ExperimentConfig],
+    results_dir: str | Path,
+    launcher: Launcher,
+    *,
+    command: str = "",
+) -> list[Record]:
+    """Run every experiment with every seed, skipping completed runs; a failed run does not stop the others.
+
+    Returns:
+        One record per run, in order.
+
+    Raises:
+        ConfigError: see `run_all`.
+    """
+    runs = [dataclasses.replace(experiment, seed=seed) for seed in study.seeds for experiment in experiments]
+    return run_all(runs, user_path(results_dir), launcher, command)
+
+
+def run_all(runs: Sequence[ExperimentConfig], results_dir: Path, launcher: Launcher, command: str) -> list[Record]:
+    """Run experiments, skipping finished ones; those that another process holds come last, when it has ended.
+
+    Returns:
+        One record per run, in order.
+
+    Raises:
+        ConfigError: the folder cannot be written, or holds a completed run of an experiment with other settings, on
+            other reviews or from another encoder. Nothing has been run then.
+    """
+    with writing_to(results_dir):  # refuse a folder that cannot be written before anything is run
+        results_dir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=results_dir).close()
+    records: dict[ExperimentConfig, Record] = {}
+    announced = False
+
+    def note(run: ExperimentConfig, record: Record, state: str = "") -> None:
+        records[run] = record
+        where = f"; see {run_dir(results_dir, run.name, run.seed)}" if record.status == "failed" else ""
+        print(
+            f"[{len(records)}/{len(runs)}] {label(run)}: {state}{outcome(record)}{where}", file=sys.stderr, flush=True
+        )
+
+    while waiting := [run for run in runs if run not in records]:
+        done = [finished_run(run_dir(results_dir, run.name, run.seed), run) for run in waiting]
+        for run, record in zip(waiting, done, strict=True):
+            if record:
+                note(run, record, "already completed; ")
+        waiting = [run for run in waiting if run not in records]
+        if free := [run for run in waiting if not _is_held(run, results_dir)]:
+            with closing(launcher.run(free, results_dir, command)) as ended:
+                for run, record in ended:
+                    if record:
+                        note(run, record)
+        elif waiting:
+            if not announced:
+                names = ", ".join(label(run) for run in waiting)
+                print(f"waiting for another process, which is running {names}", file=sys.stderr, flush=True)
+            announced = True
+            time.sleep(POLL)
+    return [records[run] for run in runs]
+
+
+def outcome(record: Record) -> str:
+    """One line on how a run ended."""
+    if record.status == "failed":
+        return f"failed: {record.error}"
+    part = "test" if record.metrics["test"] else "val"
+    scores = record.metrics[part]
+    return (
+        f"{'test' if part == 'test' else 'validation'} accuracy {100 * scores['accuracy']:.2f}% on {scores['n']:,} "
+        f"reviews (epoch {record.metrics['best_epoch']}), trained in {duration(record.timing['train_seconds'] or 0)}"
+    )
+
+
+def _is_held(run: ExperimentConfig, results_dir: Path) -> bool:
+    """Whether another process is running a run."""
+    try:
+        with locked(results_dir, run.name, run.seed):
+            return False
+    except BusyError:
+        return True

@@ -1,0 +1,118 @@
+"""A sweep: one experiment with many settings; validation accuracy chooses those whose test reviews are scored, once.
+
+Trials are ordinary runs below the results folder, so a sweep that is started again goes on where it stopped, and all
+settings that were ever tried there count.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from lora_study.base.errors import ConfigError, check
+from lora_study.base.files import user_path, write_text
+from lora_study.base.plain_yaml import dump_yaml
+from lora_study.config import ExperimentConfig, SweepConfig, to_dict
+from lora_study.config_files import experiment_from, read_config
+from lora_study.evidence.summary import measured
+from lora_study.evidence.trials import BEST, SWEEP_FILE, chosen_trial, runs_of_best, trials_table
+from lora_study.records.record import Record, read_records
+from lora_study.records.run_folder import writing_to
+from lora_study.studies.launchers import Launcher
+from lora_study.studies.search import Search, Trial
+from lora_study.studies.study import run_all
+
+
+def run_sweep(
+    sweep: SweepConfig,
+    base: ExperimentConfig,
+    results_dir: str | Path,
+    launcher: Launcher,
+    *,
+    max_trials: int | None = None,
+    command: str = "",
+) -> list[Record]:
+    """Run the trials of a sweep, then the chosen settings as the experiment 'best', which scores the test reviews.
+
+    Args:
+        sweep: The sweep.
+        base: The experiment that it varies; see `lora_study.config_files.load_sweep`.
+        results_dir: Folder for the results.
+        launcher: Where the runs are run.
+        max_trials: Try at most this many settings.
+        command: What the user typed, for the records.
+
+    Returns:
+        One record per run, those of the test last; without them if no settings have all their runs.
+
+    Raises:
+        ConfigError: the folder cannot be written, or holds another sweep; settings do not make a valid experiment; or
+            the chosen settings are not those that were tested here before. Trials run until then are kept.
+    """
+    results_dir = user_path(results_dir)
+    check(max_trials is None or max_trials >= 1, "--max-trials", max_trials, "use 1 or more")
+    search = Search(sweep, base, max_trials)
+    trials = search.ask()  # a mistake in a grid or in random draws is found before anything is written
+    _claim(results_dir, sweep)
+    records: list[Record] = []
+    while trials:
+        records += _run_trials(trials, search, sweep.seeds, results_dir, launcher, command)
+        trials = search.ask()
+    tried, _ = read_records(results_dir)
+    parameters = list(sweep.parameters)
+    chosen = chosen_trial(trials_table(tried, parameters), len(sweep.seeds))
+    if chosen is None:
+        return records
+    tested = [record for record in tried if record.name == BEST and record.status == "completed"]
+    if len(runs_of_best(tried, chosen, parameters)) < len(tested):
+        raise ConfigError(
+            f"{chosen} is chosen now, but other settings were tested here before; "
+            "keep that choice, or search again in another --results-dir"
+        )
+    config = next(record.config for record in tried if record.name == chosen)
+    best = dataclasses.replace(experiment_from(config), name=BEST, score_test=True)
+    runs = [dataclasses.replace(best, seed=seed) for seed in sweep.seeds]
+    return records + run_all(runs, results_dir, launcher, command)
+
+
+def _claim(results_dir: Path, sweep: SweepConfig) -> None:
+    """Write down which sweep the folder is for, so that its report can be made from the folder alone."""
+    path, content = results_dir / SWEEP_FILE, to_dict(sweep)
+    if path.exists():
+        then, now = _identity(to_dict(read_config(path, SweepConfig, "sweep"))), _identity(content)
+        if changed := [key for key in now if then[key] != now[key]]:
+            raise ConfigError(
+                f"{results_dir} holds another sweep (other {', '.join(changed)}); choose another --results-dir"
+            )
+    with writing_to(results_dir):
+        write_text(path, dump_yaml(content))
+
+
+def _identity(settings: dict[str, Any]) -> dict[str, str]:
+    """What of a sweep's settings must stay the same; more trials may be added.
+
+    The order of the parameters and the way their values are written must, too: they name the runs' folders.
+    """
+    search = {key: value for key, value in settings["search"].items() if key != "trials"}
+    same = {key: value for key, value in settings.items() if key != "title"} | {"search": search}
+    return {key: json.dumps(value, sort_keys=key != "parameters") for key, value in same.items()}
+
+
+def _run_trials(
+    trials: list[Trial], search: Search, seeds: tuple[int, ...], results_dir: Path, launcher: Launcher, command: str
+) -> list[Record]:
+    """Run trials with each seed, while the search finds them worth another, and tell it how they did."""
+    records: list[Record] = []
+    going = trials
+    for seed in seeds:
+        runs = [dataclasses.replace(trial.experiment, seed=seed) for trial in going]
+        ended = run_all(runs, results_dir, launcher, command)
+        records += ended
+        for trial, record in zip(going, ended, strict=True):
+            accuracy = measured(record, "metrics.val.accuracy") if record.status == "completed" else None
+            trial.failed = accuracy is None  # a mean over fewer seeds would not be comparable
+            trial.accuracies += [] if accuracy is None else [accuracy]
+        going = [trial for trial in going if not trial.failed and search.goes_on(trial)]
+    for trial in trials:  # in the order of the proposals, whichever ended first
+        search.tell(trial)
+    return records

@@ -1,0 +1,1 @@
+"""One experiment: a config in, one record out."""
