@@ -204,8 +204,8 @@ def _evidence(study: Study) -> Iterator[str]:
     if study.verdicts:
         yield (
             "The rules are in lora_study/evidence/claims/rules.py. It is said beside each how often a rule would give "
-            "which verdict if the article were exactly right, with the spread, seeds and reviews of this study. An adjusted "
-            "p is Holm's, over all claims that are tests; the runs are those the verdict rests on."
+            "which verdict if the article were exactly right, with the spread, seeds and reviews of this study. An "
+            "adjusted p is Holm's, over all claims that are tests; the runs are those the verdict rests on."
         )
 
 
