@@ -46,7 +46,7 @@ def stop(process: subprocess.Popen, number: int, to_all: bool = True) -> list[st
 SCRIPT = """
 import hashlib, os, subprocess, sys, time
 from pathlib import Path
-from lora_study import interrupts
+from lora_study.base import interrupts
 from lora_study.records import atomic, atomic_folder
 
 def say():
@@ -133,7 +133,7 @@ def test_what_was_being_written_is_removed(tmp_path):
 
 CHILDREN = """
 import multiprocessing, sys, time
-from lora_study import interrupts
+from lora_study.base import interrupts
 
 def child(ready):
     interrupts.in_child()
