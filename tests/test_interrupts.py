@@ -47,7 +47,7 @@ SCRIPT = """
 import hashlib, os, subprocess, sys, time
 from pathlib import Path
 from lora_study.base import interrupts
-from lora_study.records import atomic, atomic_folder
+from lora_study.base.files import atomic, atomic_folder
 
 def say():
     print("ready", flush=True)
