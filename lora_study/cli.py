@@ -298,13 +298,16 @@ def claims(options: Any, command: str) -> int:
     """Print a verdict for every claim."""
     from lora_study.base.text_tables import markdown_table
     from lora_study.evidence.claims import claims_json, claims_table
+    from lora_study.evidence.claims.headline import headline
     from lora_study.report.inputs import read_study
 
     study = read_study(options.results_dir)
     for line in study.warnings:
         print(f"warning: {one_line(line)}", file=sys.stderr)
-    verdicts = study.verdicts
-    print(json.dumps(claims_json(verdicts), indent=2) if options.json else markdown_table(claims_table(verdicts)))
+    if options.json:
+        print(json.dumps(claims_json(study.verdicts), indent=2))
+    else:
+        print("\n".join(headline(study.verdicts)), markdown_table(claims_table(study.verdicts)), sep="\n\n")
     return 0
 
 

@@ -12,8 +12,10 @@ import pytest
 from fabricate import failed, record
 
 from lora_study.base.errors import ConfigError
+from lora_study.config_files import overlay
 from lora_study.evidence.claims import LAYERWISE, VERDICTS, claims_json, claims_table, evaluate, load_claims
 from lora_study.evidence.claims.arithmetic import SHAPES, expected_trainable, trainable
+from lora_study.evidence.claims.headline import headline
 from lora_study.evidence.reported import load_reported
 from lora_study.records.record import run_dir
 
@@ -78,33 +80,50 @@ class TestTheShippedFile:
             else:
                 assert ratio is None
 
+    def test_differences_are_those_of_the_reported_accuracies(self):
+        test = {name: row.test for name, row in (load_reported().rows | load_reported().layerwise).items()}
+        train = {name: row.train for name, row in load_reported().rows.items()}
+        for claim in CLAIMS.values():
+            if claim.kind in ("ordering", "difference"):
+                first, second = claim.experiments
+                assert claim.reported == pytest.approx(test[first] - test[second]), claim.id
+        gap = CLAIMS["gap.lora_below_full"]
+        gaps = [train[name] - test[name] for name in gap.experiments]
+        assert gap.reported == pytest.approx(gaps[1] - gaps[0])
+
     def test_every_sentence_has_a_source_and_a_rule(self):
         assert len(CLAIMS) > 60
         for claim in CLAIMS.values():
-            assert claim.source and claim.tolerance_text and claim.sentence.endswith(".")
+            assert claim.source and claim.rule_text and claim.sentence.endswith((".", ")."))
 
-    def test_accuracies_have_one_point_of_tolerance(self):
-        assert {claim.tolerance for claim in CLAIMS.values() if claim.kind == "accuracy"} == {1.0}
-        assert CLAIMS["equivalence.best_lora_and_full"].tolerance == 0.5
+    def test_what_we_set_ourselves_is_no_claim(self):
+        fields = [field for claim in CLAIMS.values() for field in getattr(claim, "fields", ())]
+        assert fields and all(field.startswith("data.") for field in fields)
 
     def test_without_runs_only_arithmetic_is_decided(self, tmp_path):
         results = evaluate(list(CLAIMS.values()), [], tmp_path)
         assert [result.id for result in results] == list(CLAIMS)
         for result in results:
-            assert result.verdict == ("reproduced" if result.kind == "equality" else "not run"), result
+            assert result.verdict == ("agrees" if result.kind == "equality" else "not run"), result
             assert result.runs == () and result.p_value is None and "\n" not in result.evidence
+        counts = {kind: sum(result.kind == kind for result in results) for kind in ("equality", "accuracy", "ordering")}
+        assert headline(results) == (
+            f"Accuracies: 0 of {counts['accuracy']} measured on distilbert-base-uncased.",
+            f"Orderings: 0 of {counts['ordering']} in the same direction ({counts['ordering']} not run).",
+            f"Arithmetic: {counts['equality']} of {counts['equality']} agree.",
+        )
 
     @pytest.mark.parametrize("claim", [c for c in CLAIMS.values() if c.kind == "equality"], ids=lambda c: c.id)
-    def test_a_wrong_number_is_not_reproduced(self, claim, tmp_path):
+    def test_a_wrong_number_does_not_agree(self, claim, tmp_path):
         wrong = dataclasses.replace(claim, reported=claim.reported * 1.5)
-        assert evaluate([wrong], [], tmp_path)[0].verdict == "not reproduced"
+        assert evaluate([wrong], [], tmp_path)[0].verdict == "does not agree"
 
     def test_66_million_is_cut_off_not_rounded(self, tmp_path):
         short = CLAIMS["parameters.full_short"]
         rounded = dataclasses.replace(short, judged="rounded")
         assert [result.verdict for result in evaluate([short, rounded], [], tmp_path)] == [
-            "reproduced",
-            "not reproduced",
+            "agrees",
+            "does not agree",
         ]
 
     def test_torch_is_not_imported(self):
@@ -115,55 +134,68 @@ class TestTheShippedFile:
 class TestKnownTruth:
     def test_equal_models(self, tmp_path):
         runs = study(tmp_path, {"full": 0.923, "lora_best": 0.923}, seeds=5, reviews=10_000)
-        assert verdict("ordering.best_lora_above_full", runs, tmp_path).verdict == "inconclusive"
-        same = verdict("equivalence.best_lora_and_full", runs, tmp_path)
-        assert same.verdict == "reproduced" and same.p_value < 0.05
+        same = verdict("difference.best_lora_and_full", runs, tmp_path)
+        assert same.verdict == "reproduced" and same.reported == "+0.08 points" and same.p_value is None
         assert len(same.runs) == 10 and "full/seed-1" in same.runs
+        assert "5 seeds, deviation" in same.evidence and same.power.startswith("reproduced ")
 
     def test_a_better_model(self, tmp_path):
-        runs = study(tmp_path, {"lora_default": 0.894, "last_two_layers": 0.862, "full": 0.915, "lora_best": 0.88})
+        runs = study(tmp_path, {"lora_default": 0.894, "last_two_layers": 0.862, "full": 0.919, "lora_best": 0.88})
         result = verdict("ordering.lora_above_last_two", runs, tmp_path)
         assert result.verdict == "reproduced" and result.measured == "+3.20 points"
         assert "3 seeds" in result.evidence and "4,000 reviews" in result.evidence
-        assert verdict("ordering.best_lora_above_full", runs, tmp_path).verdict == "not reproduced"
-        assert verdict("equivalence.best_lora_and_full", runs, tmp_path).verdict == "not reproduced"
-        assert verdict("equivalence.full_two_points_above_lora", runs, tmp_path).verdict == "reproduced"
+        assert verdict("ordering.best_lora_above_last_two", runs, tmp_path).verdict == "reproduced"
+        assert verdict("ordering.best_lora_above_default", runs, tmp_path).verdict == "not reproduced"
+        assert verdict("difference.best_lora_and_full", runs, tmp_path).verdict == "not reproduced"
+        two = verdict("difference.full_and_lora", runs, tmp_path)
+        assert two.verdict == "reproduced" and two.measured == "+2.50 points"
 
-    def test_too_little_data(self, tmp_path):
-        runs = study(tmp_path, {"lora_best": 0.925, "full": 0.90, "lora_default": 0.90}, seeds=2, reviews=40)
-        for name in ("ordering.best_lora_above_full", "equivalence.best_lora_and_full", "accuracy.lora_best.test"):
+    def test_too_few_reviews(self, tmp_path):
+        runs = study(tmp_path, {"lora_best": 0.925, "full": 0.90, "lora_default": 0.90}, reviews=40)
+        names = ("ordering.best_lora_above_default", "difference.best_lora_and_full", "accuracy.lora_best.test")
+        for name in (*names, "difference.full_and_lora"):
             assert verdict(name, runs, tmp_path).verdict == "inconclusive", name
-        assert verdict("equivalence.full_two_points_above_lora", runs, tmp_path).verdict == "inconclusive"
 
-    def test_one_seed_is_mcnemar_s_and_says_so(self, tmp_path):
-        runs = study(tmp_path, {"lora_default": 0.894, "last_two_layers": 0.862}, seeds=1)
-        result = verdict("ordering.lora_above_last_two", runs, tmp_path)
-        assert result.verdict == "reproduced" and result.evidence.startswith("McNemar exact")
-        assert "1 seed, so about these two models" in result.evidence
+    @pytest.mark.parametrize("seeds", [1, 2])
+    def test_fewer_than_three_seeds_have_numbers_and_no_verdict(self, seeds, tmp_path):
+        runs = study(tmp_path, {"lora_default": 0.894, "last_two_layers": 0.862, "full": 0.915}, seeds)
+        results = evaluate(list(CLAIMS.values()), runs, tmp_path)
+        judged = {result.id: result for result in results if result.kind != "equality" and result.measured}
+        assert {result.verdict for result in judged.values()} == {"no verdict"}
+        assert all(result.p_value is None and result.power is None for result in judged.values())
+        names = {"accuracy.full.test", "ordering.full_above_lora", "difference.full_and_lora", "gap.lora_below_full"}
+        for name in names:
+            assert judged[name].interval and "a verdict takes 3 seeds or more" in judged[name].evidence
+        expected = "1 seed, so about these two models" if seeds == 1 else "2 seeds, too few"
+        assert expected in judged["ordering.full_above_lora"].evidence
 
     def test_tests_made_together_are_corrected(self, tmp_path):
         runs = study(tmp_path, {"lora_default": 0.894, "last_two_layers": 0.862, "full": 0.9, "lora_best": 0.9})
         tested = [result for result in evaluate(list(CLAIMS.values()), runs, tmp_path) if result.p_value is not None]
-        assert [result.kind for result in tested].count("ordering") == 3 and len(tested) == 5
+        assert [result.kind for result in tested].count("ordering") == 4 and len(tested) == 5
         assert all(result.adjusted_p >= result.p_value for result in tested)
         assert max(result.adjusted_p / result.p_value for result in tested if result.adjusted_p < 1) > 1
         alone = verdict("ordering.lora_above_last_two", runs, tmp_path)
         assert alone.adjusted_p == alone.p_value and "adjusted for 1 test" in alone.evidence
 
-    def test_a_small_difference_can_drown_in_the_family(self, tmp_path):
-        """p below 0.05 alone, above it with four tests that find nothing."""
-        runs = study(tmp_path, {"lora_best": 0.90, "full": 0.90, "lora_default": 0.90, "last_two_layers": 0.895}, 1)
-        alone = verdict("ordering.lora_above_last_two", runs, tmp_path)
-        assert 0.01 < alone.p_value < 0.05 and alone.verdict == "reproduced"
-        family = [CLAIMS[name] for name in CLAIMS if name.startswith("ordering")]
-        together = {result.id: result for result in evaluate(family, runs, tmp_path)}
-        assert together[alone.id].verdict == "inconclusive" and together[alone.id].p_value == alone.p_value
+    def test_running_more_experiments_weakens_no_verdict(self, tmp_path):
+        """Tests that are not made count as p = 1, so the rows that come later change nothing but for the better."""
+        family = [claim for claim in CLAIMS.values() if claim.is_test]
+        rows = {"lora_default": 0.894, "last_two_layers": 0.8875, "full": 0.8941, "lora_best": 0.8945}
+        few = study(tmp_path, dict(list(rows.items())[:2]))
+        before = {result.id: result for result in evaluate(family, few, tmp_path)}
+        after = {result.id: result for result in evaluate(family, study(tmp_path, rows), tmp_path)}
+        name = "ordering.lora_above_last_two"
+        assert before[name].adjusted_p == pytest.approx(len(family) * before[name].p_value)
+        assert after[name].adjusted_p <= before[name].adjusted_p
+        assert (before[name].verdict, after[name].verdict) == ("reproduced", "reproduced")
 
     @pytest.mark.parametrize(
         ("accuracy", "expected"),
-        [(0.9331, "reproduced"), (0.9131, "reproduced"), (0.9332, "not reproduced"), (0.85, "not reproduced")],
+        [(0.9295, "reproduced"), (0.9160, "reproduced"), (0.9310, "not reproduced"), (0.85, "not reproduced")],
     )
     def test_accuracies(self, accuracy, expected, tmp_path):
+        """Seeds that agree: 10,000 reviews here and there leave 0.70 to 0.77 points to either side."""
         runs = [predicted(tmp_path, "full", seed, accuracy, reviews=10_000) for seed in (1, 2, 3)]
         result = verdict("accuracy.full.test", runs, tmp_path)
         assert result.verdict == expected and result.reported == "92.31%" and result.p_value is None
@@ -174,15 +206,34 @@ class TestKnownTruth:
         runs = [record("lora_default", seed, test) for seed, test in enumerate((0.8384, 0.7738, 0.8530), start=1)]
         result = verdict("accuracy.lora_default.test", runs, tmp_path)
         assert result.measured.startswith("82.17%") and "3 seeds, deviation 4.21 points" in result.evidence
-        assert "95% interval 71.42 to 92.89%" in result.evidence
         bare = record("lora_default", 4, metrics={"test": {"accuracy": None}})
         again = verdict("accuracy.lora_default.test", [*runs, bare], tmp_path)
         assert (again.measured, again.evidence, again.runs) == (result.measured, result.evidence, result.runs)
 
     def test_an_accuracy_far_off_needs_few_reviews(self, tmp_path):
-        assert (
-            verdict("accuracy.full.test", [record("full", 1, 0.6, provenance=REFERENCE, deviations=[])], tmp_path)
-        ).verdict == "not reproduced"
+        runs = [record("full", seed, 0.6, provenance=REFERENCE) for seed in (1, 2, 3)]
+        runs = [dataclasses.replace(run, deviations=[]) for run in runs]
+        assert verdict("accuracy.full.test", runs, tmp_path).verdict == "not reproduced"
+
+    @pytest.mark.parametrize(
+        ("gaps", "expected"),
+        [
+            ((0.02, 0.06), "reproduced"),
+            ((0.06, 0.02), "not reproduced"),
+            ((0.03, 0.032), "inconclusive"),
+        ],
+    )
+    def test_who_generalises_better(self, gaps, expected, tmp_path):
+        runs = []
+        for name, gap in zip(("lora_default", "full"), gaps, strict=True):
+            for seed in (1, 2, 3):
+                scores = {part: {"accuracy": 0.9 + 0.001 * seed, "n": 10_000} for part in ("train", "test")}
+                scores["train"]["accuracy"] += gap
+                runs.append(
+                    dataclasses.replace(record(name, seed, provenance=REFERENCE, metrics=scores), deviations=[])
+                )
+        result = verdict("gap.lora_below_full", runs, tmp_path)
+        assert result.verdict == expected and result.measured == f"{100 * (gaps[1] - gaps[0]):+.2f} points"
 
     def test_the_same_input_gives_the_same_answer(self, tmp_path):
         runs = study(tmp_path, dict.fromkeys(ROWS, 0.9))
@@ -198,33 +249,29 @@ class TestStandIn:
         for result in evaluate(list(CLAIMS.values()), runs, tmp_path):
             if result.kind in ("equality", "fact"):
                 continue
-            assert result.verdict in VERDICTS[2:], result
+            assert "reproduced" not in result.verdict, result
             if result.measured:
                 assert "stand-in encoder: all-MiniLM-L6-v2" in result.measured
-            if result.kind == "accuracy":
-                assert result.verdict == "not run" and "only the article's recipe" in result.evidence
+            if result.kind in ("accuracy", "difference"):
+                assert result.verdict == "no verdict" and "takes the article's recipe on" in result.evidence
+                assert result.p_value is None and result.power is None
 
     @pytest.mark.parametrize(
         ("lora", "heads", "expected"),
-        [(0.85, 0.80, "same direction"), (0.80, 0.85, "opposite direction"), (0.85, 0.85, "inconclusive")],
+        [(0.85, 0.80, "same direction"), (0.80, 0.85, "other direction"), (0.85, 0.85, "inconclusive")],
     )
     def test_it_has_a_direction(self, lora, heads, expected, tmp_path):
         runs = study(tmp_path, {"lora_default": lora, "last_two_layers": heads}, reference=False)
         assert verdict("ordering.lora_above_last_two", runs, tmp_path).verdict == expected
 
-    @pytest.mark.parametrize(
-        ("best", "full", "expected"),
-        [(0.85, 0.80, "same direction"), (0.80, 0.85, "opposite direction"), (0.85, 0.85, "same direction")],
-    )
-    def test_not_below_has_one_too(self, best, full, expected, tmp_path):
-        runs = study(tmp_path, {"lora_best": best, "full": full}, reference=False, reviews=10_000)
-        assert verdict("equivalence.best_lora_and_full", runs, tmp_path).verdict == expected
-
-    def test_two_points_are_a_number_too(self, tmp_path):
-        runs = study(tmp_path, {"full": 0.82, "lora_default": 0.80}, reference=False)
-        result = verdict("equivalence.full_two_points_above_lora", runs, tmp_path)
-        assert result.verdict == "not run" and result.measured.startswith("+2.00 points (stand-in")
-        assert result.p_value is None  # not a test of anything, so not in the family
+    def test_the_headline_says_where(self, tmp_path):
+        rows = {"lora_default": 0.85, "last_two_layers": 0.80, "full": 0.87, "lora_best": 0.87}
+        stand_in = headline(evaluate(list(CLAIMS.values()), study(tmp_path, rows, reference=False), tmp_path))
+        assert stand_in[0] == "Accuracies: 0 of 20 measured on distilbert-base-uncased."
+        assert stand_in[1] == "Orderings: 4 of 6 in the same direction on the stand-in (2 not run)."
+        recipe = headline(evaluate(list(CLAIMS.values()), study(tmp_path, rows), tmp_path))
+        assert recipe[0].startswith("Accuracies: 11 of 20 measured on distilbert-base-uncased: ")
+        assert recipe[1] == "Orderings: 4 of 6 reproduced (2 not run)."
 
     def test_its_counts_are_checked_at_its_shape(self, tmp_path):
         small = {"encoder": {"name": "all-MiniLM-L6-v2 rewritten as DistilBERT", "stand_in": True}}
@@ -232,10 +279,10 @@ class TestStandIn:
             config = {"lora": {"targets": LORA_TARGETS.get(name, ["query"])}}
             good = record(name, provenance=small, config=config, parameters={"trainable": count})
             result = verdict(f"parameters.{name}", [good], tmp_path)
-            assert result.verdict == "reproduced" and "1 run(s) agree" in result.evidence
+            assert result.verdict == "agrees" and "1 run(s) agree" in result.evidence
             assert result.runs == (f"{name}/seed-1",)
             bad = dataclasses.replace(good, parameters={"trainable": count + 1})
-            assert verdict(f"parameters.{name}", [bad], tmp_path).verdict == "not reproduced"
+            assert verdict(f"parameters.{name}", [bad], tmp_path).verdict == "does not agree"
 
 
 class TestWhatIsComparable:
@@ -247,7 +294,7 @@ class TestWhatIsComparable:
         runs[0].deviations.append({"field": "train.epochs", "article": 3, "here": 1})
         result = verdict("ordering.lora_above_last_two", runs, tmp_path)
         assert result.verdict == "same direction" and "departing from the article in train.epochs" in result.measured
-        assert verdict("accuracy.lora_default.test", runs, tmp_path).verdict == "not run"
+        assert verdict("accuracy.lora_default.test", runs, tmp_path).verdict == "no verdict"
 
     def test_different_test_sets_are_not_compared(self, tmp_path):
         runs = study(tmp_path, {"lora_default": 0.894, "last_two_layers": 0.862})
@@ -306,10 +353,10 @@ class TestWhatIsComparable:
 
 
 class TestRatios:
-    def costs(self, seconds, reference=True, **changes):
+    def costs(self, seconds, reference=True, fast=False, **changes):
         options = {"provenance": REFERENCE} if reference else {}
         runs = [
-            record(name, seed, timing={"train_seconds": value}, **options, **changes)
+            record(name, seed, timing={"train_seconds": value}, config={"train": {"fast": fast}}, **options, **changes)
             for name, values in seconds.items()
             for seed, value in enumerate(values, start=1)
         ]
@@ -318,13 +365,14 @@ class TestRatios:
     @pytest.mark.parametrize(
         ("lora", "full", "reference", "expected"),
         [
-            ([50], [100], True, "reproduced"),
-            ([50], [100], False, "same direction"),
-            ([100], [98], True, "inconclusive"),
-            ([120], [100], True, "not reproduced"),
-            ([120], [100], False, "opposite direction"),
             ([50, 52, 51], [100, 100, 100], True, "reproduced"),
+            ([50, 52, 51], [100, 100, 100], False, "same direction"),
+            ([100, 101, 99], [98, 98, 98], True, "inconclusive"),
+            ([120, 121, 122], [100, 100, 100], True, "not reproduced"),
+            ([120, 121, 122], [100, 100, 100], False, "other direction"),
             ([50, 140, 60], [100, 100, 100], True, "inconclusive"),  # seeds disagree
+            ([50, 52], [100, 100], True, "no verdict"),
+            ([50], [100], False, "no verdict"),
             ([90], [0], True, "not run"),
         ],
     )
@@ -333,17 +381,46 @@ class TestRatios:
             "ratio.time.lora_default", self.costs({"lora_default": lora, "full": full}, reference), tmp_path
         )
         assert result.verdict == expected
+        assert (result.power is None) == (expected in ("no verdict", "not run"))
 
     @pytest.mark.parametrize(
         ("seconds", "expected"),
-        [([39.6], "reproduced"), ([60], "not reproduced"), ([25], "not reproduced"), ([20, 45, 99], "inconclusive")],
+        [
+            ([39.6, 39, 41], "reproduced"),
+            ([60, 61, 62], "not reproduced"),
+            ([25, 25, 26], "not reproduced"),
+            ([20, 45, 99], "inconclusive"),
+            ([39.6], "no verdict"),
+        ],
     )
     def test_reported_minutes_only_as_ratios(self, seconds, expected, tmp_path):
         runs = self.costs({"layerwise_classifier": seconds, "layerwise_all": [100] * len(seconds)})
         result = verdict("ratio.time.layerwise_classifier", runs, tmp_path)
         assert result.verdict == expected and result.reported == "0.40"
-        stand_in = self.costs({"layerwise_classifier": [39.6], "layerwise_all": [100]}, reference=False)
-        assert verdict("ratio.time.layerwise_classifier", stand_in, tmp_path).verdict == "not run"
+        stand_in = self.costs({"layerwise_classifier": [39.6] * 3, "layerwise_all": [100] * 3}, reference=False)
+        assert verdict("ratio.time.layerwise_classifier", stand_in, tmp_path).verdict == "no verdict"
+
+    def test_plain_layers_are_judged_and_ours_stand_beside(self, tmp_path):
+        """The article's layers are plain ones; our levers gain more where less is trained."""
+        ours = self.costs({"lora_default": [62, 62, 62], "full": [100, 100, 100]}, fast=True)
+        alone = verdict("ratio.time.lora_default", ours, tmp_path)
+        assert alone.verdict == "not run" and "plain layers" in alone.evidence and "levers 0.620" in alone.evidence
+        plain = self.costs({"lora_default_plain": [164, 166, 163], "full_plain": [200, 200, 200]})
+        result = verdict("ratio.time.lora_default", [*ours, *plain], tmp_path)
+        assert result.measured == "0.822" and "with this study's levers 0.620" in result.evidence
+        assert (
+            result.verdict == "reproduced" and "full_plain/seed-2" in result.runs and "full/seed-2" not in result.runs
+        )
+
+    def test_memory_is_that_of_training(self, tmp_path):
+        """Older records have the peak of the whole run, where scoring may have taken the most."""
+        runs = self.costs({"lora_default": [50, 50, 50], "full": [100, 100, 100]})
+        for run in runs:
+            run.memory["peak_bytes"] = (80 if run.name == "lora_default" else 100) * 2**20 + run.seed
+        result = verdict("ratio.memory.lora_default", runs, tmp_path)
+        assert result.verdict == "reproduced" and result.measured == "0.800" and "resident set" in result.evidence
+        del runs[0].memory["peak_bytes_with_scoring"]
+        assert "2 seeds" in verdict("ratio.memory.lora_default", runs, tmp_path).evidence
 
     def test_other_work_or_machines_are_not_compared(self, tmp_path):
         runs = self.costs({"lora_default": [50], "full": [100]})
@@ -354,7 +431,7 @@ class TestRatios:
             other = dataclasses.replace(runs[1], **{section: getattr(runs[1], section) | {key: value}})
             for name in ("ratio.time.lora_default", "ratio.memory.lora_default"):
                 assert verdict(name, [runs[0], other], tmp_path).verdict == "not run"
-        shorter = dataclasses.replace(runs[1], config=runs[1].config | {"train": {"epochs": 1}})
+        shorter = dataclasses.replace(runs[1], config=overlay(runs[1].config, {"train": {"epochs": 1}}))
         result = verdict("ratio.time.lora_default", [runs[0], shorter], tmp_path)
         assert result.verdict == "not run" and "train.epochs" in result.evidence
 
@@ -364,28 +441,48 @@ class TestFacts:
         "split": "pooled",
         "deduplicate": False,
         "sizes": {"train": 35_000, "val": 5_000, "test": 10_000},
-        "overlap": {"across": {"test_in_train": 120, "val_in_train": 50}},
+        "overlap": {"repeats": 418, "across": {"test_in_train": 120, "val_in_train": 50}},
+        "mean_tokens": {"train": 273.86},
     }
 
-    def test_duplicates_only_where_all_reviews_are(self, tmp_path):
-        assert verdict("data.test_in_train", [record()], tmp_path).verdict == "not run"
-        whole = record(data=self.FULL_DATA)
-        result = verdict("data.test_in_train", [record("full"), whole], tmp_path)
-        assert result.verdict == "reproduced" and result.measured == "120" and result.runs == ("lora_default/seed-1",)
-        whole.data["overlap"]["across"]["test_in_train"] = 300
-        assert verdict("data.test_in_train", [whole], tmp_path).verdict == "not reproduced"
-        del whole.data["overlap"]["across"]["test_in_train"]
-        assert verdict("data.test_in_train", [whole], tmp_path).verdict == "not run"
+    def whole(self, **changes):
+        return record(data=overlay(self.FULL_DATA, changes), config={"data": {"max_length": 512}})
 
-    def test_the_recipe(self, tmp_path):
-        names = ("recipe.head_frozen", "recipe.alpha_not_divided", "recipe.dropout_unused")
-        for name in names:
-            assert verdict(name, [record()], tmp_path).verdict == "reproduced"
-        other = record(
-            "lora_best", parameters={"head": 148_610}, config={"lora": {"scaling": "alpha/r", "dropout": 0.05}}
-        )
-        for name in names:
-            assert verdict(name, [record(), other], tmp_path).verdict == "not reproduced"
+    def test_counts_of_another_cut_are_consistent_or_not(self, tmp_path):
+        assert verdict("data.test_in_train", [record()], tmp_path).verdict == "not run"
+        result = verdict("data.test_in_train", [record("full"), self.whole()], tmp_path)
+        assert result.verdict == "consistent" and result.measured == "120" and result.runs == ("lora_default/seed-1",)
+        for count, expected in (
+            (146, "consistent"),
+            (86, "consistent"),
+            (147, "not consistent"),
+            (85, "not consistent"),
+        ):
+            run = self.whole(overlap={"across": {"test_in_train": count}})
+            assert verdict("data.test_in_train", [run], tmp_path).verdict == expected
+        missing = self.whole(overlap={"across": {"test_in_train": None}})
+        assert verdict("data.test_in_train", [missing], tmp_path).verdict == "not run"
+
+    def test_repeats_are_exact(self, tmp_path):
+        assert verdict("data.duplicates", [self.whole()], tmp_path).verdict == "agrees"
+        for count in (417, 419, 420):
+            run = self.whole(overlap={"repeats": count})
+            assert verdict("data.duplicates", [run], tmp_path).verdict == "does not agree"
+
+    def test_copies_of_the_official_test_split_are_exact_and_count_once(self, tmp_path):
+        official = {"split": "official", "sizes": {"train": 20_000, "val": 5_000, "test": 25_000}}
+        across = {"test_in_train": 100, "test_in_val": 25, "test_in_train_or_val": 123}
+        run = self.whole(**official, overlap={"across": across})
+        assert verdict("data.official_test_in_train", [run], tmp_path).verdict == "agrees"
+        run.data["overlap"]["across"]["test_in_train_or_val"] = 124
+        assert verdict("data.official_test_in_train", [run], tmp_path).verdict == "does not agree"
+
+    def test_tokens_are_counted_without_the_special_ones(self, tmp_path):
+        run = self.whole(max_length=512)
+        result = verdict("data.mean_tokens", [run], tmp_path)
+        assert result.verdict == "consistent" and result.measured == "271.86" and "not counting" in result.sentence
+        run.data["mean_tokens"]["train"] = 275.86
+        assert verdict("data.mean_tokens", [run], tmp_path).verdict == "not consistent"
 
 
 class TestShapes:
@@ -405,7 +502,7 @@ class TestShapes:
 
 
 class TestBadInput:
-    GOOD = "{id: a, kind: accuracy, sentence: A., source: b, experiments: [full], reported: 90, tolerance: 1}"
+    GOOD = "{id: a, kind: accuracy, sentence: A., source: b, experiments: [full], reported: 90, part: val}"
 
     def load(self, tmp_path, text):
         path = tmp_path / "mine.yaml"
@@ -414,18 +511,17 @@ class TestBadInput:
 
     def test_a_file_of_one_s_own(self, tmp_path):
         (claim,) = self.load(tmp_path, f"claims: [{self.GOOD}]")
-        assert (claim.id, claim.experiments, claim.reported, claim.tolerance) == ("a", ("full",), 90, 1)
+        assert (claim.id, claim.experiments, claim.reported, claim.part) == ("a", ("full",), 90, "val")
 
     @pytest.mark.parametrize(
         ("change", "complaint"),
         [
             (("kind: accuracy", "kind: guess"), "kind: 'guess' is not valid; use equality"),
-            (("tolerance: 1", "tolerance: -1"), "tolerance: -1.0 is not valid"),
-            (("tolerance: 1", "tolerence: 1"), "unknown field tolerence"),
-            ((", tolerance: 1", ""), "tolerance is missing"),
+            (("part: val", "tolerance: 1"), "unknown field tolerance"),
+            ((", reported: 90", ""), "reported is missing"),
             (("reported: 90", "reported: ninety"), "reported"),
             (("reported: 90", "reported: 900"), "use percent"),
-            (("reported: 90", "reported: 90, part: exam"), "part"),
+            (("part: val", "part: exam"), "part"),
             (("[full]", "[full, lora_best]"), "names 1 different experiment"),
             (("sentence: A.", "sentence: ' '"), "sentence: ' ' is not valid"),
         ],
@@ -475,7 +571,7 @@ class TestBadInput:
         claims = self.load(tmp_path, f"claims: [{self.GOOD.replace('[full]', '[lora_bets]')}]")
         with pytest.raises(ConfigError, match="claim a: experiments: 'lora_bets' is not known; did you mean lora_best"):
             evaluate(claims, [record()], tmp_path)
-        assert evaluate(claims, [record("lora_bets")], tmp_path)[0].verdict == "not run"  # one's own experiment
+        assert evaluate(claims, [record("lora_bets")], tmp_path)[0].verdict == "no verdict"  # one's own experiment
 
 
 def test_table_and_json(tmp_path):

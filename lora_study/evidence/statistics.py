@@ -67,6 +67,19 @@ def wilson(correct: int, n: int, confidence: float = CONFIDENCE) -> Interval:
     return float(bounds.low), float(bounds.high)
 
 
+def sampling_error(accuracy: float, n: float, drawn: float) -> float:
+    """Standard error of an accuracy from drawing that many reviews.
+
+    Args:
+        accuracy: As found on ``n`` reviews, a fraction; two right and two wrong ones are added (Agresti & Coull 1998),
+            since all of a few reviews being right does not prove that all are.
+        n: Reviews it was found on, 1 or more.
+        drawn: Reviews that are drawn, 1 or more.
+    """
+    p = (accuracy * n + 2) / (n + 4)
+    return math.sqrt(p * (1 - p) / drawn)
+
+
 def mean_t(values: Sequence[float]) -> Estimate:
     """The mean over seeds with Student's standard error: what another set of seeds would change.
 
@@ -76,6 +89,21 @@ def mean_t(values: Sequence[float]) -> Estimate:
     if len(values) < 2:
         raise ValueError("one value has no spread; the error over seeds needs two or more")
     return Estimate(float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values)), len(values) - 1)
+
+
+def mean_with_sampling(mean: float, deviation: float, seeds: int, sampling: float) -> Estimate:
+    """A mean over seeds with the error of sampling reviews added (degrees of freedom: Satterthwaite 1946).
+
+    Args:
+        mean: Over the seeds.
+        deviation: Standard deviation between them.
+        seeds: Their number, two or more.
+        sampling: Standard error from the reviews.
+    """
+    between = deviation**2 / seeds
+    variance = between + sampling**2
+    df = (seeds - 1) * (variance / between) ** 2 if between else math.inf
+    return Estimate(mean, math.sqrt(variance), df)
 
 
 def mean_bootstrap(
@@ -176,6 +204,17 @@ class MeanSquares:
         """Variance of the mean score that comes from drawing these reviews and not others."""
         return self.reviews / (self.shape[0] * self.shape[1])
 
+    def estimate(self) -> Estimate:
+        """The mean score with the error of both sources: seeds and reviews are random (see `paired_difference`)."""
+        seeds, reviews = self.shape
+        variance = self.sampling_variance + self.seed_variance / seeds
+        if variance <= 2 / reviews**2:
+            return Estimate(self.mean, math.sqrt(2) / reviews, seeds - 1)
+        spread = self.reviews**2 / (reviews - 1)
+        if self.seed_variance > 0:
+            spread += self.seeds**2 / (seeds - 1) + self.residual**2 / ((seeds - 1) * (reviews - 1))
+        return Estimate(self.mean, math.sqrt(variance), (variance * seeds * reviews) ** 2 / spread)
+
 
 def mean_squares(scores: ArrayLike) -> MeanSquares:
     """The two-way mean squares of a table of scores, (seeds, reviews), two or more of each.
@@ -220,19 +259,10 @@ def paired_difference(first: ArrayLike, second: ArrayLike) -> Estimate:
         raise ValueError(f"paired scores need one shape and 2 or more reviews, not {a.shape} and {b.shape}")
     differences = a - b
     seeds, reviews = differences.shape
-    least = 2 / reviews**2
     if seeds == 1:
         variance = float(differences.var(ddof=1)) / reviews
-        return Estimate(float(differences.mean()), math.sqrt(max(variance, least)), reviews - 1)
-    squares = mean_squares(differences)
-    variance = squares.sampling_variance + squares.seed_variance / seeds
-    if variance <= least:
-        return Estimate(squares.mean, math.sqrt(least), seeds - 1)
-    cells = seeds * reviews
-    spread = squares.reviews**2 / (reviews - 1)
-    if squares.seed_variance > 0:
-        spread += squares.seeds**2 / (seeds - 1) + squares.residual**2 / ((seeds - 1) * (reviews - 1))
-    return Estimate(squares.mean, math.sqrt(variance), (variance * cells) ** 2 / spread)
+        return Estimate(float(differences.mean()), math.sqrt(max(variance, 2 / reviews**2)), reviews - 1)
+    return mean_squares(differences).estimate()
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,12 @@ KINDS = {
     "equality": "numbers of parameters and ratios",
     "accuracy": "accuracies",
     "ordering": "which is more accurate",
-    "equivalence": "which is as accurate",
+    "difference": "by how many points",
+    "gap": "which generalises better",
     "ratio": "time and memory",
-    "fact": "how the numbers were obtained",
+    "fact": "counts over the reviews",
 }
-SENTENCES = ("ordering", "equivalence", "ratio")
+SENTENCES = ("ordering", "difference", "gap", "ratio")
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,10 @@ def _claims(study: Study, encoder: str) -> pd.DataFrame:
             "claim": result.sentence,
             "reported": result.reported,
             "this run": _measured(result, encoder),
+            "interval": result.interval,
             "evidence": result.evidence,
-            "rule": result.tolerance,
+            "rule": result.rule,
+            "if the article is right": result.power,
             "source": result.source,
             "runs": ", ".join(result.runs) or None,
             "id": result.id,

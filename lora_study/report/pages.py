@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from lora_study.base.text_tables import escape
 from lora_study.config import flatten
+from lora_study.evidence.claims.headline import headline
 from lora_study.evidence.summary import all_measured, encoder_label
 from lora_study.records.record import Record
 from lora_study.report.exhibits import Table, verdict_counts
@@ -125,9 +126,8 @@ def title_of(study: Study) -> str:
 
 
 def verdicts_in_words(study: Study) -> str:
-    """How many claims got which verdict, as a sentence."""
-    counts = [f"{count} {verdict}" for verdict, count in verdict_counts(study).items()]
-    return f"{_count(len(study.verdicts), 'claim')}: {', '.join(counts)}." if counts else "No claim was checked."
+    """What was found of the claims, in three sentences."""
+    return " ".join(headline(study.verdicts)) if study.verdicts else "No claim was checked."
 
 
 def budget(study: Study) -> str:
@@ -178,6 +178,8 @@ def _verdicts(study: Study) -> Iterator[str]:
         words = "[Each with its evidence](#evidence-for-the-claims). "
     if "inconclusive" in counts:
         words += "Inconclusive means that the data cannot tell. "
+    if "no verdict" in counts:
+        words += "Without a verdict are numbers of one or two seeds, or that only the article's encoder could judge. "
     if counts and is_stand_in(study):
         words += (
             "On the stand-in encoder a claim about accuracy, time or memory is neither reproduced nor refuted: the "
@@ -201,8 +203,9 @@ def _comparison(study: Study) -> Iterator[str]:
 def _evidence(study: Study) -> Iterator[str]:
     if study.verdicts:
         yield (
-            "The rules were fixed before the runs. An adjusted p is Holm's, over all claims that are tested here; the "
-            "runs are those the verdict rests on."
+            "The rules are in lora_study/evidence/claims/rules.py. It is said beside each how often a rule would give which "
+            "verdict if the article were exactly right, with the spread, seeds and reviews of this study. An adjusted "
+            "p is Holm's, over all claims that are tests; the runs are those the verdict rests on."
         )
 
 

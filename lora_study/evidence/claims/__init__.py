@@ -1,6 +1,6 @@
 """Claim by claim: what was reported, what the runs say, and a verdict.
 
-The claims, with the rule that judges each, are in ``claims.yaml`` beside this file.
+The claims are in ``claims.yaml`` beside this file, the rules that judge them in ``rules.py``.
 """
 
 import dataclasses
@@ -19,17 +19,17 @@ from lora_study.base.errors import ConfigError, one_line
 from lora_study.base.files import user_path
 from lora_study.config_files import ConfigParser, read_yaml
 from lora_study.evidence.claims.arithmetic import REFERENCE
-from lora_study.evidence.claims.comparisons import Accuracy, Equivalence, Ordering, Ratio
+from lora_study.evidence.claims.comparisons import Accuracy, Difference, Gap, Ordering
+from lora_study.evidence.claims.costs import PLAIN, Ratio
 from lora_study.evidence.claims.evidence import Runs
 from lora_study.evidence.claims.kinds import Claim, Equality, Fact, Finding
+from lora_study.evidence.claims.rules import MIN_SEEDS, NO_VERDICT, NOT_RUN, adjust, judge_direction, verdict
+from lora_study.evidence.claims.rules import VERDICTS as VERDICTS
 from lora_study.evidence.reported import load_reported
-from lora_study.evidence.statistics import ALPHA, holm
 from lora_study.records.record import Record
 
-KINDS: dict[str, type[Claim]] = {kind.kind: kind for kind in (Equality, Accuracy, Ordering, Equivalence, Ratio, Fact)}
-
-# Every verdict there is; the third and fourth are for runs that are not the article's.
-VERDICTS = ("reproduced", "not reproduced", "same direction", "opposite direction", "inconclusive", "not run")
+_KINDS: tuple[type[Claim], ...] = (Equality, Accuracy, Difference, Ordering, Gap, Ratio, Fact)
+KINDS = {kind.kind: kind for kind in _KINDS}
 
 LAYERWISE = (
     *("layerwise_classifier", "layerwise_last_two", "layerwise_all"),
@@ -45,32 +45,39 @@ class ClaimResult:
         id: The claim.
         sentence: The claim in our words.
         source: Where it was made.
-        kind: equality, accuracy, ordering, equivalence, ratio or fact.
-        verdict: One of `VERDICTS`. "same direction" and "opposite direction" are said of runs that are not the
-            article's recipe on its encoder: they never reproduce its numbers, nor fail to.
+        kind: equality, accuracy, difference, ordering, gap, ratio or fact.
+        basis: What kind of evidence the verdict rests on (`rules.Basis`); None if there is none.
+        verdict: One of `VERDICTS`. Runs that are not the article's recipe on its encoder have a direction at most:
+            they never reproduce its numbers, nor fail to.
         reported: What was reported; None if only a sentence was.
         measured: What was measured, with what was run if that is not the article's recipe; None if nothing.
-        evidence: Test, statistic, number of reviews and seeds, p-values: one line.
+        interval: The interval that the rule looks at; None if there is none.
+        evidence: Number of reviews and seeds, p-values: one line.
         experiments: Experiments the claim needs.
         runs: Folders of the runs it rests on, relative to the results, such as lora_best/seed-1.
         p_value: Of the test, if one was made.
-        adjusted_p: The same after Holm's correction for all tests made together.
-        tolerance: The rule that gave the verdict.
+        adjusted_p: The same after Holm's correction for all claims that are tests, made or not.
+        rule: The rule that gave the verdict.
+        power: The chance of each verdict if the article is exactly right, with this spread, these seeds and reviews;
+            None where there is no verdict.
     """
 
     id: str
     sentence: str
     source: str
     kind: str
+    basis: str | None
     verdict: str
     reported: str | None
     measured: str | None
+    interval: str | None
     evidence: str
     experiments: tuple[str, ...]
     runs: tuple[str, ...]
     p_value: float | None
     adjusted_p: float | None
-    tolerance: str | None
+    rule: str
+    power: str | None
 
 
 def load_claims(path: str | Path | None = None) -> tuple[Claim, ...]:
@@ -116,22 +123,25 @@ def evaluate(claims: Sequence[Claim], records: Iterable[Record], results_dir: Pa
     _check_experiments(claims, {record.name for record in records})
     runs = Runs(records, results_dir)
     findings = [claim.examine(runs) for claim in claims]
-    tested = [index for index, finding in enumerate(findings) if finding.p_value is not None]
-    adjusted = dict(zip(tested, holm([findings[index].p_value or 0.0 for index in tested]), strict=True))
+    p_values = [finding.estimate.differs() if finding.estimate else None for finding in findings]
+    tests = [index for index, claim in enumerate(claims) if claim.is_test]
+    adjusted = dict(zip(tests, adjust([p_values[index] for index in tests]), strict=True))
     return [
-        _result(claim, finding, adjusted.get(index), len(tested))
-        for index, (claim, finding) in enumerate(zip(claims, findings, strict=True))
+        _result(claim, finding, p_value, None if p_value is None else adjusted[index], len(tests))
+        for index, (claim, finding, p_value) in enumerate(zip(claims, findings, p_values, strict=True))
     ]
 
 
 def claims_table(results: Iterable[ClaimResult]) -> pd.DataFrame:
-    """The verdicts as a table: claim, verdict, reported, measured, rule, evidence, p-values, source, id."""
+    """The verdicts as a table, one row per claim."""
     columns = {
         "sentence": "claim",
         "verdict": "verdict",
         "reported": "reported",
         "measured": "measured",
-        "tolerance": "rule",
+        "interval": "interval",
+        "rule": "rule",
+        "power": "if the article is right",
         "evidence": "evidence",
         "p_value": "p",
         "adjusted_p": "adjusted p",
@@ -152,39 +162,38 @@ def claims_json(results: Iterable[ClaimResult]) -> list[dict[str, Any]]:
     ]
 
 
-def _result(claim: Claim, finding: Finding, adjusted_p: float | None, tests: int) -> ClaimResult:
-    evidence, measured = finding.evidence, finding.measured
-    if adjusted_p is not None and finding.p_value is not None:
-        evidence += f"; p = {finding.p_value:.3g}, adjusted for {tests} test(s) {adjusted_p:.3g}"
+def _result(claim: Claim, finding: Finding, p_value: float | None, adjusted_p: float | None, tests: int) -> ClaimResult:
+    evidence, measured, sign = finding.evidence, finding.measured, finding.sign
+    word = NOT_RUN if finding.basis is None else verdict(sign, finding.basis, finding.seeds)
+    if finding.estimate is not None and finding.basis is not None and p_value is not None and adjusted_p is not None:
+        sign = judge_direction(finding.estimate.value, adjusted_p)
+        word = verdict(sign, finding.basis, finding.seeds)
+        evidence += f"; p = {p_value:.3g}, adjusted for {tests} test(s) {adjusted_p:.3g}"
+    if word == NO_VERDICT:
+        few = finding.seeds is not None and finding.seeds < MIN_SEEDS
+        needed = [f"the article's recipe on {REFERENCE}"] if finding.basis == "number" else []
+        needed += [f"{MIN_SEEDS} seeds or more"] if few else []
+        evidence += f"; a verdict takes {' with '.join(needed)}"
     if measured is not None and finding.label is not None:
         measured += f" ({finding.label})"
-        if not finding.judged:
-            evidence = f"only the article's recipe on {REFERENCE} could decide it; here: {evidence}"
     return ClaimResult(
         id=claim.id,
         sentence=claim.sentence,
         source=claim.source,
         kind=claim.kind,
-        verdict=_verdict(finding, adjusted_p),
+        basis=finding.basis,
+        verdict=word,
         reported=claim.reported_text,
         measured=measured,
+        interval=finding.interval,
         evidence=evidence,
         experiments=claim.experiments,
         runs=finding.runs,
-        p_value=finding.p_value,
+        p_value=p_value,
         adjusted_p=adjusted_p,
-        tolerance=claim.tolerance_text,
+        rule=claim.rule_text,
+        power=finding.power(tests) if finding.power and word != NO_VERDICT else None,
     )
-
-
-def _verdict(finding: Finding, adjusted_p: float | None) -> str:
-    if not finding.judged:
-        return "not run"
-    if finding.holds is None or (adjusted_p is not None and adjusted_p >= ALPHA):
-        return "inconclusive"
-    if finding.label is None:
-        return "reproduced" if finding.holds else "not reproduced"
-    return "same direction" if finding.holds else "opposite direction"
 
 
 def _parser(kind: type[Claim]) -> ConfigParser:
@@ -216,7 +225,7 @@ def _claim(entry: Any, parsers: dict[str, ConfigParser], where: str) -> Claim:
 
 
 def _check_experiments(claims: Iterable[Claim], recorded: set[str]) -> None:
-    known = {*load_reported().rows, *LAYERWISE, *recorded}
+    known = {*load_reported().rows, *LAYERWISE, *recorded, *(f"{name}{PLAIN}" for name in load_reported().rows)}
     for claim in claims:
         for name in claim.experiments:
             if name not in known:

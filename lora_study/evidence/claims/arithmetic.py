@@ -119,13 +119,19 @@ def reviews_apart(first: float, second: float, n: int) -> float:
     return (first - second) * n / 100
 
 
+def left_over(n: int, batch: int) -> int:
+    """How many of n reviews an incomplete last batch holds."""
+    return n % batch
+
+
 def product(factors: Sequence[float]) -> float:
     """The product of some numbers."""
     return math.prod(factors)
 
 
 FORMULAS: Mapping[str, Callable[..., float]] = {
-    formula.__name__: formula for formula in (trainable, linear, lora_update, half_width, reviews_apart, product)
+    formula.__name__: formula
+    for formula in (trainable, linear, lora_update, half_width, reviews_apart, left_over, product)
 }
 
 

@@ -18,8 +18,8 @@ from lora_study.evidence.summary import comparable, encoder_label
 from lora_study.records.record import Record, run_dir
 
 # Departures from the article's recipe with which a run still is a run of that recipe: another way to the same
-# weights or reviews, arithmetic in another 16-bit format, padding that is masked anyway, and scoring the up to 11
-# reviews the article's loaders drop. Any other departure makes its numbers numbers of another experiment.
+# weights or reviews, arithmetic in another 16-bit format, padding that is masked anyway, and scoring the 4 to
+# 8 reviews the article's loaders drop. Any other departure makes its numbers numbers of another experiment.
 SAME_RECIPE = ("model.backbone", "data.source", "train.precision", "data.padding", "data.drop_last")
 
 # What two experiments must share for their time and memory to be compared.
@@ -101,11 +101,9 @@ class Runs:
         Raises:
             Missing: no pair is left.
         """
-        seconds = {record.seed: record for record in self.of(second)}
         rows, reasons, ids = [], [], None
         used: list[Record] = []
-        both = [(record, seconds[record.seed]) for record in self.of(first) if record.seed in seconds]
-        for pair in both:
+        for pair in self._both(first, second):
             joined = self._joined(*pair)
             if not isinstance(joined, str) and ids is not None and not ids.equals(joined.index):
                 joined = "it was tested on other reviews than the seeds before"
@@ -121,16 +119,29 @@ class Runs:
         table = np.stack(rows)
         return Pairs(table[:, 0], table[:, 1], self.folders(used), self.label(used))
 
+    def same_reviews(self, first: str, second: str) -> list[tuple[Record, Record]]:
+        """The runs of two experiments with one encoder, on the same reviews, for every seed both have."""
+        pairs = self._both(first, second)
+        self._warn(
+            f"{first} and {second} are not compared for seed {pair[0].seed}: {reason}"
+            for pair in pairs
+            if (reason := _unlike(*pair))
+        )
+        return [pair for pair in pairs if not _unlike(*pair)]
+
     def folders(self, records: Iterable[Record]) -> tuple[str, ...]:
         """Where the runs lie, relative to the results folder."""
         return tuple(sorted(run_dir(Path(), record.name, record.seed).as_posix() for record in records))
 
+    def _both(self, first: str, second: str) -> list[tuple[Record, Record]]:
+        """The runs of two experiments for every seed both have."""
+        seconds = {record.seed: record for record in self.of(second)}
+        return [(record, seconds[record.seed]) for record in self.of(first) if record.seed in seconds]
+
     def _joined(self, first: Record, second: Record) -> pd.DataFrame | str:
         """Two columns, one row per review: whether each run is right. Or why they cannot be compared."""
-        if first.provenance.get("encoder") != second.provenance.get("encoder"):
-            return "they were run with different encoders"
-        if _reviews(first) != _reviews(second):
-            return "they were trained or tested on different reviews"
+        if reason := _unlike(first, second):
+            return reason
         columns = []
         for record in (first, second):
             right = self._predictions(record)
@@ -164,6 +175,13 @@ def different_work(records: Sequence[Record]) -> list[str]:
     if len({record.memory.get("kind") for record in records}) > 1:
         fields.append("what memory was measured")
     return fields
+
+
+def _unlike(first: Record, second: Record) -> str | None:
+    """Why two runs cannot be compared, None if they can."""
+    if first.provenance.get("encoder") != second.provenance.get("encoder"):
+        return "they were run with different encoders"
+    return "they were trained or tested on different reviews" if _reviews(first) != _reviews(second) else None
 
 
 def _reviews(record: Record) -> Any:

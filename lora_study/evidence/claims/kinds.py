@@ -1,11 +1,9 @@
-"""What a claim is, what the runs say about one, and the claims that need no statistics: arithmetic and facts.
-
-Every rule in the kinds of claims was fixed before the runs it judges; the numbers in it are in claims.yaml.
-"""
+"""What a claim is, what the runs say about one, and the claims that need no statistics: arithmetic and facts."""
 
 import dataclasses
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -15,6 +13,8 @@ from lora_study.base.text_tables import plain
 from lora_study.config import flatten
 from lora_study.evidence.claims.arithmetic import REFERENCE, evaluate_formula, expected_trainable
 from lora_study.evidence.claims.evidence import Missing, Runs
+from lora_study.evidence.claims.rules import CUT_DEVIATIONS, Basis, judge_cut
+from lora_study.evidence.statistics import Estimate
 
 
 @dataclass(frozen=True)
@@ -22,22 +22,29 @@ class Finding:
     """What the runs say about one claim.
 
     Attributes:
-        holds: Whether the claim holds in them; None if they cannot tell.
         evidence: How that was found, one line.
+        basis: What kind of evidence it is, which decides the words of the verdict; None if there is none.
+        sign: 1 if the claim holds, -1 if it does not, 0 if the numbers cannot tell. For a claim that is a test, given
+            by `estimate` once it is corrected for the others.
+        seeds: Seeds of a measurement, None for what needs none.
         measured: The measured value in words; None if there is none.
+        interval: The interval that is judged, in words.
         runs: Folders of the runs it rests on, relative to the results.
-        p_value: If a test was made, its p-value; holds then counts only if it is significant.
+        estimate: If a test is to be made, what it tests.
         label: What the runs are if they are not the article's recipe on its encoder; None if they are.
-        judged: False where the numbers are shown but only the article's encoder could decide.
+        power: Given the number of tests made together, the chance of each verdict if the article is exactly right.
     """
 
-    holds: bool | None
     evidence: str
+    basis: Basis | None = None
+    sign: int = 0
+    seeds: int | None = None
     measured: str | None = None
+    interval: str | None = None
     runs: tuple[str, ...] = ()
-    p_value: float | None = None
+    estimate: Estimate | None = None
     label: str | None = None
-    judged: bool = True
+    power: Callable[[int], str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +59,7 @@ class Claim(Settings, ABC):
     """
 
     kind: ClassVar[str]
+    is_test: ClassVar[bool] = False  # whether it is judged by a p-value, which is corrected for all such claims
     id: str
     sentence: str
     source: str
@@ -68,22 +76,22 @@ class Claim(Settings, ABC):
         return self._reported()
 
     @property
-    def tolerance_text(self) -> str:
+    def rule_text(self) -> str:
         """The rule by which the claim is judged, in words."""
-        return self._tolerance()
+        return self._rule()
 
     def examine(self, runs: Runs) -> Finding:
-        """Ask the runs whether the claim holds; a finding that is not judged says what they lack."""
+        """Ask the runs whether the claim holds; a finding without a basis says what they lack."""
         try:
             return self._examine(runs)
         except Missing as reason:
-            return Finding(None, str(reason), judged=False)
+            return Finding(str(reason))
 
     @abstractmethod
     def _reported(self) -> str | None: ...
 
     @abstractmethod
-    def _tolerance(self) -> str: ...
+    def _rule(self) -> str: ...
 
     @abstractmethod
     def _examine(self, runs: Runs) -> Finding: ...
@@ -130,7 +138,7 @@ class Equality(Claim):
     def _reported(self) -> str:
         return _number(self.reported)
 
-    def _tolerance(self) -> str:
+    def _rule(self) -> str:
         return "exact" if self.judged == "exact" else f"equal when {self.judged} to {self.digits} significant digit(s)"
 
     def _examine(self, runs: Runs) -> Finding:
@@ -138,7 +146,7 @@ class Equality(Claim):
         holds = math.isclose(self._as_reported(value), self.reported, rel_tol=1e-12)
         evidence = f"computed: {_number(value)}"
         if not self.experiments:
-            return Finding(holds, evidence, _number(value))
+            return Finding(evidence, "arithmetic", sign_of(holds), measured=_number(value))
         evidence = f"computed from the architecture of {REFERENCE}: {_number(value)}"
         counted = [(record, expected_trainable(record)) for record in runs.completed(self.experiments)]
         known = [(record, count) for record, count in counted if count is not None]
@@ -149,7 +157,8 @@ class Equality(Claim):
             evidence += f"; but {record.name} seed {record.seed} counts {plain(found)} where its shape gives {count:,}"
         elif known:
             evidence += f"; the counts of {len(known)} run(s) agree with the same arithmetic at their encoder's shape"
-        return Finding(holds and not wrong, evidence, _number(value), runs.folders(record for record, _ in known))
+        folders = runs.folders(record for record, _ in known)
+        return Finding(evidence, "arithmetic", sign_of(holds and not wrong), measured=_number(value), runs=folders)
 
     def _as_reported(self, value: float) -> float:
         if self.digits is None:
@@ -165,26 +174,37 @@ class Fact(Claim):
     Args:
         fields: Dotted names in the record; the numbers of several are added.
         reported: The value.
-        tolerance: How far a number may be from it.
+        less: Taken off the number.
+        deviation: How much a number varies between random cuts of the same reviews (standard deviation), where the
+            reported one is of the article's own cut; None for what every cut has.
         only_if: Dotted names and values that a run must have to count.
     """
 
     kind: ClassVar[str] = "fact"
     fields: tuple[str, ...]
     reported: bool | float | str
-    tolerance: float = 0.0
+    less: float = 0.0
+    deviation: float | None = None
     only_if: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check(len(self.fields) > 0, "fields", self.fields, "name at least one field of the record")
-        check(self.tolerance >= 0, "tolerance", self.tolerance, "use 0 or more")
+        check(self.deviation is None or self.deviation > 0, "deviation", self.deviation, "use a number above 0")
+        numeric = not isinstance(self.reported, bool | str)
+        check(
+            numeric or not (self.less or self.deviation), "reported", self.reported, "less and deviation need a number"
+        )
 
     def _reported(self) -> str:
         return _value(self.reported)
 
-    def _tolerance(self) -> str:
-        return f"within ±{self.tolerance:g}" if self.tolerance else "exact"
+    def _rule(self) -> str:
+        if self.deviation is None:
+            return "exact"
+        return (
+            f"within {CUT_DEVIATIONS:g} deviations of the difference between two random cuts ({self.deviation:g} each)"
+        )
 
     def _examine(self, runs: Runs) -> Finding:
         found = []
@@ -193,14 +213,16 @@ class Fact(Claim):
             values = [content[name] for name in self.fields if content.get(name) is not None]
             applies = all(content.get(key) == value for key, value in self.only_if.items())
             if applies and len(values) == len(self.fields):
-                found.append((record, sum(values) if len(values) > 1 else values[0]))
+                found.append((record, sum(values) - self.less if len(values) > 1 or self.less else values[0]))
         if not found:
             conditions = ", ".join(f"{key} {_value(value)}" for key, value in self.only_if.items())
             raise Missing(f"no run has {' and '.join(self.fields)}{f' with {conditions}' if conditions else ''}")
         distinct = list(dict.fromkeys(_value(value) for _, value in found))
+        less = f" less {self.less:g}" if self.less else ""
         return Finding(
-            holds=all(self._agrees(value) for _, value in found),
-            evidence=f"{' + '.join(self.fields)} in {len(found)} record(s)",
+            evidence=f"{' + '.join(self.fields)}{less} in {len(found)} record(s)",
+            basis="arithmetic" if self.deviation is None else "cut",
+            sign=sign_of(all(self._agrees(value) for _, value in found)),
             measured=", ".join(distinct),
             runs=runs.folders(record for record, _ in found),
         )
@@ -208,7 +230,14 @@ class Fact(Claim):
     def _agrees(self, value: Any) -> bool:
         if isinstance(self.reported, bool | str) or isinstance(value, bool | str):
             return type(value) is type(self.reported) and value == self.reported
-        return bool(abs(value - self.reported) <= self.tolerance)
+        if self.deviation is None:
+            return bool(value == self.reported)
+        return judge_cut(value, self.reported, self.deviation)
+
+
+def sign_of(holds: bool) -> int:
+    """The sign of a finding that is one or the other."""
+    return 1 if holds else -1
 
 
 def _number(value: float) -> str:

@@ -1,0 +1,145 @@
+"""The claims about time and memory while training."""
+
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from lora_study.base.errors import check
+from lora_study.config import flatten
+from lora_study.evidence.claims import power
+from lora_study.evidence.claims.evidence import Missing, Runs, different_work
+from lora_study.evidence.claims.kinds import Claim, Finding
+from lora_study.evidence.claims.rules import (
+    MIN_SEEDS,
+    RATIO_BOUND,
+    RATIO_MARGIN,
+    Basis,
+    judge_below_one,
+    judge_prediction,
+    prediction_half_width,
+)
+from lora_study.evidence.statistics import mean_t
+from lora_study.evidence.summary import measured
+from lora_study.records.record import Record
+
+PLAIN = "_plain"  # a study that times an experiment with and without levers calls the second by this ending
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What two experiments cost, seed by seed.
+
+    Attributes:
+        logs: Logarithm of the first's over the second's.
+        records: The runs.
+    """
+
+    logs: list[float]
+    records: list[Record]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratio(Claim):
+    """The first experiment's time or memory over the second's, on the same machine, work and seeds.
+
+    The article's layers are plain ones, so the claim is judged by runs with `train.fast: false`; the ratio with this
+    study's levers stands beside it. Without a reported ratio the claim is that it is below 1. A reported one is of one
+    run on another machine: it is judged by where one more run would end, and only by the article's recipe.
+
+    Args:
+        quantity: What is compared.
+        reported: The reported ratio.
+    """
+
+    kind: ClassVar[str] = "ratio"
+    quantity: Literal["timing.train_seconds", "memory.peak_bytes"]
+    reported: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.needs(2)
+        check(self.reported is None or self.reported > 0, "reported", self.reported, "use a ratio above 0")
+
+    def _reported(self) -> str | None:
+        return None if self.reported is None else f"{self.reported:.2f}"
+
+    def _rule(self) -> str:
+        if self.reported is None:
+            return f"the 95% interval of the ratio is below 1/{RATIO_MARGIN:g}"
+        return f"the 95% interval for one more run holds it and is no wider than a factor of {RATIO_BOUND:g}"
+
+    def _examine(self, runs: Runs) -> Finding:
+        with_levers = self._costs(runs, fast=True).logs
+        beside = f"; with this study's levers {_mean(with_levers)}" if with_levers else ""
+        found = self._costs(runs, fast=False)
+        names, seeds = " and ".join(self.experiments), len(found.logs)
+        what = "seconds of training steps" if self.quantity == "timing.train_seconds" else "peak memory while training"
+        if not found.logs:
+            raise Missing(f"no seed of {names} has {what} for both with plain layers (train.fast: false){beside}")
+        if fields := different_work(found.records):
+            raise Missing(f"{names} did different work: {', '.join(fields)}{beside}")
+        label = runs.label(found.records)
+        basis: Basis = "recipe" if not label else "number" if self.reported else "stand-in"
+        sign, interval, chances = self._judge(found.logs, basis)
+        kind = f" ({found.records[0].memory.get('kind')})" if self.quantity == "memory.peak_bytes" else ""
+        return Finding(
+            evidence=f"{what}{kind}, plain layers, {seeds} seed{'s' * (seeds > 1)}{beside}",
+            basis=basis,
+            sign=sign,
+            seeds=seeds,
+            measured=_mean(found.logs),
+            interval=interval,
+            runs=runs.folders(found.records),
+            label=label,
+            power=chances,
+        )
+
+    def _judge(self, logs: list[float], basis: Basis) -> tuple[int, str | None, Callable[[int], str] | None]:
+        """The sign, the interval that is judged, and the rule's power."""
+        seeds = len(logs)
+        if seeds == 1:
+            return 0, None, None
+        centre, deviation, reported = statistics.fmean(logs), statistics.stdev(logs), self.reported
+        if reported is None:
+            low, high = (math.exp(bound) for bound in mean_t(logs).interval())
+            sign = int(judge_below_one(low, high))
+        else:
+            half, bound = float(prediction_half_width(deviation, seeds, 0.0)), math.log(RATIO_BOUND)
+            low, high = math.exp(centre - half), math.exp(centre + half)
+            sign = int(judge_prediction(centre, half, math.log(reported), bound))
+
+        def chances(family: int) -> str:
+            if reported is None:
+                words = power.in_words(power.of_below_one(deviation, seeds), basis, seeds)
+                return f"{words}, if the ratio is {power.LESS:g}"
+            return power.in_words(power.of_prediction(deviation, seeds, 0.0, 0.0, bound), basis, seeds)
+
+        judged = seeds >= MIN_SEEDS and basis != "number"
+        return sign, f"{low:.3f} to {high:.3f}", chances if judged else None
+
+    def _costs(self, runs: Runs, fast: bool) -> Costs:
+        """The runs of both experiments that have the quantity, with or without levers, for the seeds both have."""
+        sides = [
+            {
+                record.seed: (record, value)
+                for record in runs.completed([f"{name}{PLAIN}", name])
+                if flatten(record.config).get("train.fast") is fast and (value := self._value(record))
+            }
+            for name in self.experiments
+        ]
+        both = [(sides[0][seed], sides[1][seed]) for seed in sorted(sides[0].keys() & sides[1].keys())]
+        return Costs(
+            [math.log(first / second) for (_, first), (_, second) in both],
+            [record for pair in both for record, _ in pair],
+        )
+
+    def _value(self, record: Record) -> float | None:
+        """The quantity; None for the memory of an older record, whose peak may be that of scoring."""
+        old = "peak_bytes_with_scoring" not in record.memory
+        return None if old and self.quantity == "memory.peak_bytes" else measured(record, self.quantity)
+
+
+def _mean(logs: list[float]) -> str:
+    return f"{math.exp(statistics.fmean(logs)):.3f}"

@@ -1,0 +1,45 @@
+"""What matters first, in three lines: accuracies on the article's encoder, orderings, arithmetic."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from lora_study.evidence.claims import ClaimResult
+from lora_study.evidence.claims.arithmetic import REFERENCE
+from lora_study.evidence.claims.rules import VERDICTS, WORDS
+
+
+def headline(results: Iterable[ClaimResult]) -> tuple[str, str, str]:
+    """Accuracies, orderings and arithmetic, one line each.
+
+    Such as "Orderings: 4 of 6 in the same direction on the stand-in (1 inconclusive, 1 not run)."
+    """
+    kinds: dict[str, list[ClaimResult]] = {"accuracy": [], "ordering": [], "equality": []}
+    for result in results:
+        kinds.setdefault(result.kind, []).append(result)
+    return _accuracies(kinds["accuracy"]), _orderings(kinds["ordering"]), _arithmetic(kinds["equality"])
+
+
+def _accuracies(results: Sequence[ClaimResult]) -> str:
+    there = [result for result in results if result.basis == "recipe"]
+    verdicts = f": {_counts(there)}" if there else ""
+    return f"Accuracies: {len(there)} of {len(results)} measured on {REFERENCE}{verdicts}."
+
+
+def _orderings(results: Sequence[ClaimResult]) -> str:
+    recipe = any(result.basis == "recipe" for result in results)
+    word = WORDS["recipe" if recipe else "stand-in"][0]
+    stand_in = any("stand-in encoder" in (result.measured or "") for result in results)
+    where = "" if recipe else " on the stand-in" if stand_in else " with another recipe"
+    held = [result for result in results if result.verdict == word]
+    rest = _counts([result for result in results if result.verdict != word])
+    said = word if recipe else f"in the {word}"
+    return f"Orderings: {len(held)} of {len(results)} {said}{where if held else ''}{f' ({rest})' if rest else ''}."
+
+
+def _arithmetic(results: Sequence[ClaimResult]) -> str:
+    return f"Arithmetic: {sum(result.verdict == 'agrees' for result in results)} of {len(results)} agree."
+
+
+def _counts(results: Sequence[ClaimResult]) -> str:
+    counts = Counter(result.verdict for result in results)
+    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
