@@ -1,10 +1,12 @@
 """Claims: the shipped file, what is refused, and verdicts on fabricated runs whose truth is known."""
 
 import dataclasses
+import hashlib
 import json
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,10 +16,11 @@ from fabricate import failed, record
 from lora_study.base.errors import ConfigError
 from lora_study.config_files import overlay
 from lora_study.evidence.claims import LAYERWISE, VERDICTS, claims_json, claims_table, evaluate, load_claims
+from lora_study.evidence.claims import rules as rules_module
 from lora_study.evidence.claims.arithmetic import SHAPES, expected_trainable, trainable
-from lora_study.evidence.claims.headline import headline
+from lora_study.evidence.claims.headline import age_of_rules, headline
 from lora_study.evidence.reported import load_reported
-from lora_study.records.record import run_dir
+from lora_study.records.record import rules_sha256, run_dir
 
 CLAIMS = {claim.id: claim for claim in load_claims()}
 ROWS = ("last_two_layers", "lora_default", "lora_best", "full")
@@ -572,6 +575,13 @@ class TestBadInput:
         with pytest.raises(ConfigError, match="claim a: experiments: 'lora_bets' is not known; did you mean lora_best"):
             evaluate(claims, [record()], tmp_path)
         assert evaluate(claims, [record("lora_bets")], tmp_path)[0].verdict == "no verdict"  # one's own experiment
+
+
+def test_a_record_shows_that_the_rules_are_older():
+    rules = Path(rules_module.__file__).read_bytes()
+    assert rules_sha256() == hashlib.sha256(rules).hexdigest()
+    runs = [record(seed=1, provenance={"rules_sha256": rules_sha256()}), record(seed=2), failed(seed=3)]
+    assert age_of_rules(runs).startswith("Rules: 1 of 2 completed runs were begun under the present ones")
 
 
 def test_table_and_json(tmp_path):
