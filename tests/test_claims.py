@@ -434,9 +434,26 @@ class TestRatios:
             other = dataclasses.replace(runs[1], **{section: getattr(runs[1], section) | {key: value}})
             for name in ("ratio.time.lora_default", "ratio.memory.lora_default"):
                 assert verdict(name, [runs[0], other], tmp_path).verdict == "not run"
-        shorter = dataclasses.replace(runs[1], config=overlay(runs[1].config, {"train": {"epochs": 1}}))
-        result = verdict("ratio.time.lora_default", [runs[0], shorter], tmp_path)
-        assert result.verdict == "not run" and "train.epochs" in result.evidence
+        for section, field, value in (
+            ("train", "epochs", 1),
+            ("model", "attention_dropout", 0.0),
+            ("train", "optimizer", "adamw"),
+            ("data", "pad_to_multiple_of", 1),
+        ):
+            other = dataclasses.replace(runs[1], config=overlay(runs[1].config, {section: {field: value}}))
+            result = verdict("ratio.time.lora_default", [runs[0], other], tmp_path)
+            assert result.verdict == "not run" and f"different work: {section}.{field}" in result.evidence
+
+    def test_what_costs_nothing_may_differ(self, tmp_path):
+        runs = self.costs({"lora_default": [50], "full": [100]})
+        changes = {
+            "train": {"learning_rate": 1e-3, "keep_weights": False},
+            "data": {"cache_dir": "x"},
+            "lora": {"r": 2},
+        }
+        other = dataclasses.replace(runs[0], config=overlay(runs[0].config, changes))
+        del other.config["model"]["attention_dropout"]  # an older record
+        assert verdict("ratio.time.lora_default", [other, runs[1]], tmp_path).measured == "0.500"
 
 
 class TestFacts:
