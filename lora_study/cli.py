@@ -298,7 +298,7 @@ def claims(options: Any, command: str) -> int:
     """Print a verdict for every claim."""
     from lora_study.base.text_tables import markdown_table
     from lora_study.evidence.claims import claims_json, claims_table
-    from lora_study.evidence.claims.headline import headline
+    from lora_study.evidence.claims.headline import age_of_rules, headline
     from lora_study.report.inputs import read_study
 
     study = read_study(options.results_dir)
@@ -307,7 +307,8 @@ def claims(options: Any, command: str) -> int:
     if options.json:
         print(json.dumps(claims_json(study.verdicts), indent=2))
     else:
-        print("\n".join(headline(study.verdicts)), markdown_table(claims_table(study.verdicts)), sep="\n\n")
+        lines = (*headline(study.verdicts), age_of_rules(study.records))
+        print("\n".join(lines), markdown_table(claims_table(study.verdicts)), sep="\n\n")
     return 0
 
 

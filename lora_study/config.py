@@ -20,6 +20,19 @@ from lora_study.base.settings import Settings
 # Where this study's default is not what the article did: no padding that is masked anyway, no unscored review.
 NOT_FOLLOWED = {"data.padding": "max_length", "data.drop_last": True}
 
+# What may differ between a run and its repetition: where things lie, and what of the result is kept.
+NO_OTHER_QUESTION = ("data.cache_dir", "train.keep_weights")
+
+# Settings that may differ between runs that are averaged: they do not change what is computed.
+NEUTRAL = ("seed", *NO_OTHER_QUESTION, "data.eval_batch_size", "train.threads")
+
+# Settings in which experiments may differ and still do the same work per step: what is compared, by its name or
+# section, and what training does not meet. Every other one is compared, so a new field is until it is known better.
+OTHER_WORK_ALLOWED = (
+    *("name", "mode", "seed", "seeds", "lora", "partial", "train.learning_rate", "train.weight_decay"),
+    *("score_test", "data.sizes.test", "data.eval_batch_size", "data.drop_last", *NO_OTHER_QUESTION),
+)
+
 # Fields of older versions, which records and saved configs still have, and the value that they could only have now.
 RETIRED = {"model.num_labels": 2, "train.compile": False}
 

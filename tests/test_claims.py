@@ -1,10 +1,12 @@
 """Claims: the shipped file, what is refused, and verdicts on fabricated runs whose truth is known."""
 
 import dataclasses
+import hashlib
 import json
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,10 +16,11 @@ from fabricate import failed, record
 from lora_study.base.errors import ConfigError
 from lora_study.config_files import overlay
 from lora_study.evidence.claims import LAYERWISE, VERDICTS, claims_json, claims_table, evaluate, load_claims
+from lora_study.evidence.claims import rules as rules_module
 from lora_study.evidence.claims.arithmetic import SHAPES, expected_trainable, trainable
-from lora_study.evidence.claims.headline import headline
+from lora_study.evidence.claims.headline import age_of_rules, headline
 from lora_study.evidence.reported import load_reported
-from lora_study.records.record import run_dir
+from lora_study.records.record import rules_sha256, run_dir
 
 CLAIMS = {claim.id: claim for claim in load_claims()}
 ROWS = ("last_two_layers", "lora_default", "lora_best", "full")
@@ -431,9 +434,26 @@ class TestRatios:
             other = dataclasses.replace(runs[1], **{section: getattr(runs[1], section) | {key: value}})
             for name in ("ratio.time.lora_default", "ratio.memory.lora_default"):
                 assert verdict(name, [runs[0], other], tmp_path).verdict == "not run"
-        shorter = dataclasses.replace(runs[1], config=overlay(runs[1].config, {"train": {"epochs": 1}}))
-        result = verdict("ratio.time.lora_default", [runs[0], shorter], tmp_path)
-        assert result.verdict == "not run" and "train.epochs" in result.evidence
+        for section, field, value in (
+            ("train", "epochs", 1),
+            ("model", "attention_dropout", 0.0),
+            ("train", "optimizer", "adamw"),
+            ("data", "pad_to_multiple_of", 1),
+        ):
+            other = dataclasses.replace(runs[1], config=overlay(runs[1].config, {section: {field: value}}))
+            result = verdict("ratio.time.lora_default", [runs[0], other], tmp_path)
+            assert result.verdict == "not run" and f"different work: {section}.{field}" in result.evidence
+
+    def test_what_costs_nothing_may_differ(self, tmp_path):
+        runs = self.costs({"lora_default": [50], "full": [100]})
+        changes = {
+            "train": {"learning_rate": 1e-3, "keep_weights": False},
+            "data": {"cache_dir": "x"},
+            "lora": {"r": 2},
+        }
+        other = dataclasses.replace(runs[0], config=overlay(runs[0].config, changes))
+        del other.config["model"]["attention_dropout"]  # an older record
+        assert verdict("ratio.time.lora_default", [other, runs[1]], tmp_path).measured == "0.500"
 
 
 class TestFacts:
@@ -572,6 +592,13 @@ class TestBadInput:
         with pytest.raises(ConfigError, match="claim a: experiments: 'lora_bets' is not known; did you mean lora_best"):
             evaluate(claims, [record()], tmp_path)
         assert evaluate(claims, [record("lora_bets")], tmp_path)[0].verdict == "no verdict"  # one's own experiment
+
+
+def test_a_record_shows_that_the_rules_are_older():
+    rules = Path(rules_module.__file__).read_bytes()
+    assert rules_sha256() == hashlib.sha256(rules).hexdigest()
+    runs = [record(seed=1, provenance={"rules_sha256": rules_sha256()}), record(seed=2), failed(seed=3)]
+    assert age_of_rules(runs).startswith("Rules: 1 of 2 completed runs were begun under the present ones")
 
 
 def test_table_and_json(tmp_path):

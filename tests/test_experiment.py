@@ -50,7 +50,7 @@ def test_the_record_holds_what_the_design_promises(runs, tiny, name):
     timing = record.timing
     assert timing["train_cpu_seconds"] > 0
     assert 0 < timing["train_seconds"] <= timing["fit_seconds"] <= timing["total_seconds"]
-    assert {"commit", "dirty", "versions", "hardware", "command", "seeds"} <= record.provenance.keys()
+    assert {"commit", "dirty", "versions", "hardware", "command", "seeds", "rules_sha256"} <= record.provenance.keys()
 
 
 @pytest.mark.parametrize("name", MODES)

@@ -137,6 +137,7 @@ def test_the_same_seed_twice_counts_once():
 
 def test_threads_and_folders_do_not_part_runs():
     other = record(seed=2, config={"train": {"threads": 7}, "data": {"cache_dir": "elsewhere", "eval_batch_size": 3}})
+    other.config["train"]["keep_weights"] = not other.config["train"]["keep_weights"]
     assert comparable([record(seed=1), other])[1] == []
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from lora_study.base.text_tables import plain
-from lora_study.config import flatten
+from lora_study.config import NEUTRAL, flatten
 from lora_study.evidence.reported import ReportedRow
 from lora_study.evidence.statistics import accuracy_over_seeds
 from lora_study.records.record import Record
@@ -61,9 +61,6 @@ PARAMETERS = {
     "trainable_share": "float64",
     "reported_trainable": "Int64",
 }
-
-# Settings that may differ between runs that are averaged: they do not change what is computed.
-NEUTRAL = ("seed", "data.cache_dir", "data.eval_batch_size", "train.threads")
 
 
 def summary_table(

@@ -5,8 +5,10 @@ A run's folder is ``results/STUDY/EXPERIMENT/seed-N/``. Every file in it is writ
 """
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ class Record:
         memory: peak_bytes (while training), peak_bytes_with_scoring (of the whole run), kind (what they count). Records
             of before 2026-11-25 have the whole run's peak as peak_bytes, and no peak_bytes_with_scoring.
         data: source, fingerprint, sizes, overlap.
-        provenance: commit, dirty, versions, hardware, command, seeds, started (UTC), encoder.
+        provenance: commit, dirty, versions, hardware, command, seeds, started (UTC), encoder, rules_sha256.
         version: Version of this format.
     """
 
@@ -77,6 +79,11 @@ _SHAPE: dict[str, Any] = {
     "provenance": {"encoder": {}, "hardware": {}, "versions": {}, "seeds": {}},
 }
 _EMPTY = Record(name="", mode="", seed=0, status="")  # a value of each field's type
+
+
+def rules_sha256() -> str:
+    """The hash of the file of rules that judge claims: in a record it shows that the rules are older than the run."""
+    return hashlib.sha256(files("lora_study").joinpath("evidence", "claims", "rules.py").read_bytes()).hexdigest()
 
 
 def run_dir(results_dir: Path, name: str, seed: int) -> Path:

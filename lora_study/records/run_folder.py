@@ -17,11 +17,9 @@ from safetensors.torch import save
 from lora_study.base.errors import ConfigError
 from lora_study.base.files import from_anywhere
 from lora_study.base.redaction import without_secrets
-from lora_study.config import ExperimentConfig, flatten, to_dict
+from lora_study.config import NO_OTHER_QUESTION, ExperimentConfig, flatten, to_dict
 from lora_study.records.record import Record, read_record, write_record
 
-# What may differ between a run and its repetition: where things lie, and what of the result is kept.
-NO_OTHER_QUESTION = ("data.cache_dir", "train.keep_weights")
 ADAPTER = "adapter.safetensors"
 REPLACED = "replaced"  # what the run that is put in place stands for, until it is there
 

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from lora_study.base.text_tables import escape
 from lora_study.config import flatten
-from lora_study.evidence.claims.headline import headline
+from lora_study.evidence.claims.headline import age_of_rules, headline
 from lora_study.evidence.summary import all_measured, encoder_label
 from lora_study.records.record import Record
 from lora_study.report.exhibits import Table, verdict_counts
@@ -203,9 +203,10 @@ def _comparison(study: Study) -> Iterator[str]:
 def _evidence(study: Study) -> Iterator[str]:
     if study.verdicts:
         yield (
-            "The rules are in lora_study/evidence/claims/rules.py. It is said beside each how often a rule would give "
-            "which verdict if the article were exactly right, with the spread, seeds and reviews of this study. An "
-            "adjusted p is Holm's, over all claims that are tests; the runs are those the verdict rests on."
+            f"The rules are in lora_study/evidence/claims/rules.py. {age_of_rules(study.records)} "
+            "It is said beside each how often a rule would give which "
+            "verdict if the article were exactly right, with the spread, seeds and reviews of this study. An adjusted "
+            "p is Holm's, over all claims that are tests; the runs are those the verdict rests on."
         )
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import pandas as pd
 
 from lora_study.base.text_tables import plain
-from lora_study.config import flatten
+from lora_study.config import NEUTRAL, flatten
 from lora_study.evidence.predictions import correct
 from lora_study.evidence.statistics import paired_difference
-from lora_study.evidence.summary import NEUTRAL, all_or, mean
+from lora_study.evidence.summary import all_or, mean
 from lora_study.records.record import Record
 
 MOST_CHANGES = 3  # what differs in more settings is another experiment, not a variant

@@ -28,14 +28,14 @@ from lora_study.base import machine
 from lora_study.base.errors import ConfigError, check
 from lora_study.base.files import user_path
 from lora_study.base.progress import PlainProgress
-from lora_study.config import ExperimentConfig, deviations, flatten, to_dict
+from lora_study.config import NO_OTHER_QUESTION, ExperimentConfig, deviations, flatten, to_dict
 from lora_study.data.datamodule import ReviewDataModule
 from lora_study.model import encoder
 from lora_study.model.classifier import ReviewClassifier
 from lora_study.model.fast.levers import COMPUTE_DTYPE, make_fast
 from lora_study.model.modes import HEAD, apply_mode, count_parameters
-from lora_study.records.record import Record, read_record, run_dir
-from lora_study.records.run_folder import ADAPTER, NO_OTHER_QUESTION, locked, prepare_folder, write_run
+from lora_study.records.record import Record, read_record, rules_sha256, run_dir
+from lora_study.records.run_folder import ADAPTER, locked, prepare_folder, write_run
 from lora_study.training import devices
 from lora_study.training.callbacks import BestEpoch, Curves, EpochSeed, OwnSignals, TrainingPeak, trainable
 from lora_study.training.checkpoints import Checkpoints
@@ -220,6 +220,7 @@ def _begun_record(config: ExperimentConfig, command: str) -> Record:
         **machine.code_state(),
         "versions": machine.versions(),
         "seeds": config.resolved_seeds(),
+        "rules_sha256": rules_sha256(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     return record

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lora_study.base.errors import one_line
-from lora_study.config import flatten
+from lora_study.config import OTHER_WORK_ALLOWED, ExperimentConfig, flatten, to_dict
 from lora_study.evidence.claims.arithmetic import REFERENCE
 from lora_study.evidence.predictions import correct, read_predictions
 from lora_study.evidence.summary import comparable, encoder_label
@@ -21,12 +21,6 @@ from lora_study.records.record import Record, run_dir
 # weights or reviews, arithmetic in another 16-bit format, padding that is masked anyway, and scoring the 4 to
 # 8 reviews the article's loaders drop. Any other departure makes its numbers numbers of another experiment.
 SAME_RECIPE = ("model.backbone", "data.source", "train.precision", "data.padding", "data.drop_last")
-
-# What two experiments must share for their time and memory to be compared.
-SAME_WORK = (
-    *("data.sizes.train", "data.sizes.val", "data.max_length", "data.batch_size", "data.bucket_window"),
-    *("data.padding", "train.epochs", "train.optimizer", "train.precision", "train.devices", "train.cache_trunk"),
-)
 
 
 class Missing(Exception):  # noqa: N818 - not an error: the claim's verdict is then "not run"
@@ -168,8 +162,14 @@ class Runs:
 
 def different_work(records: Sequence[Record]) -> list[str]:
     """In what the runs differ that decides time and memory besides the fine-tuning mode; empty if in nothing."""
-    settings = [flatten(record.config) for record in records]
-    fields = [field for field in SAME_WORK if len({str(setting.get(field)) for setting in settings}) > 1]
+    defaults = flatten(to_dict(ExperimentConfig()))  # which a record has that is older than a field
+    settings = [defaults | flatten(record.config) for record in records]
+    fields = [
+        field
+        for field in sorted({field for setting in settings for field in setting})
+        if not any(field == allowed or field.startswith(f"{allowed}.") for allowed in OTHER_WORK_ALLOWED)
+        and len({str(setting.get(field)) for setting in settings}) > 1
+    ]
     if len({str(record.provenance.get("hardware")) for record in records}) > 1:
         fields.append("hardware")
     if len({record.memory.get("kind") for record in records}) > 1:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from lora_study.evidence.claims import ClaimResult
 from lora_study.evidence.claims.arithmetic import REFERENCE
 from lora_study.evidence.claims.rules import VERDICTS, WORDS
+from lora_study.records.record import Record, rules_sha256
 
 
 def headline(results: Iterable[ClaimResult]) -> tuple[str, str, str]:
@@ -17,6 +18,14 @@ def headline(results: Iterable[ClaimResult]) -> tuple[str, str, str]:
     for result in results:
         kinds.setdefault(result.kind, []).append(result)
     return _accuracies(kinds["accuracy"]), _orderings(kinds["ordering"]), _arithmetic(kinds["equality"])
+
+
+def age_of_rules(records: Iterable[Record]) -> str:
+    """How many runs were begun under the rules that judge them now."""
+    done = [record for record in records if record.status == "completed"]
+    rules = rules_sha256()
+    under = sum(record.provenance.get("rules_sha256") == rules for record in done)
+    return f"Rules: {under} of {len(done)} completed runs were begun under the present ones (SHA-256 {rules[:12]})."
 
 
 def _accuracies(results: Sequence[ClaimResult]) -> str:
