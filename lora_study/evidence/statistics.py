@@ -106,33 +106,6 @@ def mean_with_sampling(mean: float, deviation: float, seeds: int, sampling: floa
     return Estimate(mean, math.sqrt(variance), df)
 
 
-def mean_bootstrap(
-    values: Sequence[float], seed: int, confidence: float = CONFIDENCE, resamples: int = 9999
-) -> Interval:
-    """Percentile bootstrap interval of the mean over seeds (Efron & Tibshirani 1993, chapter 13).
-
-    It assumes no distribution, but a handful of seeds hold too few distinct resamples: with 5 it covers the truth
-    less often than it says (scripts/false_positives.py measures how often), with `mean_t` as the safe choice.
-
-    Args:
-        values: One value per seed, two or more.
-        seed: Seed of the resampling.
-        confidence: Nominal coverage.
-        resamples: Bootstrap samples.
-    """
-    if len(values) < 2:
-        raise ValueError("one value has no spread; the error over seeds needs two or more")
-    result = stats.bootstrap(
-        (np.asarray(values, dtype=float),),
-        np.mean,
-        confidence_level=confidence,
-        n_resamples=resamples,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
-
-
 @dataclass(frozen=True)
 class AccuracyOverSeeds:
     """The accuracy of one recipe, with the two sources of its error apart and together.
@@ -263,49 +236,6 @@ def paired_difference(first: ArrayLike, second: ArrayLike) -> Estimate:
         variance = float(differences.var(ddof=1)) / reviews
         return Estimate(float(differences.mean()), math.sqrt(max(variance, 2 / reviews**2)), reviews - 1)
     return mean_squares(differences).estimate()
-
-
-@dataclass(frozen=True)
-class McNemar:
-    """McNemar's exact test of two models on the same reviews.
-
-    Attributes:
-        only_first: Reviews only the first model gets right.
-        only_second: Reviews only the second model gets right.
-        p_value: Two-sided, conditional on the disagreements.
-    """
-
-    only_first: int
-    only_second: int
-    p_value: float
-
-
-def mcnemar(first: ArrayLike, second: ArrayLike) -> McNemar:
-    """McNemar's exact test (McNemar 1947; binomial on the reviews that only one of the two models gets right).
-
-    It compares two trained models. That one recipe is better than another does not follow from it, since the
-    variance between seeds is not in it (Dietterich 1998).
-
-    Args:
-        first: Whether each prediction of the first model is right, (reviews,).
-        second: The same reviews in the same order.
-    """
-    a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
-    if a.shape != b.shape or a.ndim != 1:
-        raise ValueError(f"paired predictions need one row of the same reviews each, not {a.shape} and {b.shape}")
-    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    disagreements = only_a + only_b
-    return McNemar(only_a, only_b, float(stats.binomtest(only_a, disagreements).pvalue) if disagreements else 1.0)
-
-
-def equivalence(difference: Estimate, margin: float, centre: float = 0.0) -> float:
-    """P-value of the two one-sided tests that the truth lies within ``centre ± margin`` (Schuirmann 1987)."""
-    return max(difference.above(centre - margin), difference.below(centre + margin))
-
-
-def outside(difference: Estimate, margin: float, centre: float = 0.0) -> float:
-    """P-value for the truth lying outside ``centre ± margin``: the opposite of `equivalence`, two-sided."""
-    return min(1.0, 2 * min(difference.above(centre + margin), difference.below(centre - margin)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
