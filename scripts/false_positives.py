@@ -6,6 +6,7 @@ python scripts/false_positives.py [REPLICATIONS] > docs/rules.md
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,7 +33,7 @@ ARTICLE_REVIEWS = 10_000  # of a run here as of the article's
 Right = NDArray[np.bool_]
 Experiment = Callable[[np.random.Generator], bool]
 Case = Callable[[np.random.Generator], int]
-SOURCE = {"id": "simulated", "sentence": "Simulated.", "source": "simulated"}
+SOURCE: dict[str, Any] = {"id": "simulated", "sentence": "Simulated.", "source": "simulated"}
 
 
 def predictions(
