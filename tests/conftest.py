@@ -1,6 +1,7 @@
 """What all tests share: no network, no user's cache, one thread, a tiny encoder and a few real reviews."""
 
 import os
+import signal
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Tests of the network run in a subprocess with an environment of their own; see `miniature_hub`.
     """
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a background job ignores it, and so would what tests start
     for name in ("HF_ENDPOINT", "HF_TOKEN", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_DATASETS_OFFLINE"):
         os.environ.pop(name, None)
     home = tempfile.TemporaryDirectory(prefix="hf-home-")
