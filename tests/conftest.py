@@ -18,7 +18,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     signal.signal(
         signal.SIGINT, signal.default_int_handler
-    )  # a background job ignores it, and so would what tests start
+    )  # background jobs ignore it
     for name in ("HF_ENDPOINT", "HF_TOKEN", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_DATASETS_OFFLINE"):
         os.environ.pop(name, None)
     home = tempfile.TemporaryDirectory(prefix="hf-home-")
