@@ -16,9 +16,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Tests of the network run in a subprocess with an environment of their own; see `miniature_hub`.
     """
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # background jobs ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
     for name in ("HF_ENDPOINT", "HF_TOKEN", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_DATASETS_OFFLINE"):
         os.environ.pop(name, None)
     home = tempfile.TemporaryDirectory(prefix="hf-home-")
