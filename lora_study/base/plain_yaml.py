@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-ALIASES = 100  # in a file
+ALIAS_LIMIT = 100  # in a file
 
 _TAG = "tag:yaml.org,2002:"
 # Each type's texts, and the characters that they begin with. A float that is also an int is an int: ints come first.
@@ -47,8 +47,8 @@ class Loader(yaml.SafeLoader):
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         if self.check_event(yaml.AliasEvent):
             self._aliases += 1
-            if self._anchors or self._aliases > ALIASES:
-                problem = f"an alias is in what another stands for, or one of over {ALIASES}; write the value out"
+            if self._anchors or self._aliases > ALIAS_LIMIT:
+                problem = f"an alias is in what another stands for, or one of over {ALIAS_LIMIT}; write the value out"
                 raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
             return super().compose_node(parent, index)
         anchored = event.anchor is not None
