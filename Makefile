@@ -64,10 +64,10 @@ benchmark: setup ## measure training and inference speed beside other tools
 	$(BIN)/python scripts/benchmark_inference.py
 
 soak: setup ## kill, fill, damage and starve a miniature study, and count what is lost
-	$(BIN)/python scripts/soak.py
+	$(BIN)/python tests/faults/soak.py
 
 fuzz: setup ## read 10,000 damaged inputs
-	$(BIN)/python scripts/fuzz.py --inputs 10000
+	$(BIN)/python tests/faults/fuzz.py --inputs 10000
 
 # By itself pip-audit passes over a package it cannot find out about; --strict makes that a failure.
 audit: ## look up known vulnerabilities of the pinned packages (needs pypi.org)

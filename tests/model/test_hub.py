@@ -91,7 +91,7 @@ def load_in_own_python(*revisions: str, **environment: str) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-c", LOAD_BY_NAME, *revisions],
         env={**inherited, **environment},
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         timeout=120,

@@ -1,4 +1,4 @@
-"""Damaged inputs of every kind are read, or refused in one line; scripts/fuzz.py tries ten thousand of them."""
+"""Damaged inputs of every kind are read, or refused in one line; fuzz.py tries ten thousand of them."""
 
 import pytest
 from fuzz import Kind, fuzz, kinds

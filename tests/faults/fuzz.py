@@ -4,7 +4,7 @@ Nothing else: no other exception, no endless wait, no gigabytes of memory, no fi
 input's own folder, and none of the code run that some inputs hold. No model is built. The kinds of input are in
 `inputs.py`, the ways to damage them in `damage.py`.
 
-    .venv/bin/python scripts/fuzz.py --inputs 10000
+    .venv/bin/python tests/faults/fuzz.py --inputs 10000
 """
 
 import argparse

@@ -46,7 +46,7 @@ from lora_study.training.checkpoints import read_checkpoint, write_checkpoint
 Files = dict[str, Content]  # by path in the folder of the input
 Inputs = st.SearchStrategy[Files]
 
-PUBLISHED = Path(__file__).resolve().parent.parent / "results" / "published" / "embedded" / "lora_default" / "seed-1"
+PUBLISHED = Path(__file__).resolve().parents[2] / "results/published/embedded/lora_default/seed-1"
 SAID = ("lora-study: error: ", "warning: ", "WARNING ")  # how a line on stderr begins
 EXPERIMENT = {"name": "base", "model": {"backbone": "embedded"}, "train": {"precision": "32-true"}}
 SWEEP = {

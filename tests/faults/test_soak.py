@@ -1,4 +1,4 @@
-"""scripts/soak.py: a few faults are survived, and one that is not would be noticed."""
+"""soak.py: a few faults are survived, and one that is not would be noticed."""
 
 import dataclasses
 import subprocess

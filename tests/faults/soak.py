@@ -5,7 +5,7 @@ copies of it again and again, at random moments, and the study is started anew u
 if each record is then that of the undisturbed study, to the last bit apart from times and provenance, no record that
 was complete before has changed, and nothing hung or printed a traceback. Figures are drawn in some attempts only.
 
-    .venv/bin/python scripts/soak.py [--only FAULT] [--times N] [--seed N] [--workers N]
+    .venv/bin/python tests/faults/soak.py [--only FAULT] [--times N] [--seed N] [--workers N]
 
 Exit status: 0 if every fault was survived, 1 if not.
 """
@@ -283,7 +283,7 @@ def start_again_where_it_may_mount() -> None:
     )
     if tried.returncode == 0:
         os.environ[MAY_MOUNT] = "1"
-        os.execvp(namespace[0], [*namespace, sys.executable, *sys.argv])  # noqa: S606
+        os.execvp(namespace[0], [*namespace, sys.executable, *sys.argv])
 
 
 def use_slurm_here() -> None:
@@ -315,7 +315,7 @@ def allow_little_memory() -> None:
 
 def let_clock_jump(seed: float) -> None:
     """Have every look at the wall clock find it years before or after the last."""
-    now, chance = time.time, random.Random(seed)  # noqa: S311
+    now, chance = time.time, random.Random(seed)
     time.time = lambda: now() + chance.choice((-YEARS, 0.0, YEARS))
 
 
@@ -421,7 +421,7 @@ class Tally:
 def inflict(template: Template, name: str, times: int, seed: str) -> Tally:
     """Inflict a fault at least so many times, at moments that follow from the seed."""
     fault, tally = faults()[name], Tally()
-    chance = random.Random(seed)  # noqa: S311
+    chance = random.Random(seed)
     while tally.tried < times:
         with new_study(template, template.folder, fault.more, fault.halfway) as study:
             reasons = []

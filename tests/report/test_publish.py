@@ -10,7 +10,7 @@ from fabricate_benchmarks import inference, training, write_benchmarks
 
 from lora_study.records.record import read_record
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "publish.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "publish.py"
 README = """Before
 <!-- results: written by make publish from results/published; do not edit -->
 old results

@@ -1,9 +1,8 @@
 """Statistics: published worked examples, independent implementations, and properties."""
 
-import importlib.util
 import math
-from pathlib import Path
 
+import false_positives
 import numpy as np
 import pytest
 from hypothesis import given
@@ -224,16 +223,12 @@ class TestHolm:
 
 def test_false_positive_rates():
     """The script's simulation, smaller: nothing is wrong more often than it says but what is known to be."""
-    path = Path(__file__).parent.parent / "scripts" / "false_positives.py"
-    spec = importlib.util.spec_from_file_location("false_positives", path)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    rates = script.measure(replications=200).set_index("wrong when")["rate (%)"]
+    rates = false_positives.measure(replications=200).set_index("wrong when")["rate (%)"]
     known = rates.index.str.contains("not corrected|, 2 seeds|, 3 seeds, seeds deviate by 2")
     limit = 5 + 3 * 100 * math.sqrt(0.05 * 0.95 / 200)
     assert known.sum() == 5 and (rates[~known] <= limit).all(), rates.to_string()
     assert rates[rates.index.str.contains("not corrected")].item() > limit
-    found = script.measure_rules(replications=60).set_index(["rule", "truth"])
+    found = false_positives.measure_rules(replications=60).set_index(["rule", "truth"])
     rare = 5 + 3 * 100 * math.sqrt(0.05 * 0.95 / 60)
     for (rule, truth), row in found.iterrows():
         if truth in ("the article is exactly right", "the article is one run of this recipe", "both are random cuts"):
