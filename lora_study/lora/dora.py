@@ -33,17 +33,18 @@ class LinearWithDoRA(LinearWithLoRA):
 
     def __init__(self, linear: nn.Module, lora: LoRALayer) -> None:
         super().__init__(linear, lora)
-        self.magnitude = nn.Parameter(self._lengths(super()._adapted().detach()))
+        self.magnitude = nn.Parameter(self._lengths(super().adapted_weight().detach()))
 
     def forward(self, x: Tensor) -> Tensor:
         """The adapted layer's output: (..., in_features) -> (..., out_features)."""
-        y, scale = super().forward(x), self._scale(super()._adapted())
+        y, scale = super().forward(x), self._scale(super().adapted_weight())
         # The bias is not scaled. All in fp32, whatever y is: bf16 cannot tell a scale of 1.003 from 1.
         scaled = scale * y if self.bias is None else scale * y + (1 - scale) * self.bias
         return scaled.to(y.dtype)
 
-    def _adapted(self) -> Tensor:
-        adapted = super()._adapted()
+    def adapted_weight(self) -> Tensor:
+        """W' in fp32, or fp64 beside fp64."""
+        adapted = super().adapted_weight()
         scale = self._scale(adapted)
         return adapted * (scale[:, None] if isinstance(self.linear, nn.Linear) else scale)
 

@@ -11,8 +11,9 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from lora_study.lora.compatibility import widths
 from lora_study.lora.layers import LinearWithLoRA, LoRALayer, Scaling
 
 # What a target may be called, and what the layer is named in DistilBERT.
@@ -69,7 +70,7 @@ def inject_lora(
     adapted: dict[nn.Module, LinearWithLoRA] = {}
     for name, linear in linears.items():
         try:
-            lora = LoRALayer(*_features(linear), r, alpha, scaling=scaling, dropout=dropout, generator=generator)
+            lora = LoRALayer(*widths(linear), r, alpha, scaling=scaling, dropout=dropout, generator=generator)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         places = _places(model, linear) if lora.dropout.p > 0 else []
@@ -216,13 +217,6 @@ def _is_like_linear(module: nn.Module) -> bool:
     return (
         isinstance(module, nn.Linear) or conv1d or (hasattr(module, "in_features") and hasattr(module, "out_features"))
     )
-
-
-def _features(linear: nn.Module) -> tuple[int, int]:
-    """(in_features, out_features) of a linear layer."""
-    assert isinstance(linear.weight, Tensor)
-    rows, columns = linear.weight.shape
-    return (columns, rows) if isinstance(linear, nn.Linear) else (rows, columns)
 
 
 def _places(model: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]]:

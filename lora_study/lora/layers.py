@@ -11,13 +11,14 @@ adapted layer costs nothing extra.
 """
 
 import math
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from lora_study.lora.compatibility import StandsForLinear, in_one_type, plain_number, weight_of
+
 Scaling = Literal["alpha", "alpha/r", "alpha/sqrt(r)"]
-Number = TypeVar("Number", int, float)
 
 
 class LoRALayer(nn.Module):
@@ -28,7 +29,7 @@ class LoRALayer(nn.Module):
     Args:
         in_features: Width of the input.
         out_features: Width of the output.
-        r: Rank, 1 up to in_features.
+        r: Rank, 1 up to in_features. (The article adapts a layer of two outputs with r up to 32.)
         alpha: Strength of the update.
         scaling: Factor on the update: "alpha" as in the article, "alpha/r" as in the LoRA paper and PEFT,
             "alpha/sqrt(r)" as in rsLoRA (Kalajdzievski, arXiv 2312.03732).
@@ -51,8 +52,8 @@ class LoRALayer(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        r, alpha, dropout = _number("r", r, int), _number("alpha", alpha, float), _number("dropout", dropout, float)
-        # Only the input side bounds r: the article's grid adapts the two-class output layer with r up to 32.
+        r = plain_number("r", r, int)
+        alpha, dropout = plain_number("alpha", alpha, float), plain_number("dropout", dropout, float)
         if not 1 <= r <= in_features:
             raise ValueError(f"rank r={r} does not fit a layer with {in_features} inputs; use 1 to {in_features}")
         factors = {"alpha": alpha, "alpha/r": alpha / r, "alpha/sqrt(r)": alpha / math.sqrt(r)}
@@ -68,12 +69,8 @@ class LoRALayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The update for x: (..., in_features) -> (..., out_features); of fp32 where x is of lower precision."""
-        a: Tensor = self.lora_A
-        b: Tensor = self.lora_B
-        if x.dtype != a.dtype and not _autocast_converts(x):
-            dtype = torch.promote_types(x.dtype, a.dtype)
-            x, a, b = x.to(dtype), a.to(dtype), b.to(dtype)
-        update: Tensor = self.scaling * (self.dropout(x) @ a @ b)
+        x, A, B = in_one_type(x, self.lora_A, self.lora_B)
+        update: Tensor = self.scaling * (self.dropout(x) @ A @ B)
         return update
 
     def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -82,17 +79,12 @@ class LoRALayer(nn.Module):
 
     def extra_repr(self) -> str:
         """What is printed of it."""
-        (in_features, r), out_features = self.lora_A.shape, self.lora_B.shape[1]
-        return (
-            f"in_features={in_features}, out_features={out_features}, r={r}, scaling={self.scaling:g}, "
-            f"dropout={self.dropout.p:g}"
-        )
+        (in_features, r), (_, out_features) = self.lora_A.shape, self.lora_B.shape
+        return f"in_features={in_features}, out_features={out_features}, r={r}, scaling={self.scaling:g}"
 
 
-class LinearWithLoRA(nn.Module):
+class LinearWithLoRA(StandsForLinear):
     """A linear layer and the low-rank update beside it.
-
-    It answers what code around a model asks of a linear layer: weight, bias, in_features and out_features.
 
     Args:
         linear: The layer that is adapted; nn.Linear, or the Conv1D of GPT-2, which stores its weight transposed.
@@ -100,9 +92,8 @@ class LinearWithLoRA(nn.Module):
     """
 
     def __init__(self, linear: nn.Module, lora: LoRALayer) -> None:
-        super().__init__()
-        self.linear = linear
-        self.lora = lora.to(_weight(linear).device)
+        super().__init__(linear)
+        self.lora = lora.to(weight_of(linear).device)
 
     def forward(self, x: Tensor) -> Tensor:
         """The adapted layer's output: (..., in_features) -> (..., out_features), of the linear layer's type."""
@@ -110,79 +101,9 @@ class LinearWithLoRA(nn.Module):
         update: Tensor = self.lora(x)
         return (y + update).to(y.dtype)
 
-    @property
-    def weight(self) -> Tensor:
-        """The adapted weight, for networks that reach into a layer instead of calling it.
-
-        torch's own TransformerEncoderLayer and MultiheadAttention do; without this they would pass LoRA by.
-        """
-        return self._adapted().to(_weight(self.linear).dtype)
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The bias of the linear layer; LoRA has none."""
-        return self.linear.bias  # type: ignore[return-value]
-
-    @property
-    def in_features(self) -> int:
-        """Width of the input."""
-        return self.lora.lora_A.shape[0]
-
-    @property
-    def out_features(self) -> int:
-        """Width of the output."""
-        return self.lora.lora_B.shape[1]
-
-    @property
-    def nx(self) -> int:
-        """Width of the input, as Conv1D calls it; nn.Linear does not."""
-        return self.linear.nx  # type: ignore[return-value]
-
-    @property
-    def nf(self) -> int:
-        """Width of the output, as Conv1D calls it."""
-        return self.linear.nf  # type: ignore[return-value]
-
-    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Hand a new weight or bias to the linear layer, as when transformers ties it to an embedding.
-
-        Raises:
-            ValueError: it is of another shape, as after resize_token_embeddings().
-        """
-        if name not in ("weight", "bias"):
-            super().register_parameter(name, param)
-            return
-        own = getattr(self.linear, name)
-        if own is not None and param is not None and own.shape != param.shape:
-            raise ValueError(
-                f"a layer with LoRA cannot exchange its {name} of shape {tuple(own.shape)} for one of "
-                f"{tuple(param.shape)}; merge_lora first, or change the model's shape before inject_lora"
-            )
-        setattr(self.linear, name, param)
-
-    def _adapted(self) -> Tensor:
-        """The adapted weight, W + scaling · (A B)ᵀ, in fp32 or W's fp64, and in the linear layer's own layout."""
-        weight = _weight(self.linear)
+    def adapted_weight(self) -> Tensor:
+        """W + scaling · (A B)ᵀ in fp32, or fp64 beside fp64; laid out as the linear layer has W."""
+        weight = weight_of(self.linear)
         dtype = torch.promote_types(weight.dtype, torch.float32)
         delta = self.lora.delta(dtype)
         return weight.to(dtype) + (delta.T if isinstance(self.linear, nn.Linear) else delta)
-
-
-def _weight(linear: nn.Module) -> Tensor:
-    weight = linear.weight
-    assert isinstance(weight, Tensor)
-    return weight
-
-
-def _autocast_converts(x: Tensor) -> bool:
-    """Whether autocast brings x and what it is multiplied with to one type; it leaves fp64 alone."""
-    device = x.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64
-
-
-def _number(name: str, value: Any, kind: type[Number]) -> Number:
-    """A number of Python's, which any file can hold, from one of any library's."""
-    plain = value.item() if getattr(value, "ndim", None) == 0 else value
-    if isinstance(plain, bool) or not isinstance(plain, int | kind) or not abs(plain) < 1e38:  # NaN is not, either
-        raise ValueError(f"{name}={value!r} is not valid; use a {'whole' if kind is int else 'finite'} number")
-    return kind(plain)

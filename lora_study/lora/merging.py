@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from lora_study.lora.compatibility import weight_of
 from lora_study.lora.injection import PATCHED, is_patched, lora_layers, objection, replace
 from lora_study.lora.layers import LinearWithLoRA
 
@@ -37,8 +38,7 @@ def merge_lora(model: nn.Module) -> dict[str, tuple[LinearWithLoRA, Tensor]]:
         merged[name] = _merged(name, layer)
     removed: dict[str, tuple[LinearWithLoRA, Tensor]] = {}
     for name, layer in layers.items():
-        base = layer.linear.weight
-        assert isinstance(base, Tensor)
+        base = weight_of(layer.linear)
         removed[name] = layer, base
         # A new parameter, not an in-place sum: a weight tied to an embedding must not change the embedding.
         layer.linear.weight = nn.Parameter(merged[name], requires_grad=base.requires_grad)
@@ -59,8 +59,7 @@ def unmerge_lora(model: nn.Module, removed: Mapping[str, tuple[LinearWithLoRA, T
         if modules.get(name) is not layer.linear:
             raise ValueError(f"{name!r} is not the layer that was merged; unmerge the very model merge_lora was given")
     for layer, base in removed.values():
-        merged = layer.linear.weight
-        assert isinstance(merged, Tensor)
+        merged = weight_of(layer.linear)
         layer.linear.weight = base
         layer.to(merged.device).train(layer.linear.training)
         layer.linear.to(merged.dtype)
@@ -84,8 +83,7 @@ def _objection(model: nn.Module, layer: LinearWithLoRA, places: Mapping[nn.Modul
 
 def _merged(name: str, layer: LinearWithLoRA) -> Tensor:
     """The adapted weight, of finite numbers."""
-    base = layer.linear.weight
-    assert isinstance(base, Tensor)
+    base = weight_of(layer.linear)
     with torch.no_grad(), torch.autocast(base.device.type, enabled=False):
         weight = layer.weight
     if not weight.isfinite().all():

@@ -1,0 +1,114 @@
+"""What LoRA meets in the networks of other libraries, kept out of the mathematics.
+
+Networks ask a linear layer for more than its output, store its weight transposed, compute in several types of numbers,
+and read a layer's weight instead of calling it.
+"""
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Number = TypeVar("Number", int, float)
+
+
+class StandsForLinear(nn.Module):
+    """A module in the place of a linear layer: it answers what code around a model asks of such a layer.
+
+    Args:
+        linear: The layer it stands for; nn.Linear, or the Conv1D of GPT-2.
+    """
+
+    def __init__(self, linear: nn.Module) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def adapted_weight(self) -> Tensor:
+        """The weight with which a plain layer would compute the same, in fp32 or fp64."""
+        raise NotImplementedError
+
+    @property
+    def weight(self) -> Tensor:
+        """The adapted weight in the linear layer's type, for networks that read it instead of calling the layer.
+
+        torch's own TransformerEncoderLayer and MultiheadAttention do; without this they would pass LoRA by. It is
+        computed anew whenever it is asked for.
+        """
+        return self.adapted_weight().to(weight_of(self.linear).dtype)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of the linear layer; LoRA has none."""
+        return self.linear.bias  # type: ignore[return-value]
+
+    @property
+    def in_features(self) -> int:
+        """Width of the input."""
+        return self.linear.in_features if isinstance(self.linear, nn.Linear) else self.nx
+
+    @property
+    def out_features(self) -> int:
+        """Width of the output."""
+        return self.linear.out_features if isinstance(self.linear, nn.Linear) else self.nf
+
+    @property
+    def nx(self) -> int:
+        """Width of the input, as Conv1D calls it; nn.Linear does not."""
+        return self.linear.nx  # type: ignore[return-value]
+
+    @property
+    def nf(self) -> int:
+        """Width of the output, as Conv1D calls it."""
+        return self.linear.nf  # type: ignore[return-value]
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Hand a new weight or bias to the linear layer, as when transformers ties it to an embedding.
+
+        Raises:
+            ValueError: it is of another shape, as after resize_token_embeddings().
+        """
+        if name not in ("weight", "bias"):
+            super().register_parameter(name, param)
+            return
+        own = getattr(self.linear, name)
+        if own is not None and param is not None and own.shape != param.shape:
+            raise ValueError(
+                f"a layer with LoRA cannot exchange its {name} of shape {tuple(own.shape)} for one of "
+                f"{tuple(param.shape)}; merge_lora first, or change the model's shape before inject_lora"
+            )
+        setattr(self.linear, name, param)
+
+
+def weight_of(linear: nn.Module) -> Tensor:
+    """The weight of a linear layer."""
+    weight = linear.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def widths(linear: nn.Module) -> tuple[int, int]:
+    """(in_features, out_features) of a linear layer; a Conv1D stores its weight transposed."""
+    rows, columns = weight_of(linear).shape
+    return (columns, rows) if isinstance(linear, nn.Linear) else (rows, columns)
+
+
+def in_one_type(x: Tensor, *factors: Tensor) -> tuple[Tensor, ...]:
+    """What is to be multiplied, in a type that holds all of it; as it is where autocast chooses the type."""
+    device = x.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if autocast and x.dtype != torch.float64:  # it leaves fp64 alone
+        return (x, *factors)
+    dtype = torch.promote_types(x.dtype, factors[0].dtype)
+    return tuple(tensor.to(dtype) for tensor in (x, *factors))
+
+
+def plain_number(name: str, value: Any, kind: type[Number]) -> Number:
+    """A number of Python's, which any file can hold, from one of any library's.
+
+    Raises:
+        ValueError: it is no number, not whole where it must be, or not finite.
+    """
+    plain = value.item() if getattr(value, "ndim", None) == 0 else value
+    if isinstance(plain, bool) or not isinstance(plain, int | kind) or not abs(plain) < 1e38:  # NaN is not, either
+        raise ValueError(f"{name}={value!r} is not valid; use a {'whole' if kind is int else 'finite'} number")
+    return kind(plain)
