@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from lora_study.base.errors import ConfigError, check
 from lora_study.base.files import atomic, user_path, write_text
 from lora_study.lora import LinearWithLoRA, LoRALayer, merge_lora
+from lora_study.lora.compatibility import is_only_read
 from lora_study.lora.dora import LinearWithDoRA
-from lora_study.lora.injection import is_only_read
 from lora_study.lora.peft_config import ADAPTER_CONFIG, matches
 from lora_study.lora.peft_tensors import HEADS, PREFIX, WEIGHTS, adapter_tensors, base_tensor, saved_modules, within
 from lora_study.lora.weights import is_finite

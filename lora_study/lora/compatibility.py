@@ -11,6 +11,14 @@ from torch import Tensor, nn
 
 Number = TypeVar("Number", int, float)
 
+# Layers whose weights are read by the module that has them, which never calls them; by the name of its forward, so
+# that torch suffices and a subclass with a forward of its own is another matter.
+ONLY_READ = {
+    "torch.nn.modules.activation.MultiheadAttention.forward": ("out_proj",),
+    "transformers.models.wavlm.modeling_wavlm.WavLMAttention.forward": ("q_proj", "k_proj", "v_proj", "out_proj"),
+    "transformers.models.mamba.modeling_mamba.MambaMixer.forward": ("dt_proj",),
+}
+
 
 class StandsForLinear(nn.Module):
     """A module in the place of a linear layer: it answers what code around a model asks of such a layer.
@@ -90,6 +98,15 @@ def widths(linear: nn.Module) -> tuple[int, int]:
     """(in_features, out_features) of a linear layer; a Conv1D stores its weight transposed."""
     rows, columns = weight_of(linear).shape
     return (columns, rows) if isinstance(linear, nn.Linear) else (rows, columns)
+
+
+def is_only_read(owner: nn.Module, key: str) -> bool:
+    """Whether a module is known to read the weight of a layer of its own and never to call it.
+
+    The update works either way, through the layer's `weight`. What needs a call does not: dropout, and PEFT.
+    """
+    forward = type(owner).forward
+    return key in ONLY_READ.get(f"{forward.__module__}.{forward.__qualname__}", ())
 
 
 def in_one_type(x: Tensor, *factors: Tensor) -> tuple[Tensor, ...]:

@@ -3,17 +3,14 @@
 A model that is refused is left as it was.
 """
 
-import inspect
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
 
-from lora_study.lora.compatibility import widths
+from lora_study.lora.compatibility import is_only_read, widths
 from lora_study.lora.layers import LinearWithLoRA, LoRALayer, Scaling
 
 # What a target may be called, and what the layer is named in DistilBERT.
@@ -148,18 +145,6 @@ def is_patched(module: nn.Module) -> bool:
     return bool("forward" in vars(module) or module._forward_pre_hooks or module._forward_hooks)
 
 
-def is_only_read(owner: nn.Module, key: str) -> bool:
-    """Whether a module takes the weight of a layer of its own instead of calling it, as MultiheadAttention does.
-
-    The source of its class tells: it names the layer for its weight or bias alone.
-    """
-    classes: list[Any] = [kind for kind in type(owner).__mro__ if issubclass(kind, nn.Module) and kind is not nn.Module]
-    source = "".join(_source(kind) for kind in classes)
-    layer = rf"\bself\.{re.escape(key)}\b"
-    reads = re.search(rf"{layer}\.weight\b", source)
-    return reads is not None and re.search(rf"{layer}(?!\.weight\b|\.bias\b|\s*(:[^=\n]*)?=[^=])", source) is None
-
-
 def replace(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
     """Put other modules in the place of some, wherever each of them stands, in place."""
     for owner in list(model.modules()):
@@ -222,14 +207,6 @@ def _is_like_linear(module: nn.Module) -> bool:
 def _places(model: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]]:
     """What holds a module, and under which key; every place of it."""
     return [(owner, key) for owner in model.modules() for key, child in owner._modules.items() if child is module]
-
-
-@cache
-def _source(kind: type) -> str:
-    try:
-        return inspect.getsource(kind)
-    except (OSError, TypeError):  # defined where there is no file
-        return ""
 
 
 def _listing(linears: Mapping[str, nn.Module]) -> str:

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize, prune
 
-from lora_study import inject_lora, lora_layers, lora_parameters
+from lora_study import inject_lora, lora_layers, lora_parameters, merge_lora
 
 
 class Packed(nn.Parameter):
@@ -81,23 +81,59 @@ def test_a_subclass_that_computes_what_linear_does_is_plain():
 
 
 class Reader(nn.Module):
-    """Takes the weight of a layer and calls another."""
+    """Takes the weight of a layer; no table knows it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.read: nn.Module = nn.Linear(8, 8)
-        self.called = nn.Linear(8, 8)
-        nn.init.ones_(self.called.weight)
 
     def forward(self, x):
-        return self.called(F.linear(x, self.read.weight, self.read.bias))
+        return F.linear(x, self.read.weight, self.read.bias)
 
 
-class Both(Reader):
-    """Calls it in the class that it is, and reads it in the one it comes from."""
+def wavlm() -> nn.Module:
+    from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
-    def forward(self, x):
-        return super().forward(x) + self.read(x)
+    return WavLMAttention(embed_dim=8, num_heads=2)
+
+
+def mamba() -> nn.Module:
+    from transformers import MambaConfig
+    from transformers.models.mamba.modeling_mamba import MambaMixer
+
+    return MambaMixer(MambaConfig(hidden_size=8, state_size=4, time_step_rank=3), layer_idx=0)
+
+
+def outputs(model: nn.Module) -> torch.Tensor:
+    x = torch.linspace(-1, 1, 48).reshape(3, 2, 8)
+    found = model(x, x, x) if isinstance(model, nn.MultiheadAttention) else model(x)
+    return found[0] if isinstance(found, tuple) else found
+
+
+@pytest.mark.parametrize(
+    ("build", "target"),
+    [
+        (Reader, "read"),
+        (lambda: nn.MultiheadAttention(8, 2), "out_proj"),
+        (wavlm, "q_proj"),
+        (wavlm, "out_proj"),
+        (mamba, "dt_proj"),
+    ],
+)
+def test_a_weight_that_is_read_is_the_adapted_one(build, target):
+    torch.manual_seed(0)
+    model = build().eval().requires_grad_(False)
+    before = outputs(model)
+    inject_lora(model, [target], r=2)
+    torch.testing.assert_close(outputs(model), before)
+    for parameter in lora_parameters(model):
+        nn.init.normal_(parameter)
+    adapted = outputs(model)
+    assert not torch.allclose(adapted, before, atol=1e-3)
+    adapted.square().sum().backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in lora_parameters(model))
+    merge_lora(model)
+    torch.testing.assert_close(outputs(model), adapted, atol=1e-5, rtol=1e-4)
 
 
 class CallingAttention(nn.MultiheadAttention):
@@ -112,7 +148,8 @@ class CallingAttention(nn.MultiheadAttention):
     [
         (lambda: nn.MultiheadAttention(8, 2), "out_proj"),
         (lambda: nn.TransformerDecoderLayer(8, 2, 16), "multihead_attn.out_proj"),
-        (Reader, "read"),
+        (wavlm, "v_proj"),
+        (mamba, "dt_proj"),
     ],
 )
 def test_dropout_on_a_layer_that_is_never_called_is_refused(build, target):
@@ -127,8 +164,7 @@ def test_dropout_on_a_layer_that_is_never_called_is_refused(build, target):
 @pytest.mark.parametrize(
     ("build", "target"),
     [
-        (Reader, "called"),
-        (Both, "read"),
+        (mamba, "x_proj"),
         (lambda: CallingAttention(8, 2), "out_proj"),
         (lambda: nn.TransformerEncoderLayer(8, 2, 16), "linear1"),  # read in eval mode alone
     ],
@@ -139,12 +175,10 @@ def test_dropout_that_acts_is_taken(build, target):
     inject_lora(model, [target], r=2, dropout=0.5)
     for parameter in lora_parameters(model):
         nn.init.normal_(parameter)
-    x = torch.randn(3, 2, 8)
-    inputs = (x, x, x) if isinstance(model, nn.MultiheadAttention) else (x,)
     for module in model.modules():
         if isinstance(module, nn.Dropout) and module.p == 0.1:
             module.p = 0.0  # the encoder's own
-    assert not torch.equal(model(*inputs), model(*inputs))
+    assert not torch.equal(outputs(model), outputs(model))
 
 
 @pytest.mark.parametrize("wrong", [None, 3, b"0", ["0", 3], [["0"]], ("0", "")])
