@@ -1,4 +1,4 @@
-"""Files: a user's paths, writing whole or not at all, and reading small ones without trusting them to be small."""
+"""Files: paths as users write them, writing all of a file or nothing, and reading small files that may not be small."""
 
 import errno
 import json
@@ -14,14 +14,14 @@ from typing import Any
 from lora_study.base.errors import ConfigError
 from lora_study.base.interrupts import owed
 
-LARGEST = 4 * 2**20  # bytes: a hundred times the largest there is
+LARGEST = 4 * 2**20  # bytes: a hundred times the largest real one
 
 
 def user_path(path: str | Path) -> Path:
-    """A path as a user gives it, where `~` is the home folder: no shell expands it in Python, YAML or ``--opt=~/x``.
+    """A path as a user writes it, with `~` expanded: no shell does that in Python, YAML or ``--opt=~/x``.
 
     Raises:
-        ConfigError: it begins with the home folder of somebody who has none.
+        ConfigError: it begins with the home folder of a user who has none.
     """
     try:
         return Path(path).expanduser()
@@ -30,7 +30,7 @@ def user_path(path: str | Path) -> Path:
 
 
 def from_anywhere(path: str) -> str:
-    """A path that means the same in another folder: absolute where something is there; else (a name, say) unchanged."""
+    """A path that means the same in any folder: absolute if something exists there, else (a name, say) unchanged."""
     given = user_path(path)
     if given.is_absolute():
         return path if given == Path(path) else str(given)
@@ -43,7 +43,7 @@ def read_text(path: Path) -> str:
 
     Raises:
         OSError: it cannot be read, or is larger than any config or record; /dev/zero, say, has no end.
-        ValueError: it is not UTF-8, or its name is none that a file can have.
+        ValueError: it is not UTF-8, or no file can have its name.
     """
     with path.open("rb") as file:
         content = file.read(LARGEST + 1)
@@ -57,23 +57,23 @@ def read_json(path: Path) -> Any:
 
     Raises:
         OSError: as `read_text`.
-        ValueError: as `read_text`; or it is not JSON, is nested too deep, or holds a number of thousands of digits,
+        ValueError: as `read_text`; or it is not JSON, is nested too deeply, or holds a number of thousands of digits,
             NaN, infinity, or half a surrogate pair.
     """
     text = read_text(path)
     try:
         content = json.loads(text)
-        json.dumps(content, ensure_ascii=False, allow_nan=False).encode()  # what is read can be written
+        json.dumps(content, ensure_ascii=False, allow_nan=False).encode()  # whatever is read can be written again
         return content
     except RecursionError as error:
-        raise ValueError("it is nested too deep") from error
+        raise ValueError("it is nested too deeply") from error
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that replaces it when the block ends well, and vanishes otherwise.
+    """A temporary path beside ``path`` that replaces it if the block succeeds, and is removed otherwise.
 
-    A link stays, and what it points to is replaced.
+    A symbolic link stays a link: what it points to is replaced.
     """
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def atomic(path: Path) -> Iterator[Path]:
     try:
         with owed(partial(temporary.unlink, missing_ok=True)):
             yield temporary
-        # mkstemp makes the file private; results are as readable as any other file the user writes.
+        # mkstemp makes the file private; results should be as readable as any other file the user writes.
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
@@ -96,16 +96,16 @@ def atomic(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary folder beside ``path`` that takes its place when the block ends well, and vanishes otherwise.
+    """A temporary folder beside ``path`` that takes its place if the block succeeds, and is removed otherwise.
 
     Args:
         path: The folder to write; parents are made as needed.
-        overwrite: Replace a folder that is not empty, all of it. A run's folder and one with folders in it are never
-            replaced: they are more likely the wrong one than what this wrote before.
+        overwrite: Replace a folder that is not empty, with all it holds. A run's folder, or one with folders in it, is
+            never replaced: it is more likely to be a mistake than something this wrote earlier.
 
     Raises:
         FileExistsError: ``path`` is a file, or a folder that may not be replaced; raised before the block is entered.
-        OSError: the folder cannot be written; what was there is as it was.
+        OSError: the folder cannot be written; what was there is unchanged.
     """
     path = path.resolve()
     if path.exists() and not path.is_dir():
@@ -120,7 +120,7 @@ def atomic_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
     except (FileExistsError, NotADirectoryError) as error:
         raise FileExistsError(f"{path} lies below a file; name another folder") from error
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
-        staged = Path(temporary) / path.name  # made with the user's own permissions, unlike the temporary folder
+        staged = Path(temporary) / path.name  # has the user's usual permissions, unlike the temporary folder
         staged.mkdir()
         with owed(partial(shutil.rmtree, temporary, ignore_errors=True)):
             yield staged
@@ -130,6 +130,6 @@ def atomic_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write all of a text file or nothing."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

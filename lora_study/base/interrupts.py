@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM end a command with one line and exit status 130, and leave no process behind; twice, at once.
+"""Ctrl-C and SIGTERM end a command with one line and exit status 130, leaving no process behind; a second one, at once.
 
-Nothing is raised. A signal may come in the middle of anything: where locks are taken, or where exceptions are ignored.
-So the command ends where it stands, as if it were killed, which all that it writes is made for.
+Nothing is raised, because a signal may come in the middle of anything: while locks are held, or where exceptions are
+ignored. The command ends where it stands, as if it were killed; everything it writes is made to survive that.
 """
 
 import contextlib
@@ -17,8 +17,8 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 
 STATUS = 130
-PATIENCE = 10.0  # seconds that a process has to end when it is asked to
-GRACE = 2.0  # seconds that the main thread has to see a signal; in a library's C code it sees none
+PATIENCE = 10.0  # seconds a process has to end after it is asked to
+GRACE = 2.0  # seconds the main thread has to see a signal; inside a library's C code it sees none
 
 _line = b""
 _owed: list[Callable[[], object]] = []
@@ -26,14 +26,14 @@ _ending = threading.Event()
 
 
 def say(words: str) -> None:
-    """Choose what is said when the command is interrupted; nothing, if empty."""
+    """Choose what to print if the command is interrupted; an empty text prints nothing."""
     global _line  # noqa: PLW0603 - a signal handler has no other way to know
     _line = f"{words}\n".encode() if words else b""
 
 
 @contextlib.contextmanager
 def owed(work: Callable[[], object]) -> Iterator[None]:
-    """Have this work done, too, if the command is interrupted in this block."""
+    """Have this work done even if the command is interrupted in this block."""
     _owed.append(work)
     try:
         yield
@@ -43,9 +43,9 @@ def owed(work: Callable[[], object]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def handled(words: str) -> Iterator[None]:
-    """End the process when it is asked to in this block, saying these words; see `say`.
+    """End the process if it is interrupted in this block, printing this text; see `say`.
 
-    Outside the main thread, which is the one that Python tells of signals, nothing changes.
+    Outside the main thread, the only one that Python tells of signals, nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -64,11 +64,11 @@ def handled(words: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def shielded() -> Iterator[None]:
-    """Let the processes that are started in this block not see Ctrl-C: a terminal sends it to all, and ours ends them.
+    """Hide Ctrl-C from the processes started in this block: a terminal sends it to all of them, but we end them.
 
     See `in_child`.
     """
-    multiprocessing.resource_tracker.ensure_running()  # or its start, which is the first process's, would undo it
+    multiprocessing.resource_tracker.ensure_running()  # otherwise the first process would start it, and undo this
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -77,7 +77,7 @@ def shielded() -> Iterator[None]:
 
 
 def in_child() -> None:
-    """In a process that was started in `shielded`: end without a word when asked to, or when the parent has ended."""
+    """In a process started inside `shielded`: end silently when asked to, or when the parent has ended."""
     _owed.clear()
     say("")
     signal.signal(signal.SIGTERM, _end)
@@ -93,7 +93,7 @@ def in_child() -> None:
 
 
 def end(processes: Sequence[BaseProcess]) -> None:
-    """End processes and wait until they have; those that do not listen are killed."""
+    """End processes and wait until they are gone; those that do not react are killed."""
     started = [process for process in processes if process.pid]
     for process in started:
         process.terminate()
@@ -106,7 +106,7 @@ def end(processes: Sequence[BaseProcess]) -> None:
 
 
 class _Pipe:
-    """Where Python's own handler notes each signal, at once and whatever the main thread does."""
+    """Where Python's own handler notes each signal, at once and whatever the main thread is doing."""
 
     def __init__(self) -> None:
         self.read, write = os.pipe()
@@ -115,7 +115,7 @@ class _Pipe:
         self.before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
 
     def close(self) -> None:
-        """Close both ends; whoever reads ends then."""
+        """Close both ends, which ends the reader too."""
         os.close(self.write)
 
 
@@ -129,7 +129,7 @@ def _watch() -> _Pipe:
             if number[0] in (signal.SIGINT, signal.SIGTERM):
                 if not _ending.wait(GRACE):
                     _end(number[0])
-                time.sleep(2 * PATIENCE)  # whatever is owed takes no longer
+                time.sleep(2 * PATIENCE)  # enough for whatever is owed
                 _end_at_once(number[0])
         os.close(pipe.read)
 
@@ -145,7 +145,7 @@ def _end(number: int, frame: FrameType | None = None) -> None:
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, _end_at_once)
     if _line:
-        cursor = b"\x1b[?25h\n" if os.isatty(2) else b""  # which a bar has hidden
+        cursor = b"\x1b[?25h\n" if os.isatty(2) else b""  # a progress bar may have hidden it
         with contextlib.suppress(OSError):
             os.write(2, cursor + _line)
     for work in reversed(_owed):
@@ -153,14 +153,14 @@ def _end(number: int, frame: FrameType | None = None) -> None:
             work()
     with contextlib.suppress(Exception):
         end(multiprocessing.active_children())
-    if in_main and not _line:  # a child; its parent sees what has ended it
+    if in_main and not _line:  # a child; its parent sees how it ended
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
     os._exit(STATUS)
 
 
 def _end_at_once(number: int, frame: FrameType | None = None) -> None:
-    """End this process, which is ending already, without waiting for anything that it is still to do."""
+    """End this process, which is already ending, without waiting for anything it still has to do."""
     with contextlib.suppress(Exception):
         for process in multiprocessing.active_children():
             process.kill()
@@ -170,5 +170,5 @@ def _end_at_once(number: int, frame: FrameType | None = None) -> None:
 
 @functools.cache
 def _part_from_forks() -> None:
-    """Have a fork of this process not tell this one of the signals that it gets."""
+    """Keep a fork of this process from reporting its own signals to this one."""
     os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))

@@ -17,7 +17,7 @@ PACKAGES = ("lora-study", "torch", "transformers", "lightning", "datasets", "tor
 
 
 def code_state() -> dict[str, Any]:
-    """The commit of this package's checkout and whether files differ from it; None where it is not in one."""
+    """The commit of this package's checkout and whether files differ from it; None outside a checkout."""
     root = Path(__file__).resolve().parents[2]
 
     def git(*words: str) -> str | None:
@@ -32,12 +32,12 @@ def code_state() -> dict[str, Any]:
     # An installed copy may lie inside some other project's checkout, whose commit would say nothing about it.
     if git("ls-files", "--error-unmatch", "lora_study/base/machine.py") is None:
         return {"commit": None, "dirty": None}
-    # Results are written while a study runs and are not what the code is.
+    # Results are written while a study runs; they are not part of the code.
     return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", ".", ":!results"))}
 
 
 def versions() -> dict[str, str | None]:
-    """Version of Python and of each package that decides results."""
+    """Versions of Python and of each package that affects results."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -63,7 +63,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
 
 def computes_in_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 matrices natively, rather than by way of fp32."""
+    """Whether the device multiplies bf16 matrices natively rather than through fp32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and not _cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16"})
@@ -74,11 +74,11 @@ def pick_device(accelerator: str, devices: int = 1, local_rank: int = 0) -> torc
 
     Args:
         accelerator: As train.accelerator.
-        devices: How many of them a run takes.
-        local_rank: Which of them is this process's.
+        devices: How many a run uses.
+        local_rank: Which of them this process uses.
 
     Raises:
-        ConfigError: there is none, or there are fewer.
+        ConfigError: there is none, or there are too few.
     """
     if accelerator in ("auto", "gpu") and torch.cuda.is_available():
         there = torch.cuda.device_count()
@@ -105,7 +105,7 @@ def pick_precision(precision: str, device: torch.device) -> str:
 
 
 class PeakMemory:
-    """The most memory in use at once since construction: on a GPU what torch allocated, else resident memory."""
+    """The peak of the memory in use since construction: on a GPU what torch allocated, else resident memory."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -117,7 +117,7 @@ class PeakMemory:
                 Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak so far
 
     def read(self) -> dict[str, Any]:
-        """peak_bytes (None where the system does not tell) and what they count."""
+        """peak_bytes (None if the system does not report it) and what they count."""
         if self.device.type == "cuda":
             peak: int | None = torch.cuda.max_memory_allocated(self.device)
         else:

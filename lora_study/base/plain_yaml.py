@@ -1,7 +1,7 @@
-"""YAML that means what it says: the plain values of YAML 1.2's core schema, and every key once.
+"""YAML that means what it says: the plain values of YAML 1.2's core schema, and each key only once.
 
-PyYAML reads YAML 1.1, to which 0123 is 83, 1:30 is 90, 1_000 is 1000, no is false and 5e-4 a text; and of a key that
-stands twice it silently takes the last. Everything here that is YAML goes through this file.
+PyYAML reads YAML 1.1, in which 0123 is 83, 1:30 is 90, 1_000 is 1000, no is false and 5e-4 is a text; and of a
+repeated key it silently takes the last. All YAML in this project goes through this file.
 """
 
 import re
@@ -12,7 +12,7 @@ import yaml
 ALIAS_LIMIT = 100  # in a file
 
 _TAG = "tag:yaml.org,2002:"
-# Each type's texts, and the characters that they begin with. A float that is also an int is an int: ints come first.
+# How each type is written, and the characters it can begin with. Ints come first: 1 is an int, not a float.
 _CORE = {
     "null": (r"~|null|Null|NULL|", [*"~nN", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", [*"tTfF"]),
@@ -26,9 +26,9 @@ _CORE = {
 
 
 class Loader(yaml.SafeLoader):
-    """Plain values alone, each key once, and no more than a few aliases.
+    """Plain values only, each key once, and a limited number of aliases.
 
-    A few lines of aliases within aliases stand for gigabytes, or have no end: none are read.
+    A few lines of aliases within aliases can stand for gigabytes, or never end, so nested ones are refused.
     """
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
@@ -40,15 +40,15 @@ class Loader(yaml.SafeLoader):
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._aliases = 0
-        self._anchors = 0  # that are around the node which is read
+        self._anchors = 0  # around the node being read
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """As SafeLoader's, but refuse an alias within what another may stand for, and too many of them."""
+        """Like SafeLoader's, but refuse an alias inside an anchored node, and too many aliases."""
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         if self.check_event(yaml.AliasEvent):
             self._aliases += 1
             if self._anchors or self._aliases > ALIAS_LIMIT:
-                problem = f"an alias is in what another stands for, or one of over {ALIAS_LIMIT}; write the value out"
+                problem = f"an alias inside an anchored value, or more than {ALIAS_LIMIT} aliases; write the value out"
                 raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
             return super().compose_node(parent, index)
         anchored = event.anchor is not None
@@ -58,19 +58,19 @@ class Loader(yaml.SafeLoader):
         return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """As SafeLoader's, but refuse a key that stands twice.
+        """Like SafeLoader's, but refuse a repeated key.
 
-        Here and not where the mapping is made: there, what a merge key (<<) brings stands among its keys.
+        Here and not where the mapping is built: by then, the keys that a merge key (<<) brings are among its own.
         """
         node = super().compose_mapping_node(anchor)
         lines: dict[Any, int] = {}
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                continue  # refused later: it cannot be a key
+                continue  # not a valid key; refused later
             merge = key.tag == f"{_TAG}merge"
             name = key.value if merge else self.construct_object(key)
             if name in lines:
-                problem = f"the key {name!r} stands there twice, first at line {lines[name]}; keep one"
+                problem = f"the key {name!r} is repeated, first at line {lines[name]}; keep one"
                 raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
             lines[name] = key.start_mark.line + 1
         return node
@@ -82,7 +82,7 @@ class Loader(yaml.SafeLoader):
 
 
 class Dumper(yaml.SafeDumper):
-    """Puts quotes around a text that either version of YAML would read as something else."""
+    """Quotes any text that either version of YAML would read as something else."""
 
 
 for _kind, (_pattern, _first) in _CORE.items():
@@ -95,7 +95,7 @@ def load_yaml(text: str) -> Any:
     """What a YAML text holds.
 
     Raises:
-        yaml.YAMLError: it is not YAML, or has a key twice; PyYAML raises others too where a tag does not fit its value.
+        yaml.YAMLError: it is not YAML, or repeats a key; PyYAML raises other errors if a tag does not fit its value.
     """
     return yaml.load(text, Loader=Loader)  # noqa: S506 - a SafeLoader
 

@@ -1,7 +1,7 @@
-"""How far long work has come: a bar in a terminal, and in a log a line every ten seconds.
+"""Progress of long work: a bar in a terminal, and in a log a line every ten seconds.
 
-The bar is rich's. The lines are ours: where there is no terminal, rich shows nothing before the end, and tqdm one line
-that grows.
+The bar is rich's. The lines are ours: without a terminal, rich shows nothing until the end, and tqdm one line that
+keeps growing.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ INTERVAL = 10.0  # seconds between two lines in a log
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it, such as '45 s', '1 min 40 s' and '1 h 40 min'."""
+    """A duration for people to read, such as '45 s', '1 min 40 s' or '1 h 40 min'."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -28,11 +28,11 @@ def duration(seconds: float) -> str:
 
 
 class Meter:
-    """Counts reviews and says in a log how many are done.
+    """Counts reviews and reports in a log how many are done.
 
     Args:
         doing: How each line begins.
-        total: How many there are; None if nobody knows.
+        total: How many there are; None if unknown.
     """
 
     def __init__(self, doing: str = "", total: int | None = None) -> None:
@@ -65,14 +65,14 @@ def progress(doing: str = "", total: int | None = None) -> Iterator[Callable[[in
         return
     clock = TimeElapsedColumn() if total is None else TimeRemainingColumn()
     columns = (TextColumn(doing), BarColumn(), TextColumn("{task.completed:,} reviews"), clock)
-    # What is written to standard output must go there, not to where the bar is.
+    # Standard output must stay standard output, and not go where the bar is.
     with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
         task = bar.add_task("", total=total)
         yield lambda reviews: bar.advance(task, reviews)
 
 
 class PlainProgress(Callback):
-    """A training run's lines in a log: every ten seconds and after each validation, where no terminal shows a bar."""
+    """A training run's lines in a log, every ten seconds and after each validation, without a terminal for a bar."""
 
     def __init__(self) -> None:
         self._start = self._printed = 0.0
@@ -108,14 +108,14 @@ class PlainProgress(Callback):
         self._print(trainer, f"val loss {metrics['val_loss']:.4f}  val accuracy {100 * metrics['val_accuracy']:.2f}%")
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start counting the reviews of a part that is scored."""
+        """Start counting the reviews of the part being scored."""
         assert trainer.test_dataloaders is not None  # the one loader that trainer.test was given
         self._meter = Meter("scored ", len(trainer.test_dataloaders.dataset))
 
     def on_test_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
-        """Count a batch, of every device's."""
+        """Count a batch on every device."""
         if trainer.is_global_zero:
             self._meter.advance(len(batch["labels"]) * trainer.world_size)
 

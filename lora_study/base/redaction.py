@@ -1,4 +1,4 @@
-"""Keep secrets out of what is written: a record and its report are made to be published."""
+"""Keep secrets out of what is written: records and reports are meant to be published."""
 
 import os
 import re
@@ -9,17 +9,17 @@ _SECRET_TEXT = re.compile(
     r"\bhf_[A-Za-z0-9]{8,}"  # a token of the Hugging Face hub
     r"|(?<=://)[^/\s@]+(?=@)"  # user and password in an address
 )
-_SHORTEST = 6  # characters; a shorter value of the environment, such as "1" or "true", is found everywhere
+_SHORTEST = 6  # characters; a shorter value, such as "1" or "true", would be found everywhere
 
 
 def without_secrets(content: Any) -> Any:
     """Plain JSON without hub tokens, passwords in addresses and the values of secret environment variables.
 
-    *** stands in their place; keys stay. A variable is taken for secret by its name: HF_TOKEN, AWS_SECRET_ACCESS_KEY,
+    They are replaced by ***; keys are kept. A variable counts as secret by its name: HF_TOKEN, AWS_SECRET_ACCESS_KEY,
     DB_PASSWORD ...
     """
     values = {value for name, value in os.environ.items() if _SECRET_NAME.search(name) and len(value) >= _SHORTEST}
-    return _masked(content, sorted(values, key=len, reverse=True))  # one may hold another
+    return _masked(content, sorted(values, key=len, reverse=True))  # one may contain another
 
 
 def _masked(content: Any, secrets: list[str]) -> Any:

@@ -1,4 +1,4 @@
-"""Dataclasses whose values are of their fields' types and fit a record, however they came: a file, a flag or Python."""
+"""Dataclasses whose values have their fields' types and fit a record, whether from a file, a flag or Python."""
 
 import dataclasses
 import math
@@ -10,22 +10,22 @@ from typing import Any, ClassVar, Literal, Union, get_args, get_origin
 
 from lora_study.base.errors import ConfigError, check
 
-SMALLEST, LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # of single precision, in which is trained
-LARGEST_WHOLE = 2**63 - 1  # that a table holds
+SMALLEST, LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # of single precision, which training uses
+LARGEST_WHOLE = 2**63 - 1  # that a table can hold
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Base of the dataclasses of a config; those that check more call ``super().__post_init__()`` first.
+    """Base of a config's dataclasses; those with checks of their own call ``super().__post_init__()`` first.
 
-    A value that its field cannot hold is refused, naming the field below its section. Numbers of numpy and torch become
-    Python's, lists become tuples and whole numbers of a fraction's field fractions, as a record holds them.
+    A value that its field cannot hold is refused, naming section and field. Numbers of numpy and torch become Python's,
+    lists become tuples, and whole numbers become floats where the field is a float, as in a record.
     """
 
     _section: ClassVar[str] = ""
 
     def __init_subclass__(cls, section: str = "") -> None:
-        """Remember the section that the fields stand in, such as 'lora'; a subclass stands where its base does."""
+        """Remember the section that the fields belong to, such as 'lora'; a subclass shares its base's section."""
         super().__init_subclass__()
         if section:
             cls._section = f"{section}."
@@ -39,7 +39,7 @@ def fitted(value: Any, kind: Any, name: str) -> Any:
     """A value as a field of this type holds it.
 
     Raises:
-        ConfigError: it is of another type, or one that a record or the training cannot hold.
+        ConfigError: it is of another type, or neither a record nor training could use it.
     """
     value, origin, arguments = _plain(value), get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
@@ -69,7 +69,7 @@ def fitted(value: Any, kind: Any, name: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Python's own value for a single one of numpy or torch."""
+    """Python's own number for a single number of numpy or torch."""
     return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
@@ -104,7 +104,7 @@ def _text(value: Any, name: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        remedy = "it is no text in UTF-8, so no record can hold it; choose another name, or set PYTHONUTF8=1"
+        remedy = "it is not valid UTF-8, so no record can hold it; choose another name, or set PYTHONUTF8=1"
         check(False, name, value, remedy)
     return str(value)
 
@@ -113,7 +113,7 @@ def _number(value: Any, name: str) -> float:
     check(isinstance(value, int | float) and not isinstance(value, bool), name, value, "use a number")
     size = abs(value)
     remedy = f"training computes in single precision; use a number up to {LARGEST:.2g} in size"
-    check(size <= LARGEST, name, value, remedy)  # neither infinity nor NaN is
+    check(size <= LARGEST, name, value, remedy)  # False for infinity and NaN
     remedy = f"training computes in single precision, where it is 0; use 0 or at least {SMALLEST:.2g} in size"
     check(size == 0 or size >= SMALLEST, name, value, remedy)
     return float(value)

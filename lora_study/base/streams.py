@@ -1,4 +1,4 @@
-"""Standard input, output and error as whoever starts a command may leave them: of any encoding, closed, or full."""
+"""Standard input, output and error, whatever state a command is started in: any encoding, closed, or full."""
 
 import contextlib
 import io
@@ -7,10 +7,10 @@ import sys
 
 
 def make_usable() -> None:
-    """Have each standard stream be there, and print what its encoding lacks as an escape instead of failing.
+    """Make sure each standard stream exists, and escapes what its encoding lacks instead of failing.
 
-    A closed one gets the number of a null device: the next file that is opened would get it otherwise, and what is
-    printed. Output goes there; as input Python's None stays, so that whoever wants to read can tell.
+    A closed stream's number is given to a null device; otherwise the next file opened would get the number, and with it
+    whatever is printed. Closed input stays Python's None, so that whoever wants to read can tell.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         stream = getattr(sys, name)
@@ -25,7 +25,7 @@ def make_usable() -> None:
 
 
 def flush() -> None:
-    """Write out what is printed, while a failure can still be said; at exit it could not.
+    """Flush what was printed while a failure can still be reported; at exit it could not.
 
     Raises:
         OSError: it cannot be written, and is dropped.
@@ -39,7 +39,7 @@ def flush() -> None:
 
 def drop_output() -> None:
     """Print to a null device from now on, so that closing the output at exit does not fail again."""
-    with contextlib.suppress(OSError, ValueError):  # it has no number
+    with contextlib.suppress(OSError, ValueError):  # it has no file number
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,6 +1,6 @@
 """A data frame as text: Markdown, LaTeX, CSV.
 
-Text is escaped, so that what a record says can never become markup. A missing value is '—', in CSV nothing.
+Text is escaped, so that nothing in a record can become markup. A missing value is '—', and empty in CSV.
 """
 
 import json
@@ -18,7 +18,7 @@ def markdown_table(frame: pd.DataFrame, markdown: Collection[str] = ()) -> str:
 
     Args:
         frame: The table; its index is not shown.
-        markdown: Columns whose text is Markdown already and is not escaped.
+        markdown: Columns whose text is already Markdown and must not be escaped.
     """
     rules = ["---:" if is_number else "---" for is_number in _numeric(frame)]
     rows = [
@@ -30,30 +30,30 @@ def markdown_table(frame: pd.DataFrame, markdown: Collection[str] = ()) -> str:
 
 
 def latex_table(frame: pd.DataFrame, title: str) -> str:
-    """A data frame as a LaTeX tabular for the package booktabs, its title a comment above it.
+    """A data frame as a LaTeX tabular for the package booktabs, its title in a comment above.
 
     Args:
         frame: The table; its index is not shown.
-        title: What the table shows, for whoever writes its caption.
+        title: What the table shows, as a start for its caption.
     """
     style = frame.style.hide(axis="index").format(precision=2, thousands=",", na_rep=MISSING, escape="latex")
     return f"% {' '.join(title.split())}\n" + str(style.format_index(escape="latex", axis=1).to_latex(hrules=True))
 
 
 def csv_table(frame: pd.DataFrame) -> str:
-    """A data frame as CSV; ten digits hide the last bits of a mean, which differ between machines."""
+    """A data frame as CSV, with ten digits: the last bits of a mean differ between machines."""
     return str(frame.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
 
 
 def escape(text: str) -> str:
-    """Any text as Markdown that shows it, on one line; underscores inside a name need no escape."""
+    """Markdown that shows a text as it is, on one line; underscores inside a name need no escape."""
     one_line = re.sub(r"[^\S\u00a0]+", " ", text).strip(" ")
     text = re.sub(r"([\\`*\[\]<>|&~])", r"\\\1", one_line)
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
 
 
 def plain(value: Any) -> str | None:
-    """A JSON value as a reader writes it: text as it is, lists with commas, null as None."""
+    """A JSON value for people to read: text as it is, lists with commas, null as None."""
     if isinstance(value, str | None):
         return value
     if isinstance(value, list):
@@ -63,7 +63,7 @@ def plain(value: Any) -> str | None:
 
 
 def _shown(frame: pd.DataFrame) -> list[tuple[str, ...]]:
-    """The rows as a reader sees them: two decimals, thousands apart."""
+    """The rows as a reader sees them: two decimals, and a comma between thousands."""
 
     def text(value: Any) -> str:
         if pd.isna(value):

@@ -1,1 +1,1 @@
-"""The encoder, the modes it is trained in, and the LightningModule around it."""
+"""The encoder, the modes it can be trained in, and the LightningModule around it."""

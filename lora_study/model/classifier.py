@@ -26,7 +26,7 @@ class ReviewClassifier(L.LightningModule):
     Args:
         model: A built model in its fine-tuning mode: what requires gradients is trained.
         config: Optimizer settings.
-        lr_ratio: Learning rate of LoRA's B over that of all else.
+        lr_ratio: Learning rate of LoRA's B divided by that of everything else.
     """
 
     def __init__(self, model: nn.Module, config: TrainConfig, *, lr_ratio: float = 1.0) -> None:
@@ -34,7 +34,7 @@ class ReviewClassifier(L.LightningModule):
         self.model = model
         self.config = config
         self.lr_ratio = lr_ratio
-        # While training: with dropout, weights that still move, and of this device's reviews alone.
+        # Measured while training: with dropout, on weights that still move, over this device's reviews alone.
         self.train_accuracy = MulticlassAccuracy(num_classes=2, average="micro", sync_on_compute=False)
         self.val_accuracy, self.val_loss = _accuracy(), MeanMetric()
         self.test_loss = MeanMetric()
@@ -59,9 +59,9 @@ class ReviewClassifier(L.LightningModule):
         if self.device_mesh is None or isinstance(self.model, FSDPModule):
             return
         mesh = self.device_mesh["data_parallel"]
-        for block in self.model.get_submodule("distilbert.transformer.layer").children():  # one at a time is whole
+        for block in self.model.get_submodule("distilbert.transformer.layer").children():  # one whole block at a time
             fully_shard(block, mesh=mesh)
-        # By default this one would stay whole after a pass, and what is read of or written to it then would be lost.
+        # By default the root stays gathered after a forward pass, and changes made to it then would be lost.
         fully_shard(self.model, mesh=mesh, reshard_after_forward=True)
 
     def setup(self, stage: str) -> None:
@@ -70,11 +70,11 @@ class ReviewClassifier(L.LightningModule):
             self.model.train(self.config.dropout_active)
 
     def on_train_epoch_start(self) -> None:
-        """Start counting anew."""
+        """Forget the last epoch's accuracy."""
         self.train_accuracy.reset()
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """One optimizer step's loss."""
+        """The loss of one optimizer step."""
         if batch_index == 0:
             modes = {module.training for module in self.model.modules()}
             if modes != {self.config.dropout_active}:
@@ -89,8 +89,8 @@ class ReviewClassifier(L.LightningModule):
     def _weight(self, batch: Batch) -> Tensor:
         """Factor on this device's mean loss (scalar) that makes the mean over devices the mean over reviews.
 
-        Devices' shares of a batch may differ by a review. One that would have none is given the first review of the
-        whole batch, which is another device's and counts for that one only.
+        The devices' shares of a batch may differ by one review. A device that would have none is given the first review
+        of the whole batch, which belongs to another device and counts for that one only.
         """
         index = batch["index"]
         shares = gather_all_tensors(torch.stack([index[0], index.new_tensor(len(index))]))

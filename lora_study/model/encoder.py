@@ -44,7 +44,7 @@ BASE_NAMES = ("distilbert-base-uncased", "distilbert/distilbert-base-uncased")
 WEIGHTS = "model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
-# BERT's names (left) as DistilBERT's. What BERT has beyond these, DistilBERT does without; see `rewrite_bert`.
+# BERT's names (left) and DistilBERT's. DistilBERT has no counterpart of BERT's other weights; see `rewrite_bert`.
 BERT_TO_DISTILBERT = {
     r"embeddings\.(word_embeddings|position_embeddings|LayerNorm)\.": r"embeddings.\1.",
     r"encoder\.layer\.(\d+)\.attention\.self\.query\.": r"transformer.layer.\1.attention.q_lin.",
@@ -157,8 +157,8 @@ def check_tables(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, max_le
 def build_skeleton(config: ModelConfig) -> DistilBertForSequenceClassification:
     """The same model on the meta device: every name and shape, no weights.
 
-    Needs neither packages nor network for 'embedded' and distilbert-base-uncased; a folder is asked for its
-    config.json; any other hub model is looked up in the cache, then on the hub.
+    This needs neither packages nor a network for 'embedded' and distilbert-base-uncased; of a folder
+    it reads config.json; any other hub model is looked up in the cache, then on the hub.
 
     Raises:
         ConfigError: the model's config.json cannot be had or is not a DistilBERT's.
@@ -174,11 +174,11 @@ def build_skeleton(config: ModelConfig) -> DistilBertForSequenceClassification:
 
 
 def describe(config: ModelConfig) -> dict[str, Any]:
-    """What a record says about the encoder, from what lies on this machine; the network is not asked.
+    """What a record says about the encoder, from the files on this machine; nothing is fetched.
 
     Returns:
         name (for people), backbone (as configured), revision (the hub commit in use, or None), sha256 (of the
-        weights' file, or None where it is not on this machine), settings_sha256 (the same of its config.json and
+        weights file, or None where it is not on this machine), settings_sha256 (the same of its config.json and
         tokenizer together) and stand_in (whether the encoder only stands in for distilbert-base-uncased).
     """
     name, revision = config.backbone, None
@@ -188,7 +188,7 @@ def describe(config: ModelConfig) -> dict[str, Any]:
         name = folder.resolve().name
     else:
         folder = cached_snapshot(config, (WEIGHTS,))
-        revision = folder.name if folder else config.revision  # the cache names a snapshot's folder by its commit
+        revision = folder.name if folder else config.revision  # the cache names each snapshot's folder after its commit
     weights = folder / WEIGHTS if folder else None
     settings = [folder / name for name in ("config.json", *TOKENIZER_FILES)] if folder else []
     known = bool(settings) and all(path.is_file() for path in settings)
@@ -203,7 +203,7 @@ def describe(config: ModelConfig) -> dict[str, Any]:
 
 
 def initialise_head(model: DistilBertForSequenceClassification, seed: int) -> None:
-    """Draw the head as transformers does, weights from N(0, initializer_range) and zero biases, but from a seed."""
+    """Draw the head as transformers does, weights from N(0, initializer_range) and zero biases, but from our seed."""
     generator = torch.Generator().manual_seed(seed)
     for layer in (model.pre_classifier, model.classifier):
         nn.init.normal_(layer.weight, std=model.config.initializer_range, generator=generator)
@@ -235,7 +235,7 @@ def rewrite_bert(bert: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def check_encoder(report: Mapping[str, Any], path: Path) -> None:
-    """Refuse a weights' file in which a weight of the encoder is missing, left over or of another shape.
+    """Refuse a weights file in which a weight of the encoder is missing, unexpected or of another shape.
 
     Other heads' weights may be left over, and the classification head may be missing: it is drawn afresh.
     """
@@ -294,7 +294,7 @@ def with_settings(shape: Mapping[str, Any], config: ModelConfig) -> DistilBertCo
         "attention_dropout": config.attention_dropout,
         "attn_implementation": "sdpa",
     }
-    labels = ("id2label", "label2id")  # of a checkpoint's own head, which is not used
+    labels = ("id2label", "label2id")  # those of a checkpoint's own head, which is not used
     return DistilBertConfig.from_dict({key: value for key, value in shape.items() if key not in labels} | settings)
 
 
@@ -319,7 +319,7 @@ def embedded_folder() -> Path | None:
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Hide transformers' loading bar and its table of unused and new weights, which `check_encoder` judges."""
+    """Hide transformers' loading bar and its table of unused and new weights; `check_encoder` judges those."""
     verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity(logging.ERROR)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -332,7 +332,7 @@ def quiet_loading() -> Iterator[None]:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file, as hexadecimal digits; read once while the file stays as it is."""
+    """The SHA-256 of a file, as hexadecimal digits; computed once for as long as the file does not change."""
     found = path.stat()
     return _sha256(path.resolve(), found.st_mtime_ns, found.st_size, found.st_ino)
 

@@ -1,6 +1,6 @@
 """Files of a model on the Hugging Face hub: from the cache, or downloaded into it.
 
-HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE work as they do for every tool of Hugging Face.
+HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE work as they do for all Hugging Face tools.
 """
 
 import re
@@ -19,18 +19,18 @@ HUB_TIMEOUT = 10.0  # seconds
 def hub_snapshot(config: ModelConfig, files: Sequence[str]) -> Path:
     """The cache's folder of a hub model, holding at least these files.
 
-    A pinned commit that is in the cache is used without asking the hub; anything else is asked for once, and
-    taken from the cache if the hub cannot be reached.
+    A pinned commit that is in the cache is used without asking the hub; for anything else the hub is asked once, and
+    the cache is used if the hub cannot be reached.
     """
     pinned = re.fullmatch(r"[0-9a-f]{40}", config.revision or "") is not None
     folder = cached_snapshot(config, files) if pinned else None
     if folder is not None:
         return folder
     try:
-        # One question with a short timeout: the download itself retries for most of a minute without a network.
+        # One request with a short timeout: without a network the download itself would retry for most of a minute.
         HfApi().model_info(config.backbone, revision=config.revision, timeout=HUB_TIMEOUT)
         return Path(snapshot_download(config.backbone, revision=config.revision, allow_patterns=list(files)))
-    except Exception as error:  # the hub's HTTP library changes between its versions, and its errors with it
+    except Exception as error:  # which HTTP library the hub's client uses, and so its errors, changes between versions
         folder = cached_snapshot(config, files)
         if folder is not None:
             return folder
@@ -55,7 +55,7 @@ def cached_snapshot(config: ModelConfig, files: Sequence[str]) -> Path | None:
 
 
 def hub_reason(config: ModelConfig, error: Exception) -> str:
-    """Why the hub did not give a model, in a few words."""
+    """Why the hub did not provide a model, in a few words."""
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     if isinstance(error, RevisionNotFoundError):

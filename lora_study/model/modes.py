@@ -1,4 +1,4 @@
-"""Fine-tuning modes: which parameters of a DistilBERT classifier are trained, and how many they are."""
+"""Fine-tuning modes: which parameters of a DistilBERT classifier are trained, and how many there are."""
 
 import re
 from collections.abc import Iterable

@@ -1,1 +1,1 @@
-"""What a finished run is good for: predictions, adapters, merged models, cards."""
+"""What to do with a finished run: predictions, adapters, merged models, model cards."""

@@ -1,8 +1,8 @@
 """The model card of a trained model: what it is and how good, for those who find it without this repository.
 
-The words are in ``card.md.jinja``. Every number is the record's; what the record does not hold is called unknown or not
-measured. The same record gives the same card. Text of a record is escaped, and the folders of the machine that trained
-are left out.
+The words are in ``card.md.jinja``. Every number comes from the record; what the record lacks is called unknown or not
+measured. The same record gives the same card. Text from a record is escaped, and folders of the machine it was
+trained on are left out.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ IMDB_SOURCES = {
 }
 STAND_IN = "sentence-transformers/all-MiniLM-L6-v2"
 LICENCES = {"distilbert/distilbert-base-uncased": "apache-2.0", STAND_IN: "apache-2.0"}
-# The folders of an absolute path: a slash or ~ where no other part of a path or an address stands before it.
+# The folders of an absolute path: it starts with a slash or ~ that is not inside another path or address.
 ABSOLUTE = re.compile(r"""(?<![\w.:/~])[~/][^"',]*/(?=[^/"',])""")
 
 SETTINGS = (
@@ -51,12 +51,12 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Base:
-    """The pretrained encoder as a card speaks of it.
+    """The pretrained encoder as a card describes it.
 
     Attributes:
         hub_name: Its repository on the Hugging Face hub, None for a local folder.
         words: What it is, as Markdown.
-        code: What from_pretrained takes for it, as Python.
+        code: The argument of from_pretrained that loads it, as Python.
     """
 
     hub_name: str | None
@@ -99,7 +99,7 @@ def model_card(record: Record, kind: Kind) -> ModelCard:
     label, command = Runs([record], Path()).label([record]), record.provenance.get("command")
 
     def number(form: str, factor: int = 1) -> Callable[[str], str]:
-        """How the template shows a number of the record, by its dotted path."""
+        """How the template shows a number of the record, given its dotted path."""
 
         def show(path: str) -> str:
             value = measured(record, path)
@@ -136,7 +136,7 @@ def model_card(record: Record, kind: Kind) -> ModelCard:
 
 
 def write_card(record: Record, kind: Kind, folder: Path) -> None:
-    """Write the card as the README.md of a folder, which is where the hub looks for it."""
+    """Write the card as a folder's README.md, where the hub looks for it."""
     write_text(folder / "README.md", str(model_card(record, kind)))
 
 
@@ -149,9 +149,9 @@ def _base(record: Record) -> Base:
     name, revision, digest = encoder.get("name"), encoder.get("revision"), encoder.get("sha256")
     if encoder.get("stand_in"):
         return Base(STAND_IN, f"{STAND_IN}, a BERT, rewritten as a DistilBERT that computes the same", "")
-    if revision:  # only a model of the hub has one
+    if revision:  # only a model on the hub has one
         hub_name = str(encoder["backbone"])
-        hub_name = hub_name if "/" in hub_name else f"distilbert/{hub_name}"  # the hub's old names without an owner
+        hub_name = hub_name if "/" in hub_name else f"distilbert/{hub_name}"  # old names on the hub have no owner
         code = f"{json.dumps(hub_name)}, revision={json.dumps(revision)}"
         return Base(hub_name, escape(f"{hub_name} at revision {revision}"), code)
     described = f"a local folder named {name}" if name else "an unknown encoder"
@@ -171,7 +171,7 @@ def _eval_results(record: Record, imdb: bool) -> list[EvalResult]:
             dataset_revision=record.data.get("revision") if source == "hub" else None,
             metric_type=metric,
             metric_name=name,
-            metric_value=round(value, 6),  # what is further down is fp32's rounding
+            metric_value=round(value, 6),  # further digits are fp32's rounding
         )
         for metric, name in names.items()
         if (value := measured(record, f"metrics.test.{metric}")) is not None
@@ -188,7 +188,7 @@ def _test_part(record: Record) -> str:
 
 
 def _interval(record: Record) -> str:
-    """Of the test accuracy alone: the epoch was chosen by validation and the weights by the training part."""
+    """For the test accuracy alone: the epoch was chosen on the validation part and the weights on the training part."""
     n, accuracy = measured(record, "metrics.test.n"), measured(record, "metrics.test.accuracy")
     if accuracy is None or not n:
         return ""
@@ -234,6 +234,6 @@ def without_folders(command: str) -> str:
     """A command on one line, with every absolute path cut to its last part: ``--data.source my.csv``."""
     try:
         words = shlex.split(command)
-    except ValueError:  # not as a shell would quote it
+    except ValueError:  # not quoted as a shell would
         words = command.split()
     return " ".join(shlex.join(ABSOLUTE.sub("", word) for word in words).split())

@@ -12,7 +12,7 @@ from lora_study.sharing.trained import completed_record, load_run
 
 
 def export_run(run: Path | str, output: Path | str, overwrite: bool = False) -> str:
-    """Write a run's adapter folder, whole or not at all.
+    """Write all of a run's adapter folder or nothing.
 
     Args:
         run: The run's folder, results/STUDY/EXPERIMENT/seed-N.
@@ -20,7 +20,7 @@ def export_run(run: Path | str, output: Path | str, overwrite: bool = False) -> 
         overwrite: Replace a folder that is not empty.
 
     Returns:
-        One line on the adapter's size beside the base model's, weights in fp32.
+        One line with the sizes of the adapter and of the base model, weights in fp32.
 
     Raises:
         ConfigError: the run has no LoRA or cannot be read, or the output may not be written.
@@ -33,7 +33,7 @@ def export_run(run: Path | str, output: Path | str, overwrite: bool = False) -> 
         with atomic_folder(output, overwrite) as folder:
             trained = load_run(run)
             backbone = trained.config.model.backbone
-            # PEFT loads a base by its name on the hub alone; a folder of this machine would say nothing elsewhere.
+            # PEFT loads a base model by its name on the hub; a folder of this machine would mean nothing elsewhere.
             on_hub = backbone != EMBEDDED and local_folder(backbone) is None
             save_adapter(trained.model, folder, base=backbone if on_hub else None)
             write_card(record, "adapter", folder)

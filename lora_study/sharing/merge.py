@@ -28,18 +28,18 @@ ONNX_PACKAGES = ("onnx", "onnxscript")
 def write_merged(
     trained: TrainedModel, output: Path | str, format: Format = "hf", overwrite: bool = False
 ) -> list[Path]:
-    """Merge LoRA into the weights, in fp32, and write the model with its tokenizer, whole or not at all.
+    """Merge LoRA into the weights, in fp32, and write the model with its tokenizer: all of it or nothing.
 
-    The model is merged in place, once the folder may be written. Its labels are called negative and positive, and the
-    tokenizer's model_max_length is the run's data.max_length, so that ``truncation=True`` cuts a text where training
-    cut it.
+    The model is merged in place, after checking that the folder may be written. Its labels are called negative and
+    positive, and the tokenizer's model_max_length is the run's data.max_length, so that ``truncation=True`` cuts a text
+    where training cut it.
 
     Args:
         trained: The run, in any mode.
         output: Folder to write.
         format: "hf" is what `from_pretrained` and `pipeline` read: config.json, model.safetensors, the tokenizer and a
-            model card. "onnx" has model.onnx in place of the weights: input_ids and attention_mask, both int64
-            (batch, sequence), to logits (batch, 2); nothing but the number of positions limits either dimension.
+            model card. "onnx" has model.onnx instead of the weights: from input_ids and attention_mask, both
+            int64 (batch, sequence), to logits (batch, 2); only the number of positions limits the sequence.
         overwrite: Replace a folder that is not empty.
 
     Returns:
@@ -51,7 +51,7 @@ def write_merged(
     if format == "onnx":
         check_onnx()
     output = user_path(output)
-    # A run's folder holds files alone, so overwriting would replace it like any folder that was written here.
+    # A run's folder holds only files, so overwriting would replace it like any folder written here before.
     run = output.resolve() == trained.folder.resolve() or (output / "record.json").exists()
     check(not run, "--output", str(output), "it is a run's folder; name another")
     model, tokenizer = trained.model, trained.tokenizer
@@ -64,7 +64,7 @@ def write_merged(
                 export_onnx(model, folder / "model.onnx")
             else:
                 weights = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
-                # Not save_pretrained, which makes the file unreadable for others.
+                # Not save_pretrained, which makes the file unreadable to other users.
                 (folder / WEIGHTS).write_bytes(save(weights, metadata={"format": "pt"}))
             write_card(trained.record, "onnx" if format == "onnx" else "model", folder)
     except FileExistsError as error:
@@ -73,19 +73,19 @@ def write_merged(
 
 
 def _make_plain(trained: TrainedModel) -> None:
-    """Merge a run's model and say its labels and longest text where others look for them, in place."""
+    """Merge a run's model, and set its labels and longest text where other tools look for them; in place."""
     model, tokenizer = trained.model, trained.tokenizer
     merge_lora(model)
     model.config.id2label = dict(enumerate(LABELS))
     model.config.label2id = {label: number for number, label in enumerate(LABELS)}
     model.config.architectures = [type(model).__name__]
     length = tokenizer.model_max_length = trained.config.data.max_length
-    tokenizer.backend_tokenizer.enable_truncation(length)  # for those who read tokenizer.json without transformers
-    tokenizer.init_kwargs.pop("max_length", None)  # of the embedded encoder's own training
+    tokenizer.backend_tokenizer.enable_truncation(length)  # for tools that read tokenizer.json without transformers
+    tokenizer.init_kwargs.pop("max_length", None)  # from the embedded encoder's own training
 
 
 def check_onnx() -> None:
-    """Refuse to export where a package it needs is missing.
+    """Refuse to export if a package it needs is missing.
 
     Raises:
         ConfigError: one is.
@@ -97,7 +97,7 @@ def check_onnx() -> None:
 
 def export_onnx(model: DistilBertForSequenceClassification, path: Path) -> None:
     """Write a classifier in eval mode as one ONNX file with any batch size and sequence length."""
-    # The example decides nothing but the types: two reviews, one of them padded. Sizes of 1 would be taken as fixed.
+    # The example fixes only the types: two reviews, one of them padded. Sizes of 1 would be taken for constants.
     example = {
         "input_ids": torch.ones(2, 8, dtype=torch.int64),
         "attention_mask": torch.tensor([[1] * 8, [1] * 5 + [0] * 3]),
@@ -118,7 +118,7 @@ def export_onnx(model: DistilBertForSequenceClassification, path: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's notes on packages it can do without and names of axes that are shared."""
+    """Silence the exporter's notes on optional packages and on shared names of axes."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

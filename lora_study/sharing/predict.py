@@ -1,4 +1,4 @@
-"""What a trained model says about new reviews, however many: classified and written a few thousand at a time."""
+"""Predictions for new reviews, however many: they are classified and written a few thousand at a time."""
 
 import contextlib
 import csv
@@ -30,9 +30,9 @@ from lora_study.sharing.trained import TrainedModel
 Precision = Literal["32-true", "bf16-true", "auto"]
 
 LABELS = ("negative", "positive")  # of class 0 and class 1
-CHUNK = 2048  # reviews in memory; sorted by length among themselves, so that a batch needs little padding
+CHUNK = 2048  # reviews in memory, sorted by length so that a batch needs little padding
 COLUMNS = ("id", "label", "probability")
-DIGITS = 6  # of a probability that is written out
+DIGITS = 6  # of a probability as it is written
 
 
 class Prediction(NamedTuple):
@@ -40,8 +40,8 @@ class Prediction(NamedTuple):
 
     Attributes:
         label: "positive" where the probability is above one half, else "negative".
-        probability: Of class 1, positive: as in a run's predictions.parquet, and not that of the label.
-        truncated: Whether the review was longer than the model reads.
+        probability: That of class 1, positive, as in a run's predictions.parquet; not that of the label.
+        truncated: Whether the review was longer than the model reads, and so cut.
     """
 
     label: str
@@ -53,9 +53,9 @@ class Totals(NamedTuple):
     """What was done.
 
     Attributes:
-        reviews: Reviews classified.
-        truncated: Those that were longer than the model reads.
-        seconds: Seconds that took, reading and writing included.
+        reviews: How many reviews were classified.
+        truncated: How many of them were longer than the model reads.
+        seconds: How long it took, reading and writing included.
     """
 
     reviews: int
@@ -70,13 +70,13 @@ def predict(
     *,
     done: Callable[[int], None] | None = None,
 ) -> Iterator[Prediction]:
-    """Classify texts in their order, a few thousand in memory at a time.
+    """Classify texts in order, a few thousand in memory at a time.
 
     Texts are cut to the run's data.max_length tokens. The model is used as it is; see `prepare`.
 
     Args:
         trained: The run's model, in eval mode, on any device.
-        texts: Reviews; they are read as they are needed, so there may be more than fit into memory.
+        texts: Reviews; they are read as needed, so there may be more than fit into memory.
         batch_size: Reviews that go through the model together.
         done: Called after each batch with the number of reviews in it.
     """
@@ -97,12 +97,12 @@ def predict(
 
 
 def prepare(trained: TrainedModel, precision: Precision = "32-true") -> None:
-    """Make a run's model ready to classify many reviews, in place: LoRA merged, on a GPU where there is one.
+    """Make a run's model ready to classify many reviews, in place: merge LoRA, and move it to a GPU if there is one.
 
     Args:
         trained: The run, in fp32.
         precision: "32-true" gives the run's own model up to rounding; "bf16-true" holds and computes everything in
-            bf16, two to three times as fast where the machine has it; "auto" does so there, and fp32 elsewhere.
+            bf16, two to three times as fast on machines that have it; "auto" is bf16 there, and fp32 elsewhere.
     """
     device = pick_device("auto", trained.config.train.devices)
     merge_lora(trained.model)  # in fp32, before anything is rounded
@@ -112,14 +112,14 @@ def prepare(trained: TrainedModel, precision: Precision = "32-true") -> None:
 
 
 def check_output(output: Path, file: str | None) -> None:
-    """Refuse a place for the predictions that is of no known type, cannot be written, or is the reviews' own file.
+    """Refuse an output file that is of no known type, cannot be written, or is the file of the reviews itself.
 
     Raises:
-        ConfigError: it is.
+        ConfigError: it is one of these.
     """
     check(output.suffix.lower() in WRITERS, "--output", str(output), f"use {' or '.join(WRITERS)}")
     check(not output.is_dir(), "--output", str(output), "it is a folder")
-    target = Path(os.path.realpath(output))  # of a link, what it points to is written
+    target = Path(os.path.realpath(output))  # a link's target is what gets written
     check(not target.is_symlink(), "--output", str(output), "it is a link that leads back to itself")
     above = next(folder for folder in target.parents if folder.exists())
     check(os.access(above, os.W_OK) and above.is_dir(), "--output", str(output), f"{above} is no folder to write into")
@@ -127,34 +127,34 @@ def check_output(output: Path, file: str | None) -> None:
 
 
 def _same_file(output: Path, file: str | None) -> bool:
-    """Whether a place for predictions is the file that the reviews come from, by whatever name or link."""
+    """Whether the output is the file that the reviews come from, under whatever name or link."""
     if file is None or not output.exists():
         return False
     try:
         source = os.fstat(sys.stdin.fileno()) if file == STDIN else user_path(file).stat()
-    except (AttributeError, OSError, ValueError):  # there is none, or no file behind standard input
+    except (AttributeError, OSError, ValueError):  # it does not exist, or standard input is not a file
         return False
     return os.path.samestat(source, output.stat())
 
 
 def write_predictions(trained: TrainedModel, reviews: Iterable[Review], output: str | Path | None) -> Totals:
-    """Classify reviews and write id, label and probability (of class 1, positive) of each, in their order.
+    """Classify reviews and write the id, label and probability (of class 1, positive) of each, in order.
 
     Args:
         trained: The run; see `prepare`.
         reviews: The reviews.
-        output: A .csv or .jsonl file, written whole or not at all; None prints csv, row by row.
+        output: A .csv or .jsonl file, of which all is written or nothing; None prints csv, row by row.
 
     Raises:
-        ConfigError: a review cannot be read. Those before it are classified and written nevertheless: from a pipe
-            they could not be had again.
+        ConfigError: a review cannot be read. Those before it are still classified and written: from a pipe they could
+            not be read again.
     """
     start = time.perf_counter()
     output = None if output is None else user_path(output)
     faults: list[ConfigError] = []
     sound = _until_fault(reviews, faults)
     if output is None:
-        # In a terminal that shows the rows a bar would be in their way.
+        # If the terminal shows the rows, a bar would be in their way.
         with contextlib.nullcontext() if sys.stdout.isatty() else progress() as done:
             totals = _write_rows(trained, sound, WRITERS[".csv"](sys.stdout), done)
     else:
@@ -169,7 +169,7 @@ def write_predictions(trained: TrainedModel, reviews: Iterable[Review], output: 
 
 
 def _until_fault(reviews: Iterable[Review], faults: list[ConfigError]) -> Iterator[Review]:
-    """The reviews up to one that cannot be read; why not is put into ``faults``."""
+    """The reviews before the first that cannot be read; the reason is put into ``faults``."""
     try:
         yield from reviews
     except ConfigError as error:
@@ -182,8 +182,8 @@ def _write_rows(
     write: Callable[[dict[str, Any]], None],
     done: Callable[[int], None] | None,
 ) -> tuple[int, int]:
-    """Classify and write reviews; returns how many there were and how many were truncated."""
-    known, classified = itertools.tee(reviews)  # keeps what lies between the two: one chunk
+    """Classify and write reviews; return how many there were and how many were truncated."""
+    known, classified = itertools.tee(reviews)  # holds what lies between the two: one chunk
     predictions = predict(trained, (review.text for review in classified), done=done)
     count = truncated = 0
     for review, prediction in zip(known, predictions, strict=False):
@@ -194,7 +194,7 @@ def _write_rows(
 
 
 def csv_writer(stream: TextIO) -> Callable[[dict[str, Any]], None]:
-    """Write the header and return what writes a row, at once: the reader of a pipe need not wait."""
+    """Write the header and return what writes a row; each is flushed, so that the reader of a pipe need not wait."""
     rows = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
     rows.writeheader()
 
@@ -206,7 +206,7 @@ def csv_writer(stream: TextIO) -> Callable[[dict[str, Any]], None]:
 
 
 def jsonl_writer(stream: TextIO) -> Callable[[dict[str, Any]], None]:
-    """What writes a row as a JSON object on a line of its own."""
+    """Return what writes a row as a JSON object on a line of its own."""
 
     def write(row: dict[str, Any]) -> None:
         stream.write(json.dumps(row) + "\n")

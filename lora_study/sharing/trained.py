@@ -1,4 +1,4 @@
-"""Reading a run back: the model it trained, from the record and the weights in the run's folder."""
+"""Reading a run back: the model it trained, from its record and the weights in its folder."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ ADAPTER = "adapter.safetensors"
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A finished run, ready to be used.
+    """A finished run, ready for use.
 
     Attributes:
         model: The network in the run's mode (LoRA layers in place) with the trained weights, fp32, in eval mode.
@@ -44,8 +44,8 @@ def load_run(folder: str | Path) -> TrainedModel:
         folder: The run's folder, results/STUDY/EXPERIMENT/seed-N.
 
     Raises:
-        ConfigError: the folder holds no completed run, its encoder is not on this machine or is another than the
-            one trained, or the run's weights are missing or damaged.
+        ConfigError: the folder holds no completed run, its encoder is not on this machine or is not the one that was
+            trained, or the run's weights are missing or damaged.
     """
     folder = user_path(folder)
     record = completed_record(folder)
@@ -53,10 +53,10 @@ def load_run(folder: str | Path) -> TrainedModel:
     path, again = folder / ADAPTER, "run it again with --overwrite"
     if config.mode == "full" and not path.exists():
         raise ConfigError(
-            f"{folder} keeps no weights, as its train.keep_weights asked; {again} --train.keep_weights true"
+            f"{folder} has no weights, because its train.keep_weights is false; {again} --train.keep_weights true"
         )
     trained_on = record.provenance.get("encoder") or {}
-    # The commit that was trained on, where the config names a branch of the hub that may have moved since.
+    # The commit that was trained on: a branch that the config names may have moved since.
     encoder = dataclasses.replace(config.model, revision=trained_on.get("revision") or config.model.revision)
     model = backbones.build_model(encoder, head_seed=config.resolved_seeds()["head_init"])
     found, sha256 = backbones.describe(encoder)["sha256"], trained_on.get("sha256")
@@ -79,7 +79,7 @@ def completed_record(folder: Path) -> Record:
     """The record of a completed run.
 
     Raises:
-        ConfigError: there is no such folder, its run never finished or failed, or its record is damaged.
+        ConfigError: there is no such folder, its run failed or never finished, or its record is damaged.
     """
     path = folder / "record.json"
     if not path.is_file():

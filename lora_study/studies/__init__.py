@@ -1,1 +1,1 @@
-"""Many experiments: studies, sweeps, and where their runs are run."""
+"""Many experiments: studies, sweeps, and the launchers that run them."""

@@ -1,9 +1,9 @@
-"""Which settings a sweep tries: every combination, random draws, or what results so far suggest, all from Optuna.
+"""Which settings a sweep tries: every combination, random draws, or what the results so far suggest, all by Optuna.
 
-Two things are not left to Optuna. Its GridSampler shuffles a grid and raises once the last result is told; ours keeps
-the file's order, so that the longest runs can come first. And its storage would take the trials of a killed process
-for running ones and start the sampler's random numbers anew; here a study lives in memory, and a sweep that is started
-again asks from the beginning, with the same seed and so for the same settings, and finds their runs completed.
+Two things are not left to Optuna. Its GridSampler shuffles the grid and raises when told the last result; ours keeps
+the file's order, so that the longest runs can come first. And its storage would mistake a killed process's trials for
+running ones, and restart the sampler's random numbers. Here the study lives in memory: a sweep that is started again
+asks from the beginning, with the same seed and so for the same settings, and finds their runs completed.
 """
 
 import dataclasses
@@ -42,15 +42,15 @@ class Trial:
 
 
 class Search:
-    """An Optuna study, asked for settings and told how they did.
+    """An Optuna study, which is asked for settings and told how they did.
 
     Args:
         sweep: The sweep.
         base: The experiment that is varied.
-        limit: Propose settings at most this often.
+        limit: Propose at most this many settings.
 
     Raises:
-        ConfigError: a value, or an end of a range, does not make a valid experiment.
+        ConfigError: a value, or an end of a range, makes no valid experiment.
     """
 
     def __init__(self, sweep: SweepConfig, base: ExperimentConfig, limit: int | None = None) -> None:
@@ -59,7 +59,7 @@ class Search:
         size = search.trials or math.prod(map(len, sweep.parameters.values()))
         self._left = size if limit is None else min(limit, size)
         self._batch = search.batch if search.method == "adaptive" else self._left
-        self._trials: dict[ExperimentConfig, Trial] = {}  # by the experiment, whatever its name
+        self._trials: dict[ExperimentConfig, Trial] = {}  # by experiment, ignoring its name
         self._repeats: list[tuple[optuna.Trial, Trial]] = []
         self._distributions = {name: _distribution(values) for name, values in sweep.parameters.items()}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -70,12 +70,12 @@ class Search:
                 self._study.enqueue_trial(dict(zip(sweep.parameters, map(json.dumps, values), strict=True)))
 
     def ask(self) -> list[Trial]:
-        """The next trials, which may run side by side; none when the search is over.
+        """The next trials, which may run side by side; none once the search is over.
 
         A grid and random draws come all at once. Adaptive proposals come in batches, however many workers there are.
 
         Raises:
-            ConfigError: proposed settings do not make a valid experiment together.
+            ConfigError: together, proposed settings make no valid experiment.
         """
         new: list[Trial] = []
         while self._left and not new:
@@ -95,12 +95,12 @@ class Search:
         return new
 
     def goes_on(self, trial: Trial) -> bool:
-        """Whether settings are worth another seed, as the pruner sees it."""
+        """Whether the pruner finds these settings worth another seed."""
         trial.proposal.report(statistics.fmean(trial.accuracies), len(trial.accuracies))
         return not trial.proposal.should_prune()
 
     def tell(self, trial: Trial) -> None:
-        """Tell Optuna how settings did: the mean if they have all seeds, or that they failed or were dropped."""
+        """Tell Optuna how settings did: their mean over all seeds, or that they failed or were dropped."""
         if trial.failed:
             self._study.tell(trial.proposal, state=optuna.trial.TrialState.FAIL)
         elif len(trial.accuracies) == len(self._sweep.seeds):
@@ -109,7 +109,7 @@ class Search:
             self._study.tell(trial.proposal, state=optuna.trial.TrialState.PRUNED)
 
     def _value(self, name: str, value: Any) -> Any:
-        """What Optuna proposes as the sweep file would write it."""
+        """A value that Optuna proposes, as the sweep file would write it."""
         values = self._sweep.parameters[name]
         if isinstance(values, list):
             return json.loads(value)
@@ -119,10 +119,10 @@ class Search:
 
 
 def make_experiment(base: ExperimentConfig, settings: Mapping[str, Any]) -> ExperimentConfig:
-    """An experiment with these settings, by dotted name, whose name says them: the same are found in the same folder.
+    """An experiment with these settings, by dotted name, and named after them: the same settings share a folder.
 
     Raises:
-        ConfigError: they do not make a valid experiment.
+        ConfigError: they make no valid experiment.
     """
     experiment: Any = dataclasses.replace(base, name=setting_name(settings))
     for name, value in settings.items():
@@ -131,9 +131,9 @@ def make_experiment(base: ExperimentConfig, settings: Mapping[str, Any]) -> Expe
 
 
 def setting_name(settings: Mapping[str, Any]) -> str:
-    """A name that says the settings, such as 'r-8_alpha-16_targets-query-value', and is different for others.
+    """A name that spells out the settings, such as 'r-8_alpha-16_targets-query-value'; other settings get another name.
 
-    A name that would be too long, or lost a character that cannot stand in a folder's name, gets a part of a SHA-256.
+    A name that is too long, or lost a character that a folder's name cannot have, ends in a part of a SHA-256.
     """
     labels = [name.rpartition(".")[2] for name in settings]
     parts, removed = [], 0
@@ -149,7 +149,7 @@ def setting_name(settings: Mapping[str, Any]) -> str:
 
 
 def _check_values(sweep: SweepConfig, base: ExperimentConfig) -> None:
-    """Refuse, before anything runs, a value that an experiment cannot have and a search would come to later."""
+    """Refuse, before anything runs, a value that no experiment can have; a search might reach it only later."""
     candidates = {n: values if isinstance(values, list) else _ends(values) for n, values in sweep.parameters.items()}
     first = {name: values[0] for name, values in candidates.items()}
     for name, values in candidates.items():
@@ -166,7 +166,7 @@ def _sampler(sweep: SweepConfig) -> optuna.samplers.BaseSampler:
 
 
 def _distribution(values: Any) -> BaseDistribution:
-    if isinstance(values, list):  # as JSON: Optuna's categories are plain values, ours may be lists
+    if isinstance(values, list):  # as JSON, because Optuna's categories are plain values and ours may be lists
         return CategoricalDistribution([json.dumps(value) for value in values])
     low, high = _ends(values)
     log = "loguniform" in values

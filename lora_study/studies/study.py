@@ -41,14 +41,14 @@ def run_study(
 
 
 def run_all(runs: Sequence[ExperimentConfig], results_dir: Path, launcher: Launcher, command: str) -> list[Record]:
-    """Run experiments, skipping finished ones; those that another process holds come last, when it has ended.
+    """Run experiments, skipping finished ones; those that another process holds come last, once it has ended.
 
     Returns:
         One record per run, in order.
 
     Raises:
         ConfigError: the folder cannot be written, or holds a completed run of an experiment with other settings, on
-            other reviews or from another encoder. Nothing has been run then.
+            other reviews or from another encoder; nothing has been run.
     """
     with writing_to(results_dir):  # refuse a folder that cannot be written before anything is run
         results_dir.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""A sweep: one experiment with many settings; validation accuracy chooses those whose test reviews are scored, once.
+"""A sweep: one experiment with many settings; the best by validation accuracy is then tested, once.
 
-Trials are ordinary runs below the results folder, so a sweep that is started again goes on where it stopped, and all
-settings that were ever tried there count.
+Trials are ordinary runs in the results folder, so a sweep that is started again goes on where it stopped, and all
+settings ever tried there count.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ def run_sweep(
     max_trials: int | None = None,
     command: str = "",
 ) -> list[Record]:
-    """Run the trials of a sweep, then the chosen settings as the experiment 'best', which scores the test reviews.
+    """Run the trials of a sweep, then the chosen settings as the experiment 'best', scored on the test reviews.
 
     Args:
         sweep: The sweep.
@@ -43,16 +43,16 @@ def run_sweep(
         command: What the user typed, for the records.
 
     Returns:
-        One record per run, those of the test last; without them if no settings have all their runs.
+        One record per run, those of 'best' last; none of 'best' if no settings completed all their runs.
 
     Raises:
-        ConfigError: the folder cannot be written, or holds another sweep; settings do not make a valid experiment; or
-            the chosen settings are not those that were tested here before. Trials run until then are kept.
+        ConfigError: the folder cannot be written, or holds another sweep; settings make no valid experiment; or the
+            chosen settings are not those that were tested here before. Trials run until then are kept.
     """
     results_dir = user_path(results_dir)
     check(max_trials is None or max_trials >= 1, "--max-trials", max_trials, "use 1 or more")
     search = Search(sweep, base, max_trials)
-    trials = search.ask()  # a mistake in a grid or in random draws is found before anything is written
+    trials = search.ask()  # finds a mistake in a grid or in random draws before anything is written
     _claim(results_dir, sweep)
     records: list[Record] = []
     while trials:
@@ -76,7 +76,7 @@ def run_sweep(
 
 
 def _claim(results_dir: Path, sweep: SweepConfig) -> None:
-    """Write down which sweep the folder is for, so that its report can be made from the folder alone."""
+    """Write down which sweep the folder belongs to, so that its report can be made from the folder alone."""
     path, content = results_dir / SWEEP_FILE, to_dict(sweep)
     if path.exists():
         then, now = _identity(to_dict(read_config(path, SweepConfig, "sweep"))), _identity(content)
@@ -89,9 +89,9 @@ def _claim(results_dir: Path, sweep: SweepConfig) -> None:
 
 
 def _identity(settings: dict[str, Any]) -> dict[str, str]:
-    """What of a sweep's settings must stay the same; more trials may be added.
+    """The settings of a sweep that must not change; more trials may be added.
 
-    The order of the parameters and the way their values are written must, too: they name the runs' folders.
+    The order of the parameters and how their values are written must not either: they name the runs' folders.
     """
     search = {key: value for key, value in settings["search"].items() if key != "trials"}
     same = {key: value for key, value in settings.items() if key != "title"} | {"search": search}
@@ -101,7 +101,7 @@ def _identity(settings: dict[str, Any]) -> dict[str, str]:
 def _run_trials(
     trials: list[Trial], search: Search, seeds: tuple[int, ...], results_dir: Path, launcher: Launcher, command: str
 ) -> list[Record]:
-    """Run trials with each seed, while the search finds them worth another, and tell it how they did."""
+    """Run each trial with seed after seed while the search finds it worth another; tell the search how it did."""
     records: list[Record] = []
     going = trials
     for seed in seeds:
@@ -113,6 +113,6 @@ def _run_trials(
             trial.failed = accuracy is None  # a mean over fewer seeds would not be comparable
             trial.accuracies += [] if accuracy is None else [accuracy]
         going = [trial for trial in going if not trial.failed and search.goes_on(trial)]
-    for trial in trials:  # in the order of the proposals, whichever ended first
+    for trial in trials:  # in the order of the proposals, no matter which ended first
         search.tell(trial)
     return records

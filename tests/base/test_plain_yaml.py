@@ -66,7 +66,7 @@ def test_a_key_that_stands_twice_is_refused_with_its_lines(tmp_path, text, key, 
         with pytest.raises(ConfigError) as error:
             load(path)
         message = str(error.value)
-        assert f"{path} is not YAML at line {line}: the key {key} stands there twice, first at line {first}" in message
+        assert f"{path} is not YAML at line {line}: the key {key} is repeated, first at line {first}" in message
 
 
 def test_a_key_over_a_merged_one_is_no_second_key():

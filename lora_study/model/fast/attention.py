@@ -1,9 +1,9 @@
 """Attention for training on a CPU: plain matrix products, a few reviews at a time.
 
-torch's fused attention is made for long sequences and wide heads: with 12 heads of width 32 its backward pass takes
+torch's fused attention is designed for long sequences and wide heads: with 12 heads of width 32 its backward pass takes
 three times as long as the products written out. Written out for a whole batch, though, the scores (batch, heads, seq,
-seq) go to memory and back between the products. Those of a few reviews stay in the processor's cache. Dropout on the
-probabilities is drawn there too, by `lora_study.model.fast.dropout`. The result is the same up to rounding.
+seq) travel to memory and back between the products. Those of a few reviews stay in the processor's cache. Dropout on
+the probabilities is applied there too, by `lora_study.model.fast.dropout`. The result is the same up to rounding.
 """
 
 from typing import Any
@@ -38,8 +38,8 @@ def matrix_product_attention(
         query: (batch, heads, queries, width).
         key: (batch, heads, seq, width), as value.
         value: See key.
-        attention_mask: True where a key may be attended to: (batch, 1, 1 or queries, seq), alike for all queries;
-            None attends to all.
+        attention_mask: True where a key may be attended to: (batch, 1, 1 or queries, seq), the same for all queries;
+            None attends to every key.
         dropout: Dropout probability on the attention probabilities.
         scaling: Factor on Q Kᵀ; by default 1/sqrt(width).
         kwargs: What other attention functions take; not used.
@@ -66,7 +66,7 @@ class MatrixProductAttention(torch.autograd.Function):
         (batch, heads, queries, width), seq = query.shape, key.shape[2]
         masks = Masks(dropout) if dropout > 0 else None
         trained = any(ctx.needs_input_grad)
-        kept = query.new_empty(batch if trained else 0, heads, queries, seq)  # the probabilities, for the way back
+        kept = query.new_empty(batch if trained else 0, heads, queries, seq)  # the probabilities, for the backward pass
         mixed = query.new_empty(batch, queries, heads, width).transpose(1, 2)
         for rows in _chunks(query, key):
             q, k, v = (_flat(x[rows]) for x in (query, key, value))
@@ -96,7 +96,7 @@ class MatrixProductAttention(torch.autograd.Function):
             to_probabilities = torch.bmm(mixed, v.transpose(1, 2))
             if ctx.keep < 1:
                 to_probabilities.mul_(torch.gt(dropped, 0, out=torch.empty_like(dropped)))
-            # Public softmax needs autograd's graph to go backwards; this is the function behind it.
+            # The public softmax needs autograd's graph for its gradient; this is the function behind it.
             to_scores = torch._softmax_backward_data(to_probabilities, probabilities, -1, query.dtype)
             parts = (
                 torch.bmm(to_scores, k * ctx.scaling),
@@ -109,7 +109,7 @@ class MatrixProductAttention(torch.autograd.Function):
 
 
 def use_matrix_products(model: PreTrainedModel) -> None:
-    """Let a model compute its attention so, in place."""
+    """Make a model compute its attention as matrix products, in place."""
     AttentionInterface.register(NAME, matrix_product_attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)

@@ -1,9 +1,9 @@
-"""Dropout whose random numbers cost a tenth on a CPU.
+"""Dropout whose random numbers cost a tenth of torch's on a CPU.
 
 torch draws every mask on a CPU with one slow generator, number by number: with the article's dropout on attention
 probabilities that takes longer than all matrix products of a training step. Here a generator made for speed, SFC64,
-draws 64 random bits at a time, which decide four elements. Its seed is drawn from torch's generator, so seeds, and
-restoring torch's state, work as ever.
+draws 64 random bits at a time, enough for four elements. Its seed is drawn from torch's generator, so seeding torch and
+restoring its state work as usual.
 """
 
 import math
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-STEPS = 2**16  # a drop probability is rounded to a multiple of 1 / STEPS; the scale of what is kept is exact for it
+STEPS = 2**16  # a drop probability is rounded to a multiple of 1 / STEPS, and what is kept is scaled to match
 
 
 class Masks:
@@ -30,14 +30,14 @@ class Masks:
         dropped = round(p * STEPS)
         self.keep = 1 - dropped / STEPS
         self._bits = np.random.SFC64(int(torch.randint(2**63 - 1, ())))
-        self._lowest_kept = dropped - STEPS // 2  # of the values of an int16
+        self._lowest_kept = dropped - STEPS // 2  # as an int16
 
     def draw(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """The next mask: 1 where an element is kept and 0 where it is dropped."""
         numbers = math.prod(shape)
         with torch.profiler.record_function("dropout masks"):  # numpy's work has no name in a profile of torch's
             bits = torch.from_numpy(self._bits.random_raw(-(-numbers // 4)).view(np.int16))[:numbers].view(*shape)
-        # Written as numbers of the type they are multiplied with: on a CPU torch is many times slower with booleans.
+        # Numbers of the type they will be multiplied with: on a CPU torch is many times slower with booleans.
         return torch.ge(bits, self._lowest_kept, out=torch.empty(*shape, dtype=dtype))
 
 

@@ -1,6 +1,6 @@
-"""What makes a run fast without changing what it computes, but for rounding: each lever, and what it gained.
+"""What makes a run fast without changing what it computes, except for rounding: each lever and its gain.
 
-`train.fast: false` leaves all of it out; the tests compare the two. Gains are those of a LoRA training step on two CPU
+`train.fast: false` turns all of it off; the tests compare the two. Gains are those of a LoRA training step on two CPU
 cores (stand-in encoder, 256 tokens, batch 12, bf16), each measured with the ones above it in place.
 """
 
@@ -18,7 +18,7 @@ from transformers.models.distilbert.modeling_distilbert import TransformerBlock
 from lora_study.model.fast.attention import use_matrix_products
 from lora_study.model.fast.dropout import use_cheap_dropout
 
-# The type autocast computes in, by Lightning's name of a precision; None is fp32 without autocast.
+# The type autocast computes in, for each of Lightning's precisions; None is fp32 without autocast.
 COMPUTE_DTYPE = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16, "32-true": None}
 
 # glibc's mallopt: parameters and values.
@@ -28,7 +28,7 @@ NO_TRIMMING = (-1, 2**31 - 1)
 
 
 def make_fast(model: DistilBertForSequenceClassification, device: torch.device, precision: str) -> None:
-    """Arrange a model, already in its mode, for the device and precision it is trained in, in place."""
+    """Prepare a model, already in its mode, for the device and precision it will be trained in; in place."""
     dtype = COMPUTE_DTYPE[precision]
     if dtype is not None:
         hold_frozen_linears_in(model, dtype)
@@ -37,7 +37,7 @@ def make_fast(model: DistilBertForSequenceClassification, device: torch.device, 
     if device.type == "cpu":
         keep_freed_memory()
         use_cheap_dropout(model)
-        # Without dropout torch's own attention is as fast in fp32.
+        # In fp32 without dropout, torch's own attention is just as fast.
         if dtype is torch.bfloat16 or model.config.attention_dropout > 0:
             use_matrix_products(model)
 
@@ -56,7 +56,7 @@ def hold_frozen_linears_in(model: nn.Module, dtype: torch.dtype) -> None:
 def cast_once(model: DistilBertForSequenceClassification, dtype: torch.dtype) -> None:
     """Convert what an attention block reads to autocast's type once, in place: 1.08x.
 
-    Autocast converts it for query, key, value and each LoRA update anew, and their gradients back one by one.
+    Left alone, autocast converts it again for query, key, value and each LoRA update, and each gradient back.
     """
 
     def low(value: Any) -> Any:
@@ -72,8 +72,8 @@ def cast_once(model: DistilBertForSequenceClassification, dtype: torch.dtype) ->
 def finish_first_token_only(model: DistilBertForSequenceClassification) -> None:
     """Compute the last block's output for the first token alone, in place.
 
-    The head reads no other. What the last block computes of the other tokens, beyond their keys and values, reaches
-    neither the loss nor a gradient, so both stay as they are.
+    The head reads no other token. What the last block computes for the others, beyond their keys and values, reaches
+    neither the loss nor a gradient, so both stay the same.
     """
     block = model.distilbert.transformer.layer[-1]
     assert isinstance(block, TransformerBlock)
@@ -83,13 +83,13 @@ def finish_first_token_only(model: DistilBertForSequenceClassification) -> None:
 def _first_token(
     block: TransformerBlock, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
 ) -> Tensor:
-    """A transformer block's output for the first token: (batch, 1, dim), of hidden states (batch, seq, dim)."""
+    """A transformer block's output for the first token: (batch, 1, dim), from hidden states (batch, seq, dim)."""
     attention, first = block.attention, hidden_states[:, :1]
 
     def heads(x: Tensor) -> Tensor:
         return x.view(len(x), -1, attention.n_heads, attention.attention_head_size).transpose(1, 2)
 
-    # Converted once for keys and values, as `cast_once` does for the other blocks.
+    # Convert once for keys and values, as `cast_once` does for the other blocks.
     device = hidden_states.device.type
     read = hidden_states.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden_states
     mixed, _ = ALL_ATTENTION_FUNCTIONS[attention.config._attn_implementation](
@@ -108,10 +108,10 @@ def _first_token(
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep the memory of freed tensors for the next ones: 1.06x; where it is glibc.
+    """Have glibc keep the memory of freed tensors for the next ones: 1.06x; other C libraries are left as they are.
 
-    Left alone it hands large blocks back to the system at once, which must clear every page again: 24,000 page faults
-    per step. It holds for the whole process.
+    Left alone, it hands large blocks back to the system at once, which must then clear every page again: 24,000 page
+    faults per step. The change holds for the whole process.
     """
     with contextlib.suppress(AttributeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt

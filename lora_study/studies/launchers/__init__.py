@@ -1,7 +1,7 @@
 """Where the runs of a study or sweep are run: processes of this machine, Ray, or Slurm.
 
 Each run writes its own record into the results folder, which all workers must see. The records are the same whichever
-launcher is used, and several may work on one folder at once: a run that another process holds is left to it.
+launcher is used, and several may work on one folder at once: each leaves alone the runs that another process holds.
 """
 
 from collections.abc import Generator, Sequence
@@ -33,17 +33,17 @@ class Launcher(Protocol):
             Each run as it ends and its record; None if another process holds it.
 
         Raises:
-            ConfigError: the runs cannot be launched so; none has been started then.
+            ConfigError: the runs cannot be launched this way; none has been started.
         """
 
 
 def make_launcher(name: str, workers: int | None) -> Launcher:
-    """The launcher of this name.
+    """The launcher with this name.
 
     Args:
         name: One of `LAUNCHERS`.
-        workers: How many runs at most go on at once; None is one for 'local', and for the others what the cluster has
-            room for.
+        workers: At most how many runs go on at once; None means one for 'local', and for the others as many as the
+            cluster has room for.
 
     Raises:
         ConfigError: there is no such launcher, or the package it needs is missing.

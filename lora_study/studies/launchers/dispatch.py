@@ -7,7 +7,7 @@ from typing import TypeVar
 Run = TypeVar("Run")
 Handle = TypeVar("Handle", bound=Hashable)
 
-RETRIES = 3  # how often a run is started again whose worker was lost
+RETRIES = 3  # how often a run whose worker was lost is started again
 
 
 def dispatch(
@@ -19,18 +19,18 @@ def dispatch(
 ) -> Iterator[tuple[Run, Handle]]:
     """Keep all workers busy until every run has ended.
 
-    Whatever the runs take, this needs less than twice the least time possible (R. Graham, Bell System Technical Journal
-    45, 1966); with many more runs than workers it is close to it.
+    However long the runs take, this needs less than twice the least possible time (R. Graham, Bell System Technical
+    Journal 45, 1966); with many more runs than workers it is close to it.
 
     Args:
         runs: What to run, in order.
         workers: How many run at once.
-        start: Starts a run on a worker, numbered from 0; returns what stands for it.
-        wait: Waits until at least one of those started has ended; returns the ended ones.
-        lost: Whether one ended through no fault of the run's; it is the next to be started, `RETRIES` times at most.
+        start: Starts a run on a worker, numbered from 0; returns a handle of it.
+        wait: Waits until at least one of the started runs has ended; returns the handles of those that have.
+        lost: Whether a run ended through no fault of its own; it is started again next, at most `RETRIES` times.
 
     Yields:
-        Each run and what stands for it, as it ends.
+        Each run and its handle, as it ends.
     """
     waiting, free = deque((run, RETRIES) for run in runs), list(reversed(range(workers)))
     going: dict[Handle, tuple[Run, int, int]] = {}

@@ -1,6 +1,7 @@
-"""Runs in processes of this machine, each run in one of its own.
+"""Runs in processes of this machine, each run in a process of its own.
 
-So its peak memory is its own, and a process that is killed takes no other with it: its run goes on in a new one.
+Its peak memory is thus measured alone, and a process that is killed takes no other run with it: its own goes on in
+a new process.
 """
 
 import io
@@ -23,14 +24,14 @@ from lora_study.records.record import Record, read_record, run_dir
 from lora_study.studies.launchers.dispatch import dispatch
 from lora_study.studies.launchers.worker import check_one_device, label, lost, work
 
-BUSY = 75  # exit status of a run's process whose run another process holds (sysexits' EX_TEMPFAIL)
+BUSY = 75  # exit status if another process holds the run (sysexits' EX_TEMPFAIL)
 
 
 class LocalLauncher:
-    """Runs up to so many experiments at once.
+    """Runs up to a given number of experiments at once.
 
-    With several workers, each has one GPU where there are any, shared if there are fewer; otherwise an equal part of
-    the processor's cores, unless train.threads says how many it takes: results depend on that in the last digits.
+    With several workers, each has one GPU if there are any, shared if there are fewer than workers; otherwise an equal
+    share of the processor's cores, unless train.threads sets how many: results depend on that in the last digits.
 
     Args:
         workers: How many.
@@ -62,11 +63,11 @@ class LocalLauncher:
             for run, process in dispatch(runs, self.workers, start, _wait, _lost):
                 yield run, _record(process, run, results_dir, command)
         finally:
-            end(processes)  # and wait for them, or their locks would outlive this process
+            end(processes)  # and wait for them: their locks must not outlive this process
 
 
 def _shares(workers: int) -> list[dict[str, str]]:
-    """What each worker's processes get of the machine, as environment variables."""
+    """Each worker's share of the machine, as environment variables."""
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = listed.split(",") if listed else [str(index) for index in range(torch.cuda.device_count())]
     if gpus and torch.cuda.device_count() > 0:
@@ -81,7 +82,7 @@ def _cores() -> int:
 
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for processes that are started in this block; set before they import torch."""
+    """Set environment variables for the processes started in this block, before they import torch."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -104,7 +105,7 @@ def _wait(processes: Collection[BaseProcess]) -> list[BaseProcess]:
 
 
 def _lost(process: BaseProcess) -> bool:
-    """Whether a run's process was killed, or crashed; says so, as it is going to be started again."""
+    """Whether a run's process was killed or crashed; prints so, because it will be started again."""
     if lost := (process.exitcode or 0) < 0:
         print(f"{process.name}: {_ending(process)}; going on in a new process", file=sys.stderr, flush=True)
     return lost
@@ -127,19 +128,19 @@ def _record(process: BaseProcess, run: ExperimentConfig, results_dir: Path, comm
 
 
 def _child(config: ExperimentConfig, results_dir: Path, command: str, prefix: str) -> None:
-    """In the run's process."""
+    """What the run's process does."""
     in_child()
     if prefix:
         sys.stderr = _Prefixed(sys.stderr, prefix)
     try:
         if work(config, results_dir, command) is None:
             sys.exit(BUSY)
-    except (OSError, ConfigError) as error:  # a full disk, say: no record can be written either
+    except (OSError, ConfigError) as error:  # on a full disk, say, no record can be written either
         sys.exit(f"lora-study: error: {error}")
 
 
 class _Prefixed(io.TextIOBase):
-    """A log whose every line is written at once and begins with the run's name; not a terminal, so no bar is drawn."""
+    """A log that writes each line at once, after the run's name; it is not a terminal, so no bar is drawn."""
 
     def __init__(self, stream: TextIO, prefix: str) -> None:
         self._stream, self._prefix, self._line = stream, prefix, ""

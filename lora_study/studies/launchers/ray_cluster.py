@@ -23,10 +23,10 @@ from lora_study.studies.launchers.worker import check_one_device, label, lost, w
 
 
 class RayLauncher:
-    """Runs every experiment as one task, with train.threads CPUs (1 if null) and a GPU where the cluster has some.
+    """Runs every experiment as one task, with train.threads CPUs (1 if null), and a GPU if the cluster has any.
 
     Args:
-        workers: How many tasks are handed over at once; None hands over all, and Ray starts what there is room for.
+        workers: How many tasks are handed over at once; None hands over all, and Ray starts those it has room for.
     """
 
     def __init__(self, workers: int | None = None) -> None:
@@ -38,7 +38,7 @@ class RayLauncher:
         """See `lora_study.studies.launchers.Launcher`."""
         check_one_device(runs)
         resources = _connect()
-        # A process of its own for every run, as with the other launchers.
+        # Every run has a process of its own, as with the other launchers.
         task = ray.remote(max_calls=1, max_retries=RETRIES)(_task)
 
         def start(run: ExperimentConfig, worker: int) -> Any:
@@ -57,11 +57,11 @@ class RayLauncher:
                     try:
                         record: Record | None = ray.get(handle)
                     except RayError as error:
-                        reason = f"Ray gave the run up: {type(error).__name__}: {one_line(error)[:300]}"
+                        reason = f"Ray gave up the run: {type(error).__name__}: {one_line(error)[:300]}"
                         record = lost(run, results_dir, command, reason)
                     yield run, record
         finally:
-            ray.shutdown()  # ends the tasks that still run
+            ray.shutdown()  # ends the tasks still running
 
 
 def _connect() -> dict[str, float]:
@@ -84,5 +84,5 @@ def _wait(handles: Collection[Any]) -> list[Any]:
 
 
 def _task(config: ExperimentConfig, results_dir: Path, command: str, folder: str) -> Record | None:
-    os.chdir(folder)  # relative paths mean what they mean where the command was typed
+    os.chdir(folder)  # so that relative paths mean what they meant where the command was typed
     return work(config, results_dir, command)

@@ -1,9 +1,9 @@
 """Runs as jobs of a Slurm cluster, handed over by submitit as one job array.
 
-The results folder must be on a disk that the nodes share. What the jobs need beyond the GPU is said with Slurm's own
+The results folder must be on a disk that the nodes share. What the jobs need beyond a GPU is set in Slurm's own
 variables, which sbatch reads: SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT (a day if unset), SBATCH_MEM_PER_NODE.
-submitit hands jobs over, and results back, as pickle files in .slurm/ below the results folder: only you should be able
-to write there.
+submitit hands jobs over, and results back, as pickle files in .slurm/ inside the results folder: nobody but you should
+be able to write there.
 """
 
 import time
@@ -29,7 +29,7 @@ class SlurmLauncher:
 
     Args:
         workers: How many jobs at most run at once; None leaves it to Slurm.
-        cluster: submitit's name of the cluster; 'local' is processes of this machine, for trying it out.
+        cluster: submitit's name for the cluster; 'local' means processes of this machine, for trying it out.
     """
 
     def __init__(self, workers: int | None = None, cluster: str = "slurm") -> None:
@@ -72,7 +72,7 @@ class SlurmLauncher:
         except (RuntimeError, FailedJobError, FailedSubmissionError) as error:
             raise ConfigError(
                 f"--launcher slurm: the jobs cannot be submitted ({one_line(error)[:300]}); "
-                "type it on a machine that has sbatch, or use --launcher local"
+                "run it on a machine that has sbatch, or use --launcher local"
             ) from error
 
 

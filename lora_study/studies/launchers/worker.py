@@ -11,7 +11,7 @@ from lora_study.training.experiment import run_experiment, write_failed
 
 
 def work(config: ExperimentConfig, results_dir: Path, command: str) -> Record | None:
-    """Run one experiment, from its checkpoint if it was interrupted; a user's mistake ends in a failed record.
+    """Run one experiment, from its checkpoint if it was interrupted; a user's mistake becomes a failed record.
 
     Returns:
         The record; None if another process holds the run, whose record is then the other's to write.
@@ -25,7 +25,7 @@ def work(config: ExperimentConfig, results_dir: Path, command: str) -> Record | 
 
 
 def lost(config: ExperimentConfig, results_dir: Path, command: str, error: str) -> Record | None:
-    """The record of a run that could not start, or whose worker is gone; None if another process has taken it over."""
+    """The record of a run that could not start or whose worker is gone; None if another process has taken over."""
     try:
         return write_failed(config, results_dir, command, error)
     except BusyError:
@@ -38,7 +38,7 @@ def label(config: ExperimentConfig) -> str:
 
 
 def check_one_device(runs: Sequence[ExperimentConfig]) -> None:
-    """Refuse runs on several devices where each worker has one."""
+    """Refuse runs on several devices if each worker has only one."""
     for run in runs:
-        remedy = "runs side by side have one device each; use 1, or --launcher local --workers 1"
+        remedy = "runs side by side get one device each; use 1, or --launcher local --workers 1"
         check(run.train.devices == 1, f"{run.name}: train.devices", run.train.devices, remedy)
