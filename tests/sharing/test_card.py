@@ -1,6 +1,8 @@
 """The model card: nothing but the record's numbers, valid metadata, and code that runs as it stands."""
 
+import ast
 import dataclasses
+import importlib
 import io
 import re
 from contextlib import redirect_stdout
@@ -59,6 +61,17 @@ def test_metadata_names_base_data_library_and_results() -> None:
     assert {metric["type"]: metric["value"] for metric in result["metrics"]} == {"accuracy": 0.8, "f1": 0.8}
     libraries = {kind: model_card(record(), kind).data.library_name for kind in ("adapter", "model", "onnx")}
     assert libraries == {"adapter": "peft", "model": "transformers", "onnx": "onnx"}
+
+
+@pytest.mark.parametrize("kind", ["adapter", "model", "onnx"])
+@pytest.mark.parametrize("run", [record(), with_encoder(**REFERENCE)], ids=["stand-in", "reference"])
+def test_code_imports_what_there_is(run: Record, kind: Any) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", model_card(run, kind).text, re.DOTALL)
+    imports = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom)]
+    assert imports
+    for node in imports:
+        module = importlib.import_module(str(node.module))
+        assert all(hasattr(module, alias.name) for alias in node.names), node.module
 
 
 def test_full_model_is_not_tagged_lora() -> None:
