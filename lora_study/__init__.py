@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lora_study.config import ConfigError, ExperimentConfig, ModelConfig
+    from lora_study.base.errors import ConfigError
+    from lora_study.config import ExperimentConfig, ModelConfig
     from lora_study.config_files import load_experiment
     from lora_study.lora import (
         LinearWithLoRA,
@@ -59,7 +60,8 @@ __all__ = [
 _MODULES = {
     "lora.adapters": ("Adapters", "load_adapter", "save_adapter"),
     "model.encoder": ("build_model",),
-    "config": ("ConfigError", "ExperimentConfig", "ModelConfig"),
+    "base.errors": ("ConfigError",),
+    "config": ("ExperimentConfig", "ModelConfig"),
     "config_files": ("load_experiment",),
     "lora.dora": ("LinearWithDoRA",),
     "sharing.predict": ("Prediction", "predict", "prepare"),

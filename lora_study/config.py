@@ -1,7 +1,11 @@
 """What decides a run: one frozen, validated dataclass per subject, every field documented.
 
 The defaults are the recipe of the article "Code LoRA from Scratch" (its row ``lora_default``), so a config file
-only says what differs from it, and `deviations` can list exactly that. `lora_study.config_files` reads the files.
+only says what differs from it, and `config_differences.deviations` can list exactly that. `config_files` reads the
+files; studies and sweeps are in `config_studies`.
+
+To add a setting, give it a field, a line of its class's docstring and a check. Where it changes no result but only
+what a run costs, or nothing at all, it says so with `setting`; what is compared where follows from that alone.
 """
 
 import dataclasses
@@ -11,33 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from lora_study.base.errors import ConfigError as ConfigError
-from lora_study.base.errors import check as check
-from lora_study.base.errors import one_line as one_line
+from lora_study.base.errors import ConfigError, check
 from lora_study.base.files import from_anywhere, user_path
-from lora_study.base.settings import Settings
-
-# Where this study's default is not what the article did: no padding that is masked anyway, no unscored review.
-NOT_FOLLOWED = {"data.padding": "max_length", "data.drop_last": True}
-
-# What may differ between a run and its repetition: where things lie, and what of the result is kept.
-NO_OTHER_QUESTION = ("data.cache_dir", "train.keep_weights")
-
-# Settings that may differ between runs that are averaged: they do not change what is computed.
-NEUTRAL = ("seed", *NO_OTHER_QUESTION, "data.eval_batch_size", "train.threads")
-
-# Settings in which experiments may differ and still do the same work per step: what is compared, by its name or
-# section, and what training does not meet. Every other one is compared, so a new field is until it is known better.
-OTHER_WORK_ALLOWED = (
-    *("name", "mode", "seed", "seeds", "lora", "partial", "train.learning_rate", "train.weight_decay"),
-    *("score_test", "data.sizes.test", "data.eval_batch_size", "data.drop_last", *NO_OTHER_QUESTION),
-)
-
-# Fields of older versions, which records and saved configs still have, and the value that they could only have now.
-RETIRED = {"model.num_labels": 2, "train.compile": False}
+from lora_study.base.settings import Settings, setting
 
 EMBEDDED = "embedded"  # the stand-in for reviews or encoder from PyPI
 NAMED_SOURCES = ("hub", EMBEDDED)  # of reviews; any other is a path
+
+# Fields of older versions, which records and saved configs still have, and the value that they could only have now.
+RETIRED = {"model.num_labels": 2, "train.compile": False}
 
 Mode = Literal["lora", "last_two_layers", "partial", "full"]
 
@@ -218,13 +204,13 @@ class DataConfig(Settings, section="data"):
     sizes: SplitSizes = field(default_factory=SplitSizes)
     max_length: int = 512
     batch_size: int = 12
-    eval_batch_size: int = 64
+    eval_batch_size: int = setting(64, changes="cost")
     bucket_window: int = 1
-    padding: Literal["batch", "max_length"] = "batch"
-    pad_to_multiple_of: int = 8
+    padding: Literal["batch", "max_length"] = setting("batch", changes="cost")
+    pad_to_multiple_of: int = setting(8, changes="cost")
     drop_last: bool = False
     deduplicate: bool = False
-    cache_dir: str = ".cache/lora-study"
+    cache_dir: str = setting(".cache/lora-study", changes="nothing")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -296,15 +282,15 @@ class TrainConfig(Settings, section="train"):
     learning_rate: float = 5e-5
     weight_decay: float = 0.0
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "16-mixed"
-    accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
-    devices: int = 1
-    num_nodes: int = 1
-    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
-    threads: int | None = None
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = setting("auto", changes="cost")
+    devices: int = setting(1, changes="cost")
+    num_nodes: int = setting(1, changes="cost")
+    strategy: Literal["auto", "ddp", "fsdp"] = setting("auto", changes="cost")
+    threads: int | None = setting(None, changes="cost")
     cache_trunk: bool = False
     dropout_active: bool = True
-    fast: bool = True
-    keep_weights: bool = True
+    fast: bool = setting(True, changes="cost")
+    keep_weights: bool = setting(True, changes="nothing")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -408,123 +394,6 @@ class ExperimentConfig(Settings):
         return {name: self.seed if seed is None else seed for name, seed in own.items()}
 
 
-@dataclass(frozen=True)
-class StudyConfig(Settings):
-    """A study: experiments times seeds, with optional settings laid over every experiment.
-
-    Args:
-        name: Name of the study and of its results folder.
-        title: One line for the head of the report.
-        experiments: Experiment files, relative to the study file.
-        seeds: Seeds every experiment is run with.
-        overrides: Settings laid over every experiment, as in an experiment file; ``extends`` works too.
-    """
-
-    name: str
-    title: str
-    experiments: tuple[str, ...]
-    seeds: tuple[int, ...] = (1,)
-    overrides: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_name("name", self.name)
-        check(len(self.experiments) > 0, "experiments", self.experiments, "list at least one experiment file")
-        check(len(self.seeds) > 0, "seeds", self.seeds, "list at least one seed")
-        check(len(set(self.seeds)) == len(self.seeds), "seeds", self.seeds, "list each seed once")
-
-
-@dataclass(frozen=True)
-class SearchConfig(Settings, section="search"):
-    """How a sweep chooses the settings that it tries.
-
-    Args:
-        method: 'grid' takes every combination of the parameters' values; 'random' draws values; 'adaptive' lets Optuna
-            propose them from the results so far.
-        trials: How many settings to draw or propose; null only for 'grid', which has its own number.
-        seed: Seed of the draws or proposals.
-        batch: How many settings are proposed together, before the results of any are known (method 'adaptive'). They
-            can run side by side, and the proposals do not depend on how many really do.
-        sampler: Optuna's sampler (method 'adaptive'): 'tpe' (Parzen estimators) or 'gp' (a Gaussian process).
-        pruner: Which of Optuna's pruners may drop settings after some of their seeds (method 'adaptive'): 'none',
-            'median' (below the median of the others after as many seeds) or 'halving' (successive halving).
-    """
-
-    method: Literal["grid", "random", "adaptive"] = "grid"
-    trials: int | None = None
-    seed: int = 0
-    batch: int = 4
-    sampler: Literal["tpe", "gp"] = "tpe"
-    pruner: Literal["none", "median", "halving"] = "none"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        remedy = "a grid has a number of its own; leave it out" if self.method == "grid" else "use 1 or more"
-        valid = self.trials is None if self.method == "grid" else self.trials is not None and self.trials >= 1
-        check(valid, "search.trials", self.trials, remedy)
-        check(0 <= self.seed < 2**32, "search.seed", self.seed, "use 0 to 4294967295")
-        check(self.batch >= 1, "search.batch", self.batch, "use 1 or more")
-
-
-@dataclass(frozen=True)
-class SweepConfig(Settings):
-    """A sweep: one experiment with many settings, of which validation accuracy chooses those that are tested.
-
-    Args:
-        name: Name of the sweep and of its results folder.
-        title: One line for the head of its page.
-        experiment: Experiment file, relative to the sweep file.
-        parameters: What varies: for each field of the experiment, such as 'lora.r', a list of its values (equal ones
-            count once), or (not in a grid) 'uniform' or 'loguniform' with the lowest and the highest, as in
-            {loguniform: [1e-5, 1e-3]}. Two whole numbers draw whole numbers; others are rounded to three digits.
-        search: How the settings to try are chosen.
-        seeds: Seeds all settings are run with; the mean over them is compared.
-        overrides: Settings laid over the experiment, as in an experiment file; ``extends`` works too.
-    """
-
-    name: str
-    title: str
-    experiment: str
-    parameters: dict[str, Any]
-    search: SearchConfig = field(default_factory=SearchConfig)
-    seeds: tuple[int, ...] = (1,)
-    overrides: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_name("name", self.name)
-        check(len(self.parameters) > 0, "parameters", self.parameters, "name at least one field, such as lora.r")
-        check(len(self.seeds) > 0, "seeds", self.seeds, "list at least one seed")
-        check(len(set(self.seeds)) == len(self.seeds), "seeds", self.seeds, "list each seed once")
-        for name, values in self.parameters.items():
-            _check_parameter(name, values, self.search.method)
-        check(
-            self.search.pruner == "none" or (self.search.method == "adaptive" and len(self.seeds) > 1),
-            "search.pruner",
-            self.search.pruner,
-            "an adaptive search drops settings between seeds; list two seeds or more with method adaptive, or use none",
-        )
-
-
-def _check_parameter(name: str, values: Any, method: str) -> None:
-    """Refuse a parameter of a sweep that is neither a list of values nor a range."""
-    field_name = f"parameters.{name}"
-    check(name not in ("name", "seed", "score_test"), "parameters", name, "the sweep sets it; vary another field")
-    if isinstance(values, list):
-        check(len(values) > 0, field_name, values, "list one value or more")
-        return
-    ends = next(iter(values.values())) if isinstance(values, dict) and len(values) == 1 else None
-    numbers = isinstance(ends, list) and len(ends) == 2 and all(type(end) in (int, float) for end in ends)
-    known = numbers and next(iter(values)) in ("uniform", "loguniform")
-    remedy = "give a list of values, or {uniform: [low, high]} or {loguniform: [low, high]} with two numbers"
-    check(known, field_name, values, remedy)
-    check(method != "grid", field_name, values, "a grid takes lists of values; use search.method random or adaptive")
-    low, high = next(iter(values.values()))
-    above = "loguniform" not in values or low > 0
-    remedy = "the first number must be the lower one, and above 0 for loguniform; neither may be beyond 2**53"
-    check(-(2**53) <= low < high <= 2**53 and above, field_name, values, remedy)
-
-
 def local_folder(backbone: str) -> Path | None:
     """The folder a backbone names, or None if it is the name of a hub model."""
     folder = user_path(backbone)
@@ -557,29 +426,6 @@ def without_retired(config: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(fields := kept.get(section), Mapping) and field_name in fields:
             kept[section] = {key: value for key, value in fields.items() if key != field_name}
     return kept
-
-
-def deviations(config: ExperimentConfig) -> list[dict[str, Any]]:
-    """Where a run departs from the article's recipe: one {field, article, here} per departure.
-
-    Rank, alpha, targets and mode are the experiment itself, not departures; name, seeds, folders and
-    evaluation batches do not change what is computed.
-    """
-    neutral = {
-        *("name", "mode", "seed", "lora.r", "lora.alpha", "lora.targets", "model.revision", "data.revision"),
-        *("data.cache_dir", "data.eval_batch_size", "data.split_seed", "train.accelerator", "train.devices"),
-        *("data.text_column", "data.label_column", "data.labels"),  # of data.source, which is one
-        *("train.num_nodes", "train.strategy", "train.threads", "train.keep_weights", "train.fast"),
-        *("data.pad_to_multiple_of", "partial.blocks", "partial.pre_classifier", "score_test"),
-    }
-    article, here = flatten(to_dict(ExperimentConfig())) | NOT_FOLLOWED, flatten(to_dict(config))
-    neutral |= {key for key in here if key.startswith(("seeds.", "data.labels."))}
-    neutral |= {key for key in here if key.startswith("lora.") and config.mode != "lora"}
-    return [
-        {"field": key, "article": article[key], "here": value}
-        for key, value in here.items()
-        if key not in neutral and value != article[key]
-    ]
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

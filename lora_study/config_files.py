@@ -19,17 +19,8 @@ from lora_study.base.errors import ConfigError, check, one_line
 from lora_study.base.files import read_text, user_path
 from lora_study.base.plain_yaml import Loader, dump_yaml, load_yaml
 from lora_study.base.settings import fitted
-from lora_study.config import (
-    RETIRED,
-    ExperimentConfig,
-    StudyConfig,
-    SweepConfig,
-    check_source,
-    flatten,
-    local_folder,
-    to_dict,
-    without_retired,
-)
+from lora_study.config import RETIRED, ExperimentConfig, check_source, flatten, local_folder, to_dict, without_retired
+from lora_study.config_studies import StudyConfig, SweepConfig
 
 Config = TypeVar("Config", StudyConfig, SweepConfig)
 

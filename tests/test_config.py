@@ -8,7 +8,8 @@ import yaml
 
 from lora_study.base.errors import ConfigError
 from lora_study.cli import main
-from lora_study.config import ExperimentConfig, deviations, flatten, to_dict
+from lora_study.config import ExperimentConfig, flatten, to_dict
+from lora_study.config_differences import deviations
 from lora_study.config_files import experiment_from, experiment_parser, load_experiment, load_study, nested, overlay
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -4,14 +4,40 @@ import dataclasses
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Literal, Union, get_args, get_origin
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 from lora_study.base.errors import ConfigError, check
 
 SMALLEST, LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # of single precision, which training uses
 LARGEST_WHOLE = 2**63 - 1  # that a table can hold
+
+Changes = Literal["results", "cost", "nothing"]
+T = TypeVar("T")
+
+
+def setting(default: T, *, changes: Changes) -> T:
+    """A field's default, and what its value changes in a run.
+
+    Args:
+        default: The default.
+        changes: 'results', the trained weights or their scores; 'cost', only the time or memory that a run takes, and
+            results by no more than rounding or equally good random draws; 'nothing', neither. A field without
+            `setting` changes results, so that a new one is compared wherever runs are, until it is known better.
+    """
+    return field(default=default, metadata={"changes": changes})
+
+
+def changing(kind: type, *changes: Changes) -> tuple[str, ...]:
+    """The dotted names of the settings in a dataclass, and in those that it holds, that change one of these things."""
+    names: list[str] = []
+    for f in dataclasses.fields(kind):
+        if isinstance(f.type, type) and dataclasses.is_dataclass(f.type):
+            names += [f"{f.name}.{name}" for name in changing(f.type, *changes)]
+        elif f.metadata.get("changes", "results") in changes:
+            names.append(f.name)
+    return tuple(names)
 
 
 @dataclass(frozen=True)

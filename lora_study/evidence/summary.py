@@ -14,7 +14,8 @@ from typing import Any
 import pandas as pd
 
 from lora_study.base.text_tables import plain
-from lora_study.config import NEUTRAL, flatten
+from lora_study.config import ExperimentConfig, flatten, to_dict
+from lora_study.config_differences import COSTS, NO_OTHER_RESULT, without
 from lora_study.evidence.reported import ReportedRow
 from lora_study.evidence.statistics import accuracy_over_seeds
 from lora_study.records.record import Record
@@ -88,6 +89,7 @@ def summary_table(
         error = accuracy_over_seeds(accuracies, int(reviews)) if accuracies and reviews else None
         trainable, total = _first(standing, "parameters.trainable"), _first(standing, "parameters.total")
         kinds = {memory_kind(record) for record in done}
+        timed = done if _cost_alike(done) else []  # what different ways of computing take has no average
         rows.append(
             {
                 "experiment": name,
@@ -113,10 +115,10 @@ def summary_table(
                 "total": total,
                 "trainable_share": _times(_ratio(trainable, total), 100),
                 "trainable_ratio": _ratio(trainable, default_trainable),
-                "train_seconds": mean(done, "timing.train_seconds"),
-                "fit_seconds": mean(done, "timing.fit_seconds"),
-                # Different quantities, such as resident memory and GPU memory, have no average.
-                "peak_memory_mib": _times(mean(done, "memory.peak_bytes"), 2**-20) if len(kinds) == 1 else None,
+                "train_seconds": mean(timed, "timing.train_seconds"),
+                "fit_seconds": mean(timed, "timing.fit_seconds"),
+                # Nor have different quantities, such as resident memory and GPU memory.
+                "peak_memory_mib": _times(mean(timed, "memory.peak_bytes"), 2**-20) if len(kinds) == 1 else None,
                 "memory_kind": kinds.pop() if len(kinds) == 1 else None,
             }
         )
@@ -259,12 +261,17 @@ def _by_experiment(records: Iterable[Record], reported: Mapping[str, ReportedRow
 def _setup(record: Record) -> dict[str, Any]:
     """What runs of one experiment must share to be averaged."""
     fingerprint = record.data.get("fingerprint")
-    settings = {key: value for key, value in flatten(record.config).items() if key not in NEUTRAL}
-    return settings | {
+    return without(flatten(record.config), ("seed", *NO_OTHER_RESULT)) | {
         "mode": record.mode,
         "encoder": record.provenance.get("encoder"),
         "test reviews": fingerprint.get("test") if isinstance(fingerprint, Mapping) else fingerprint,
     }
+
+
+def _cost_alike(records: Iterable[Record]) -> bool:
+    """Whether runs of one experiment were computed in the same way, so that their times have a mean."""
+    defaults = flatten(to_dict(ExperimentConfig()))  # which a record has that is older than a setting
+    return len({str([(defaults | flatten(record.config)).get(name) for name in COSTS]) for record in records}) <= 1
 
 
 def all_or(names: list[str], everyone: int) -> str:

@@ -17,7 +17,8 @@ from safetensors.torch import save
 from lora_study.base.errors import ConfigError
 from lora_study.base.files import from_anywhere
 from lora_study.base.redaction import without_secrets
-from lora_study.config import NO_OTHER_QUESTION, ExperimentConfig, flatten, to_dict
+from lora_study.config import ExperimentConfig, flatten, to_dict
+from lora_study.config_differences import NO_OTHER_RUN, without
 from lora_study.records.record import Record, read_record, write_record
 
 ADAPTER = "adapter.safetensors"
@@ -87,16 +88,16 @@ def completed_run(folder: Path, config: ExperimentConfig) -> Record | None:
 
 
 def changed_fields(record: Record, config: ExperimentConfig) -> list[str]:
-    """Fields in which a record's config differs from a config, those of `NO_OTHER_QUESTION` aside."""
+    """Fields in which a record's config differs from a config, those of `NO_OTHER_RUN` aside."""
     # A record older than a field was run with what is the field's default now.
     then, now = flatten(to_dict(ExperimentConfig())) | flatten(record.config), flatten(to_dict(config))
     for key in ("data.source", "model.backbone"):  # older records have them as they were typed
         then[key] = now[key] if from_anywhere(str(then[key])) == now[key] else then[key]
-    then, now = without_secrets(then), without_secrets(now)
+    then, now = (without(without_secrets(settings), NO_OTHER_RUN) for settings in (then, now))
     return [
         f"{key}: {then.get(key)!r} then, {now.get(key)!r} now"
         for key in sorted(then.keys() | now.keys())
-        if then.get(key) != now.get(key) and key not in NO_OTHER_QUESTION
+        if then.get(key) != now.get(key)
     ]
 
 

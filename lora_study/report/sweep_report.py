@@ -10,8 +10,8 @@ import pandas as pd
 from lora_study.base.errors import ConfigError
 from lora_study.base.files import atomic, user_path
 from lora_study.base.text_tables import csv_table, escape, markdown_table
-from lora_study.config import SweepConfig
 from lora_study.config_files import read_config
+from lora_study.config_studies import SweepConfig
 from lora_study.evidence.summary import all_measured, encoder_label, mean
 from lora_study.evidence.trials import (
     BEST,

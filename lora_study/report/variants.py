@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 
 from lora_study.base.text_tables import plain
-from lora_study.config import NEUTRAL, flatten
+from lora_study.config import flatten
+from lora_study.config_differences import NO_OTHER_RESULT, NO_OTHER_RUN, without
 from lora_study.evidence.predictions import correct
 from lora_study.evidence.statistics import paired_difference
 from lora_study.evidence.summary import all_or, mean
@@ -124,13 +125,13 @@ def deviations_table(records: Iterable[Record], variants: Iterable[Variant]) -> 
 def _changes(base: Record, other: Record) -> dict[str, tuple[Any, Any]]:
     """Settings in which two runs of one mode differ, those that the mode does not read aside."""
     ours, theirs = flatten(base.config), flatten(other.config)
-    ignored = {"name", *NEUTRAL}
-    ignored |= {key for key in ours if key.split(".")[0] in {"lora", "partial"} - {base.mode}}
-    return {
+    unread = {"lora", "partial"} - {base.mode}
+    changes = {
         key: (value, theirs[key])
-        for key, value in ours.items()
-        if key in theirs and value != theirs[key] and key not in ignored
+        for key, value in without(ours, {"name", "seed", *NO_OTHER_RUN, *unread}).items()
+        if key in theirs and value != theirs[key]
     }
+    return without(changes, NO_OTHER_RESULT) or changes  # what only costs is measured where nothing else differs
 
 
 def _compare(

@@ -20,7 +20,8 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from lora_study.config import ExperimentConfig, SweepConfig
+from lora_study.config import ExperimentConfig
+from lora_study.config_studies import SweepConfig
 
 LONGEST_NAME = 80  # characters
 

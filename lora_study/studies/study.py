@@ -10,7 +10,8 @@ from pathlib import Path
 
 from lora_study.base.files import user_path
 from lora_study.base.progress import duration
-from lora_study.config import ExperimentConfig, StudyConfig
+from lora_study.config import ExperimentConfig
+from lora_study.config_studies import StudyConfig
 from lora_study.records.record import Record, run_dir
 from lora_study.records.run_folder import BusyError, locked, writing_to
 from lora_study.studies.launchers import Launcher

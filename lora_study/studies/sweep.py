@@ -12,8 +12,9 @@ from typing import Any
 from lora_study.base.errors import ConfigError, check
 from lora_study.base.files import user_path, write_text
 from lora_study.base.plain_yaml import dump_yaml
-from lora_study.config import ExperimentConfig, SweepConfig, to_dict
+from lora_study.config import ExperimentConfig, to_dict
 from lora_study.config_files import experiment_from, read_config
+from lora_study.config_studies import SweepConfig
 from lora_study.evidence.summary import measured
 from lora_study.evidence.trials import BEST, SWEEP_FILE, chosen_trial, runs_of_best, trials_table
 from lora_study.records.record import Record, read_records

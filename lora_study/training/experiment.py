@@ -28,7 +28,8 @@ from lora_study.base import machine
 from lora_study.base.errors import ConfigError, check
 from lora_study.base.files import user_path
 from lora_study.base.progress import PlainProgress
-from lora_study.config import NO_OTHER_QUESTION, ExperimentConfig, deviations, flatten, to_dict
+from lora_study.config import ExperimentConfig, flatten, to_dict
+from lora_study.config_differences import NO_OTHER_RUN, deviations, without
 from lora_study.data.datamodule import ReviewDataModule
 from lora_study.model import encoder
 from lora_study.model.classifier import ReviewClassifier
@@ -281,12 +282,10 @@ def _train(
 ) -> Trained:
     """Train the model to its best epoch, from its checkpoint if it is to be resumed, and note the time it took."""
     best, curves, peak = BestEpoch(), Curves(), TrainingPeak(built.memory)
-    identity = flatten(record.config) | {
+    identity = without(flatten(record.config), NO_OTHER_RUN) | {
         "data.fingerprint": record.data["fingerprint"],
         **{f"encoder.{key}": record.provenance["encoder"][key] for key in ("sha256", "settings_sha256")},
     }
-    for field in NO_OTHER_QUESTION:
-        del identity[field]
     checkpoints = Checkpoints(checkpoint, identity, best, curves, peak, clock)
     callbacks: list[Callback] = [EpochSeed(config.resolved_seeds()["dropout"]), peak, best, curves, OwnSignals()]
     if not config.train.cache_trunk:  # with it an epoch takes no time

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from lora_study.base.errors import ConfigError
-from lora_study.config import DataConfig, ExperimentConfig, LoRAConfig, SweepConfig, flatten, to_dict
+from lora_study.config import DataConfig, ExperimentConfig, LoRAConfig, flatten, to_dict
 from lora_study.config_files import experiment_from, nested
+from lora_study.config_studies import SweepConfig
 from lora_study.evidence.claims.kinds import Fact
 
 

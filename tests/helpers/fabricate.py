@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_study.base.files import write_text
-from lora_study.config import deviations, to_dict
+from lora_study.config import to_dict
+from lora_study.config_differences import deviations
 from lora_study.config_files import experiment_from, overlay
 from lora_study.records.record import Record, run_dir, write_record
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from fabricate import curves, failed, record, write_run
 
-from lora_study.config import deviations
+from lora_study.config_differences import deviations
 from lora_study.config_files import experiment_from
 from lora_study.records.record import Record, run_dir
 

@@ -13,8 +13,8 @@ from lora_study.config import (
     PartialConfig,
     SeedsConfig,
     TrainConfig,
-    deviations,
 )
+from lora_study.config_differences import deviations
 from lora_study.config_files import experiment_from
 from lora_study.lora import LinearWithLoRA, lora_layers
 from lora_study.lora.dora import LinearWithDoRA

@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DistilBertForSequenceClassification
 
-from lora_study.config import deviations
+from lora_study.config_differences import deviations
 from lora_study.config_files import experiment_from
 from lora_study.lora import inject_lora, lora_layers
 from lora_study.lora.adapters import save_adapter

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_study.base.errors import ConfigError
-from lora_study.config import StudyConfig
 from lora_study.config_files import experiment_from
+from lora_study.config_studies import StudyConfig
 from lora_study.records.record import read_record, run_dir
 from lora_study.studies.launchers import make_launcher
 from lora_study.studies.launchers.dispatch import RETRIES, dispatch

@@ -11,7 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lora_study.base.errors import one_line
-from lora_study.config import OTHER_WORK_ALLOWED, ExperimentConfig, flatten, to_dict
+from lora_study.config import ExperimentConfig, flatten, to_dict
+from lora_study.config_differences import NO_OTHER_WORK, without
 from lora_study.evidence.claims.arithmetic import REFERENCE
 from lora_study.evidence.predictions import correct, read_predictions
 from lora_study.evidence.summary import comparable, encoder_label
@@ -163,12 +164,11 @@ class Runs:
 def different_work(records: Sequence[Record]) -> list[str]:
     """In what the runs differ that decides time and memory besides the fine-tuning mode; empty if in nothing."""
     defaults = flatten(to_dict(ExperimentConfig()))  # which a record has that is older than a field
-    settings = [defaults | flatten(record.config) for record in records]
+    settings = [without(defaults | flatten(record.config), NO_OTHER_WORK) for record in records]
     fields = [
         field
         for field in sorted({field for setting in settings for field in setting})
-        if not any(field == allowed or field.startswith(f"{allowed}.") for allowed in OTHER_WORK_ALLOWED)
-        and len({str(setting.get(field)) for setting in settings}) > 1
+        if len({str(setting.get(field)) for setting in settings}) > 1
     ]
     if len({str(record.provenance.get("hardware")) for record in records}) > 1:
         fields.append("hardware")
