@@ -10,9 +10,9 @@ from torch import nn
 
 from lora_study.base.errors import ConfigError, check
 from lora_study.base.files import user_path
-from lora_study.lora.adapter_loading import Change, load_adapter, read_adapter
-from lora_study.lora.adapter_saving import save_adapter
-from lora_study.lora.peft_tensors import WEIGHTS
+from lora_study.lora.peft_format.loading import Change, load_adapter, read_adapter
+from lora_study.lora.peft_format.saving import save_adapter
+from lora_study.lora.peft_format.tensors import WEIGHTS
 
 __all__ = ["WEIGHTS", "Adapters", "load_adapter", "save_adapter"]
 

@@ -1,4 +1,4 @@
-"""adapter_loading.py: what PEFT reads in its folders is read here, and nothing else is done in silence."""
+"""peft_format/loading.py: what PEFT reads in its folders is read here, and nothing else is done in silence."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""adapter_saving.py: whatever was trained is in the folder, whatever wraps the model, or nothing is written."""
+"""peft_format/saving.py: whatever was trained is in the folder, whatever wraps the model, or nothing is written."""
 
 import json
 from pathlib import Path

@@ -27,10 +27,18 @@ from lora_study.base.files import atomic, user_path, write_text
 from lora_study.lora import LinearWithLoRA, LoRALayer, merge_lora
 from lora_study.lora.compatibility import is_only_read
 from lora_study.lora.dora import LinearWithDoRA
-from lora_study.lora.peft_config import ADAPTER_CONFIG, matches
-from lora_study.lora.peft_tensors import HEADS, PREFIX, WEIGHTS, adapter_tensors, base_tensor, saved_modules, within
+from lora_study.lora.peft_format.config import ADAPTER_CONFIG, matches
+from lora_study.lora.peft_format.tensors import (
+    HEADS,
+    PREFIX,
+    WEIGHTS,
+    adapter_tensors,
+    base_tensor,
+    saved_modules,
+    within,
+)
+from lora_study.lora.peft_format.wrapped import plain_modules
 from lora_study.lora.weights import is_finite
-from lora_study.lora.wrapped import plain_modules
 
 logger = logging.getLogger(__name__)
 
@@ -60,42 +68,50 @@ def save_adapter(
     """
     modules = plain_modules(model)
     saved = saved_modules(modules, HEADS if modules_to_save is None else _ends(modules_to_save, modules))
-    layers = {
-        name: module
-        for name, module in modules.items()
-        if isinstance(module, LinearWithLoRA) and not within(name, saved)
-    }
-    kind = type(modules[""])
-    if not layers:
-        outside = f" outside {saved[0]}" if saved else ""
-        raise ConfigError(f"{kind.__name__} has no LoRA layers{outside}; an adapter needs some")
-    if len({isinstance(layer, LinearWithDoRA) for layer in layers.values()}) > 1:
-        raise ConfigError("an adapter is LoRA or DoRA as a whole, and this model mixes them; inject one of them")
+    layers = _updates(modules, saved)
     whole, single = _trained(modules, saved)
     tensors: dict[str, Tensor] = {}
     for name, layer in layers.items():
         tensors |= {f"{name}.{key}": tensor for key, tensor in adapter_tensors(layer).items()}
     for name in (*saved, *whole):
         tensors |= {f"{name}.{key}": tensor for key, tensor in _merged(modules[name]).items()}
-    tensors |= single
+    copies = {f"{PREFIX}{name}": _copy(name, tensor) for name, tensor in (tensors | single).items()}
 
-    classifier = kind.__name__.endswith("ForSequenceClassification") and modules_to_save is None and bool(saved)
-    # Where no task is named, PEFT's Auto classes take the base's class from here.
-    auto_mapping = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
     content = {
         **_description(layers, list(modules)),
-        "task_type": "SEQ_CLS" if classifier else None,
-        "auto_mapping": None if classifier else auto_mapping,
+        **_purpose(type(modules[""]), has_head=modules_to_save is None and bool(saved)),
         "base_model_name_or_path": None if base is None else _base(base),
         "modules_to_save": [*saved, *whole] or None,
     }
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    copies = {f"{PREFIX}{name}": _copy(name, tensor) for name, tensor in tensors.items()}
     _warn_of_peft(modules, layers)
     folder = user_path(folder)
     with atomic(folder / WEIGHTS) as temporary:
         save_file(copies, temporary, {"format": "pt"})
     write_text(folder / ADAPTER_CONFIG, text)
+
+
+def _updates(modules: Mapping[str, nn.Module], saved: Sequence[str]) -> dict[str, LinearWithLoRA]:
+    """The adapted layers outside the modules that are stored whole, which must be of one kind."""
+    layers = {
+        name: module
+        for name, module in modules.items()
+        if isinstance(module, LinearWithLoRA) and not within(name, saved)
+    }
+    if not layers:
+        outside = f" outside {saved[0]}" if saved else ""
+        raise ConfigError(f"{type(modules['']).__name__} has no LoRA layers{outside}; an adapter needs some")
+    if len({isinstance(layer, LinearWithDoRA) for layer in layers.values()}) > 1:
+        raise ConfigError("an adapter is LoRA or DoRA as a whole, and this model mixes them; inject one of them")
+    return layers
+
+
+def _purpose(kind: type[nn.Module], has_head: bool) -> dict[str, Any]:
+    """What an adapter_config.json says of what the model is for; PEFT's Auto classes choose the base's class by it."""
+    if has_head and kind.__name__.endswith("ForSequenceClassification"):
+        return {"task_type": "SEQ_CLS", "auto_mapping": None}
+    auto_mapping = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
+    return {"task_type": None, "auto_mapping": auto_mapping}
 
 
 def _description(layers: Mapping[str, LinearWithLoRA], names: list[str]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from lora_study.lora import LinearWithLoRA
 from lora_study.lora.dora import LinearWithDoRA
-from lora_study.lora.wrapped import plain_names
+from lora_study.lora.peft_format.wrapped import plain_names
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of every tensor's name: PEFT's two wrappers around the network

@@ -13,10 +13,18 @@ from lora_study.base.errors import ConfigError
 from lora_study.base.files import user_path
 from lora_study.lora import LinearWithLoRA, inject_lora
 from lora_study.lora.dora import LinearWithDoRA
-from lora_study.lora.peft_config import ADAPTER_CONFIG, PeftConfig, read_peft_config
-from lora_study.lora.peft_tensors import HEADS, PREFIX, WEIGHTS, adapter_tensors, base_tensor, saved_modules, within
+from lora_study.lora.peft_format.config import ADAPTER_CONFIG, PeftConfig, read_peft_config
+from lora_study.lora.peft_format.tensors import (
+    HEADS,
+    PREFIX,
+    WEIGHTS,
+    adapter_tensors,
+    base_tensor,
+    saved_modules,
+    within,
+)
+from lora_study.lora.peft_format.wrapped import plain_modules
 from lora_study.lora.weights import is_finite, read_weights
-from lora_study.lora.wrapped import plain_modules
 
 REMEDY = (
     "save it again with PEFT's save_pretrained, and load it over the base model it was trained on, with as many tokens"
