@@ -227,7 +227,7 @@ def test_an_adapted_layer_answers_what_a_linear_layer_is_asked():
     assert [(module.in_features, module.out_features) for _, module in lora_layers(model)] == [(16, 48)]
 
 
-def test_an_adapted_output_layer_is_tied_again():
+def test_an_adapted_output_layer_is_tied_again(tmp_path):
     model = gpt2()
     inject_lora(model.requires_grad_(False), ["lm_head"], r=2)
     model.tie_weights()
@@ -237,6 +237,9 @@ def test_an_adapted_output_layer_is_tied_again():
     merge_lora(model)
     assert torch.equal(model.transformer.wte.weight, embeddings)
     assert torch.allclose(model(torch.tensor([[1, 2, 3]])).logits, said, atol=1e-4)
+    model.save_pretrained(tmp_path)
+    again = GPT2LMHeadModel.from_pretrained(tmp_path).eval()
+    assert torch.allclose(again(torch.tensor([[1, 2, 3]])).logits, said, atol=1e-4), "and is saved as it was merged"
 
 
 def test_numbers_of_numpy_are_numbers():
