@@ -82,7 +82,7 @@ def publish_benchmarks(folder: Path, published: Path) -> Path:
 
 
 def update_readme(readme: Path, section: str, text: str) -> None:
-    """Replace what stands between the README's markers of a section, 'results' or 'speed'.
+    """Replace what stands between a page's markers of a section, 'results' or 'speed'.
 
     Raises:
         ConfigError: the markers are not there.
@@ -105,7 +105,7 @@ def main() -> int:
     try:
         if source.resolve().name == BENCHMARKS:
             target = publish_benchmarks(source, published)
-            update_readme(readme, "speed", readme_speed(target))
+            update_readme(Path("docs/speed.md"), "speed", readme_speed(target, f"../{target.as_posix()}"))
         else:
             target = publish(source, published)
             if target.name in IN_README:

@@ -84,11 +84,12 @@ def ratio_text(ratio: float, low: float, high: float) -> str:
     return f"{ratio:.2f}\u00a0({low:.2f}\u00a0to\u00a0{high:.2f})"
 
 
-def readme_speed(folder: Path) -> str:
-    """The benchmarks of a folder as Markdown for a README at the root of the repository: speeds and ratios alone.
+def readme_speed(folder: Path, address: str | None = None) -> str:
+    """The benchmarks of a folder as Markdown for a page of the documentation: speeds and ratios alone.
 
     Args:
-        folder: Where the files are, relative to the README.
+        folder: Where the files are.
+        address: Where the page finds that folder; by default the folder itself.
 
     Raises:
         ConfigError: there is no benchmark, or one cannot be used.
@@ -103,7 +104,7 @@ def readme_speed(folder: Path) -> str:
     for benchmark in benchmarks:
         blocks += [
             f"**{escape(benchmark.title)}, {escape(benchmark.encoder)}.** {escape(benchmark.source)} "
-            f"([record]({folder.as_posix()}/{benchmark.name}.json))",
+            f"([record]({address or folder.as_posix()}/{benchmark.name}.json))",
             markdown_table(benchmark.table.drop(columns=_columns(benchmark.table, TOKENS, SHARE, MEMORY))),
         ]
     return "\n\n".join(blocks)

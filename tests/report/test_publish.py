@@ -1,4 +1,4 @@
-"""Publishing: what is copied, what the published report shows, and what is put into the README."""
+"""Publishing: what is copied, what the published report shows, and what is put into the README and docs/."""
 
 import runpy
 import sys
@@ -15,7 +15,9 @@ README = """Before
 <!-- results: written by make publish from results/published; do not edit -->
 old results
 <!-- end of results -->
-Between
+After
+"""
+SPEED = """Before
 <!-- speed: written by make publish from results/published; do not edit -->
 old speed
 <!-- end of speed -->
@@ -25,8 +27,10 @@ After
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """A repository with a README, a study of one run and benchmarks; it is the current folder."""
+    """A repository with its pages, a study of one run and benchmarks; it is the current folder."""
     (tmp_path / "README.md").write_text(README)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "speed.md").write_text(SPEED)
     write_run(tmp_path / "results" / "embedded", record())
     write_benchmarks(tmp_path / "results" / "benchmarks", training_cpu=training())
     monkeypatch.chdir(tmp_path)
@@ -41,21 +45,22 @@ def publish(monkeypatch, *arguments):
     return ended.value.code
 
 
-def test_benchmarks_are_copied_and_their_table_replaces_the_readme_s(root, monkeypatch):
+def test_benchmarks_are_copied_and_their_table_replaces_the_page_s(root, monkeypatch):
     assert publish(monkeypatch, "results/benchmarks") == 0
     copy = root / "results" / "published" / "benchmarks" / "training-cpu.json"
     assert copy.read_bytes() == (root / "results" / "benchmarks" / "training-cpu.json").read_bytes()
-    readme = (root / "README.md").read_text()
-    assert "old speed" not in readme and "| LoRA q,v | 25.00 |" in readme and "old results" in readme
-    assert "(results/published/benchmarks/training-cpu.json)" in readme
-    assert readme.startswith("Before\n<!-- results") and readme.endswith("<!-- end of speed -->\nAfter\n")
-    assert publish(monkeypatch, "results/benchmarks/") == 0 and (root / "README.md").read_text() == readme
+    page = (root / "docs" / "speed.md").read_text()
+    assert "old speed" not in page and "| LoRA q,v | 25.00 |" in page
+    assert "(../results/published/benchmarks/training-cpu.json)" in page
+    assert page.startswith("Before\n<!-- speed") and page.endswith("<!-- end of speed -->\nAfter\n")
+    assert publish(monkeypatch, "results/benchmarks/") == 0 and (root / "docs" / "speed.md").read_text() == page
+    assert (root / "README.md").read_text() == README
 
 
 def test_a_benchmark_that_was_not_measured_again_stays_published(root, monkeypatch):
     write_benchmarks(root / "results" / "published" / "benchmarks", inference=inference())
     assert publish(monkeypatch, "results/benchmarks") == 0
-    assert "Inference speed" in (root / "README.md").read_text()
+    assert "Inference speed" in (root / "docs" / "speed.md").read_text()
 
 
 def test_a_malformed_benchmark_is_not_published(root, monkeypatch, capsys):
@@ -63,7 +68,7 @@ def test_a_malformed_benchmark_is_not_published(root, monkeypatch, capsys):
     assert publish(monkeypatch, "results/benchmarks") == 2
     said = capsys.readouterr().err
     assert said.startswith("publish: error: ") and "inference.json is left out" in said and said.count("\n") == 1
-    assert not (root / "results" / "published").exists() and (root / "README.md").read_text() == README
+    assert not (root / "results" / "published").exists() and (root / "docs" / "speed.md").read_text() == SPEED
 
 
 def test_the_published_report_shows_the_published_benchmarks(root, monkeypatch):
@@ -74,7 +79,7 @@ def test_the_published_report_shows_the_published_benchmarks(root, monkeypatch):
     assert "(../benchmarks/inference.json)" in page and (target / "figures" / "speed_inference.png").exists()
     assert "training-cpu" not in page  # measured, but not published
     readme = (root / "README.md").read_text()
-    assert "old results" not in readme and "beside the article's" in readme and "old speed" in readme
+    assert "old results" not in readme and "beside the article's" in readme
 
 
 def test_the_readme_shows_the_larger_study_first_and_others_not_at_all(root, monkeypatch):
@@ -87,11 +92,11 @@ def test_the_readme_shows_the_larger_study_first_and_others_not_at_all(root, mon
     assert "of_my_own" not in readme
 
 
-def test_a_readme_without_markers_is_a_readable_mistake(root, monkeypatch, capsys):
-    (root / "README.md").write_text("nothing here")
+def test_a_page_without_markers_is_a_readable_mistake(root, monkeypatch, capsys):
+    (root / "docs" / "speed.md").write_text("nothing here")
     assert publish(monkeypatch, "results/benchmarks") == 2
-    assert "README.md has no lines '<!-- speed:" in capsys.readouterr().err
-    assert (root / "README.md").read_text() == "nothing here"
+    assert "speed.md has no lines '<!-- speed:" in capsys.readouterr().err
+    assert (root / "docs" / "speed.md").read_text() == "nothing here"
 
 
 @pytest.mark.parametrize("arguments", [[], ["one", "two"]])

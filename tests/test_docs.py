@@ -1,0 +1,191 @@
+"""The README and docs/: every command parses, every file and link is there, every example runs."""
+
+import contextlib
+import io
+import re
+import shlex
+import shutil
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lora_study import unmerge_lora
+from lora_study.cli import main
+from lora_study.config_files import load_experiment, load_study, load_sweep
+
+ROOT = Path(__file__).parents[1]
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "docs").glob("*.md")}
+PAGES["README.md"] = (ROOT / "README.md").read_text()
+
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+EXAMPLE = re.compile(r"<!-- example: tests/test_docs.py runs it -->\n```python\n(.*?)```", re.DOTALL)
+LINK = re.compile(r"\[[^\]\[]*\]\(([^)\s#]+)(?:#[^)]*)?\)")
+FILE = re.compile(r"(?<![\w./-])(?:configs|docs|lora_study|results/published|scripts|tests)/[\w./*-]*[\w*/]")
+PLACEHOLDER = re.compile(r"\b[A-Z]{3,}\b")  # NAME, EXPERIMENT ...
+
+NAMED = ("reviews.csv", "aclImdb_v1.tar.gz")  # files of the reader that commands name, and folders
+FOLDERS = ("aclImdb", "distilbert", "distilbert-base-uncased")
+
+
+def commands(*programs: str) -> list:
+    """The arguments of every command that a page shows: in backticks, indented, or in a block of bash."""
+    found = {}
+    for page, text in PAGES.items():
+        lines = re.findall(r"`([^`\n]+)`", text) + [line[4:] for line in text.splitlines() if line[:4] == "    "]
+        lines += [line for language, code in FENCED.findall(text) if language == "bash" for line in code.splitlines()]
+        for line in lines:
+            words = line.split("  #")[0].split()
+            starts = [words.index(program) + 1 for program in programs if program in words]
+            if starts and starts[0] < len(words) and (starts[0] == 1 or words[0] in ("torchrun", "srun", "python")):
+                found[f"{page}: {' '.join(words)}"] = shlex.split(" ".join(words))[starts[0] :]
+    return [pytest.param(words, id=name) for name, words in sorted(found.items())]
+
+
+@cache
+def flags(subcommand: str) -> set[str]:
+    """The flags in a subcommand's help."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        main([subcommand, "--help"])
+    return set(re.findall(r"--[\w.-]*\w", printed.getvalue()))
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """The current folder, which has the shipped configs and the files that a reader would have."""
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    for name in NAMED:
+        (tmp_path / name).touch()
+    for name in FOLDERS:
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_there_is_something_to_check():
+    assert len(PAGES) >= 6 and len(commands("lora-study", "lora_study")) > 30 and len(commands("make")) > 10
+
+
+@pytest.mark.parametrize("words", commands("lora-study", "lora_study"))
+def test_a_command_has_the_flags_that_a_page_gives_it(words):
+    given = {word.partition("=")[0] for word in words[1:] if word.startswith("--")}
+    assert given <= flags(words[0])
+
+
+@pytest.mark.parametrize("words", [param for param in commands("lora-study", "lora_study") if "run" in param.values[0]])
+def test_an_experiment_that_a_page_runs_is_valid(checkout, words, capsys):
+    words = ["configs/embedded/lora_default.yaml" if word == "FILE" else word for word in words]
+    words = [word for word in words if word not in ("--resume", "--overwrite", "--help", "--print_config")]
+    with contextlib.suppress(SystemExit):
+        assert main([*words, "--print_config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["name"]
+
+
+@pytest.mark.parametrize("words", commands("make"))
+def test_a_target_of_make_and_its_variables_are_there(words):
+    makefile = (ROOT / "Makefile").read_text()
+    assert re.search(rf"^{words[0]}:", makefile, re.MULTILINE)
+    folders = {"PROFILE": "studies", "SWEEP": "sweeps"}
+    for name, _, value in (word.partition("=") for word in words[1:]):
+        assert f"$({name})" in makefile
+        if name in folders and not PLACEHOLDER.fullmatch(value):
+            assert (ROOT / "configs" / folders[name] / f"{value}.yaml").exists()
+
+
+@pytest.mark.parametrize("words", commands("python"))
+def test_a_script_and_its_flags_are_there(words):
+    code = (ROOT / words[0]).read_text()
+    assert all(f'"{word}"' in code for word in words[1:] if word.startswith("--"))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_and_named_file_is_there(page):
+    text = PAGES[page]
+    links = [link for link in LINK.findall(text) if "://" not in link]
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+    named = {name for name in FILE.findall(text) if not PLACEHOLDER.search(name)}
+    assert [name for name in named if not list(ROOT.glob(name.rstrip("/")))] == []
+
+
+def test_the_readme_leads_to_every_page_and_wing():
+    readme = PAGES["README.md"]
+    assert [page for page in PAGES if page != "README.md" and f"({page})" not in readme] == []
+    wings = [path.parent.name for path in (ROOT / "lora_study").glob("*/__init__.py")]
+    assert len(wings) >= 10 and [wing for wing in wings if f"    lora_study/{wing}/" not in readme] == []
+
+
+def test_the_configs_that_a_page_writes_out_are_valid(checkout):
+    shown = [code for text in PAGES.values() for language, code in FENCED.findall(text) if language == "yaml"]
+    assert len(shown) == 3
+    for code in shown:
+        if "experiments:" in code:
+            kind, load = "studies", load_study
+        elif "experiment:" in code:
+            kind, load = "sweeps", load_sweep
+        else:
+            kind, load = "reference", load_experiment
+        file = checkout / "configs" / kind / "shown.yaml"
+        file.write_text(code)
+        assert load(file)
+        if kind == "reference":
+            assert load_experiment(file) == load_experiment(checkout / "configs" / "reference" / "lora_best.yaml")
+
+
+def run_example(page, number):
+    names: dict = {}
+    exec(compile(EXAMPLE.findall(PAGES[page])[number], page, "exec"), names)
+    return names
+
+
+def test_every_example_is_run():
+    assert {page: len(EXAMPLE.findall(text)) for page, text in PAGES.items() if "```python" in text} == {
+        "README.md": 1,
+        "docs/using.md": 3,
+    }
+    assert all(text.count("```python") == len(EXAMPLE.findall(text)) for text in PAGES.values())
+
+
+def test_the_short_example_trains_lora_alone_and_leaves_a_plain_model(checkout):
+    names = run_example("README.md", 0)
+    assert len(names["names"]) == 12
+    assert not any("lora" in name for name in names["model"].state_dict())
+    assert (checkout / "my_adapter" / "adapter_model.safetensors").exists()
+
+
+def test_the_example_of_a_language_model_does_what_it_says(checkout, capsys):
+    names = run_example("docs/using.md", 0)
+    losses = [float(line.rsplit(" ", 1)[1]) for line in capsys.readouterr().out.splitlines()]
+    assert len(losses) == 30
+    assert sum(losses[-3:]) < 0.5 * sum(losses[:3])
+    model, base = names["model"], names["base"]
+    merged = model.state_dict()
+    assert merged.keys() == base.keys()
+    assert {name for name in base if not torch.equal(merged[name], base[name])} == {
+        f"transformer.h.{block}.{layer}.weight" for block in (0, 1) for layer in ("attn.c_attn", "mlp.c_fc")
+    }
+    unmerge_lora(model, names["merged"])
+    after = {name.replace(".linear.", "."): weight for name, weight in model.state_dict().items()}
+    assert all(torch.equal(after[name], weight) for name, weight in base.items()), "training did not touch the base"
+    assert sorted(path.name for path in (checkout / "my_adapter").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    assert len(names["names"]) == 6
+    encoder, x = names["encoder"], torch.randn(2, 5, 32)
+    encoder(x).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in encoder.parameters() if parameter.requires_grad)
+
+
+def test_the_example_of_several_adapters_does_what_it_says(checkout):
+    run_example("docs/using.md", 1)  # it asserts
+
+
+def test_the_example_of_an_experiment_does_what_it_says(checkout, capsys):
+    names = run_example("docs/using.md", 2)
+    assert names["record"].status == "completed" and names["record"].data["sizes"]["train"] == 48
+    status, first, second = capsys.readouterr().out.splitlines()
+    assert status.startswith("completed ")
+    assert all(line.split()[0] in ("positive", "negative") for line in (first, second))
