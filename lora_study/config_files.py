@@ -212,10 +212,18 @@ def load_study(file: str | Path) -> tuple[StudyConfig, list[ExperimentConfig]]:
     path = user_path(file)
     study = read_config(path, StudyConfig, "study")
     overrides = lay_over_extended(study.overrides, path)
-    experiments = [load_experiment([beside(path, name)], overrides) for name in study.experiments]
+    experiments = [_listed(entry, path, overrides) for entry in study.experiments]
     names = [experiment.name for experiment in experiments]
     check(len(set(names)) == len(names), f"study file {path}: experiments", names, "give each its own name")
     return study, experiments
+
+
+def _listed(entry: str | dict[str, Any], path: Path, overrides: Mapping[str, Any]) -> ExperimentConfig:
+    """An experiment that the study file at a path lists: a file, or settings written out."""
+    if isinstance(entry, str):
+        return load_experiment([beside(path, entry)], overrides)
+    origin = f"study file {path}: experiment {entry.get('name', '')}".rstrip()
+    return experiment_from(overlay(lay_over_extended(entry, path), overrides), origin)
 
 
 def load_sweep(file: str | Path) -> tuple[SweepConfig, ExperimentConfig]:

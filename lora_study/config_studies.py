@@ -15,21 +15,22 @@ class StudyConfig(Settings):
     Args:
         name: Name of the study and of its results folder.
         title: One line for the head of the report.
-        experiments: Experiment files, relative to the study file.
+        experiments: Experiment files, relative to the study file, or experiments written out as in such a file:
+            settings under a name, laid over what their ``extends`` names.
         seeds: Seeds every experiment is run with.
         overrides: Settings laid over every experiment, as in an experiment file; ``extends`` works too.
     """
 
     name: str
     title: str
-    experiments: tuple[str, ...]
+    experiments: tuple[str | dict[str, Any], ...]
     seeds: tuple[int, ...] = (1,)
     overrides: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_name("name", self.name)
-        check(len(self.experiments) > 0, "experiments", self.experiments, "list at least one experiment file")
+        check(len(self.experiments) > 0, "experiments", self.experiments, "list at least one experiment")
         check(len(self.seeds) > 0, "seeds", self.seeds, "list at least one seed")
         check(len(set(self.seeds)) == len(self.seeds), "seeds", self.seeds, "list each seed once")
 

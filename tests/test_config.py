@@ -1,6 +1,7 @@
 """config.py and config_files.py: layering, validation, and the shipped files."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import pytest
@@ -354,6 +355,9 @@ def test_undecodable_and_missing_files_are_named(tmp_path):
         ({"name": "s", "title": "t", "experiments": ["e.yaml"], "seeds": []}, ["seeds"]),
         ({"name": "s", "title": "t", "experiments": ["e.yaml"], "seeds": [1, 1]}, ["seeds", "once"]),
         ({"name": "s", "title": "t", "experiments": ["e.yaml", "e.yaml"]}, ["own name"]),
+        ({"name": "s", "title": "t", "experiments": [{"name": "a", "lora": {"q": 1}}]}, ["experiment a", "lora.q"]),
+        ({"name": "s", "title": "t", "experiments": [{"extends": "none.yaml"}]}, ["none.yaml"]),
+        ({"name": "s", "title": "t", "experiments": [3]}, ["experiments"]),
         ({"name": "s", "title": "t", "experiments": ["none.yaml"]}, ["none.yaml"]),
         ({"name": "s", "title": "t", "experiments": ["e.yaml"], "overrides": {"lora": {"q": 1}}}, ["lora.q"]),
         ({"name": "s", "experiments": ["e.yaml"]}, ["title"]),
@@ -381,6 +385,22 @@ def test_overrides_of_a_study_reach_every_experiment(tmp_path):
     content = {"name": "s", "title": "t", "experiments": ["e.yaml", "f.yaml"], "overrides": {"train": {"epochs": 1}}}
     _, experiments = load_study(write(tmp_path, "study.yaml", content))
     assert [experiment.train.epochs for experiment in experiments] == [1, 1]
+
+
+def test_a_study_writes_an_experiment_out_or_names_its_file(tmp_path):
+    write(tmp_path, "e.yaml", {"name": "e", "lora": {"r": 4, "alpha": 3}})
+    listed = ["e.yaml", {"extends": "e.yaml", "name": "f", "lora": {"r": 2}, "seeds": {"head_init": 7}}]
+    content = {"name": "s", "title": "t", "experiments": listed, "overrides": {"train": {"epochs": 1}}}
+    _, (e, f) = load_study(write(tmp_path, "study.yaml", content))
+    assert (e.name, e.lora.r, e.lora.alpha, e.seeds.head_init, e.train.epochs) == ("e", 4, 3, None, 1)
+    assert (f.name, f.lora.r, f.lora.alpha, f.seeds.head_init, f.train.epochs) == ("f", 2, 3, 7, 1)
+
+
+def test_the_draws_form_a_latin_square():
+    _, experiments = load_study(CONFIGS / "studies" / "draws-embedded-encoder.yaml")
+    draws = [(e.seeds.head_init, e.seeds.lora_init, e.seeds.data_order) for e in experiments]
+    for pair in itertools.combinations(range(3), 2):
+        assert sorted(tuple(draw[i] for i in pair) for draw in draws) == list(itertools.product((1, 2, 3, 4), repeat=2))
 
 
 def test_config_needs_no_torch():
