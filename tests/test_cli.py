@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from lora_study.cli import build_parser, main
+from lora_study.cli import COMMANDS, main
+from lora_study.flags import parse
 from lora_study.records.record import read_record, read_records
 from lora_study.studies.launchers.worker import work
 
@@ -61,9 +62,9 @@ def test_every_shipped_file_begins_with_the_command_that_runs_it(path, monkeypat
     monkeypatch.chdir(CONFIGS.parent)
     prompt, program, *words = shlex.split(path.read_text().splitlines()[0].partition("   (")[0])
     assert (prompt, program) == ("#", "lora-study")
-    options = build_parser().parse_args(words)
     kind = {"studies": "reproduce", "sweeps": "sweep"}.get(path.parent.name, "run")
-    assert options.subcommand == kind
+    assert words[0] == kind
+    assert parse(COMMANDS[kind], "lora-study", words[1:])
     assert words[1:3] == ["--study" if kind == "reproduce" else "--config", str(path.relative_to(CONFIGS.parent))]
 
 
@@ -165,8 +166,13 @@ def test_a_run_that_fails_ends_with_status_1_and_says_why(capsys, experiment, tm
     ("arguments", "words"),
     [
         (["run", "--lora.r", "0"], ["lora.r", "0", "1 or more"]),
-        (["run", "--lora.r", "many"], ["lora.r", "many", "int"]),
+        (["run", "--lora.r", "many"], ["lora.r", "many", "use a whole number"]),
         (["run", "--lora.rank", "3"], ["--lora.rank"]),
+        (["run", "--lora.alhpa=3"], ["--lora.alhpa=3", "did you mean --lora.alpha?"]),
+        (["run", "--results_dir", "out"], ["did you mean --results-dir?"]),
+        (["run", "--train.devices", "[1"], ["--train.devices", "'[1'", "YAML"]),
+        (["run", "--train.threads", "two"], ["train.threads", "'two'", "use a whole number"]),
+        (["predict", "--run", "nowhere", "--precision", "16-true", "text"], ["--precision", "'16-true'", "bf16-true"]),
         (["run", "--config", "nowhere.yaml"], ["nowhere.yaml"]),
         (
             ["run", "--data.source", "nowhere.csv", "--model.backbone", "embedded", "--train.precision", "32-true"],
@@ -174,7 +180,8 @@ def test_a_run_that_fails_ends_with_status_1_and_says_why(capsys, experiment, tm
         ),
         (["inspect", "--lora.r", "100000"], ["r=100000", "768"]),
         (["inspect", "--model.backbone", "no/such-model"], ["no/such-model", "embedded"]),
-        (["reproduce"], ["study"]),
+        (["reproduce"], ["--study"]),
+        (["reproduce", "--study", "nowhere.yaml", "--seeds", "2.5"], ["--seeds", "2.5", "use a whole number"]),
         (["reproduce", "--study", "nowhere.yaml"], ["nowhere.yaml"]),
         (["report", "--results-dir", "nowhere"], ["nowhere"]),
         (["train"], ["train", "run", "reproduce"]),

@@ -8,10 +8,11 @@ import pytest
 import yaml
 
 from lora_study.base.errors import ConfigError
-from lora_study.cli import main
+from lora_study.cli import COMMANDS, main
 from lora_study.config import ExperimentConfig, flatten, to_dict
 from lora_study.config_differences import deviations
-from lora_study.config_files import experiment_from, experiment_parser, load_experiment, load_study, nested, overlay
+from lora_study.config_files import experiment_from, load_experiment, load_study, nested, overlay
+from lora_study.flags import parse
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 VARIANTS = sorted(CONFIGS.glob("variants/*/*.yaml"))
@@ -139,18 +140,12 @@ def test_later_files_win_over_earlier_ones_and_flags_over_files(tmp_path):
     second = write(tmp_path, "b.yaml", {"lora": {"r": 5, "targets": ["mlp"]}})
     config = load_experiment([first, second])
     assert (config.name, config.lora.r, config.lora.alpha, config.lora.targets) == ("a", 5, 2.0, ("mlp",))
-    parsed = experiment_parser().parse_args(["--config", str(first), "--config", str(second), "--lora.alpha", "3"])
-    assert (parsed.name, parsed.lora.r, parsed.lora.alpha, parsed.lora.targets) == ("a", 5, 3.0, ("mlp",))
+    config = parsed("--config", str(first), "--config", str(second), "--lora.alpha", "3")
+    assert (config.name, config.lora.r, config.lora.alpha, config.lora.targets) == ("a", 5, 3.0, ("mlp",))
 
 
 def parsed(*arguments):
-    return experiment_from(
-        {
-            name: value
-            for name, value in experiment_parser().parse_args(list(arguments)).as_dict().items()
-            if name != "config"
-        }
-    )
+    return parse(COMMANDS["inspect"], "lora-study inspect", arguments)["config"]
 
 
 @pytest.mark.parametrize("flags", [["--lora.r", "2"], ["--lora.r=2"]])
@@ -267,8 +262,8 @@ def test_numbers_in_scientific_notation_are_numbers(tmp_path):
         ({"lora": {"alhpa": 4}}, ["a.yaml", "lora.alhpa", "did you mean lora.alpha?"]),
         ({"data": {"sizes": {"tran": 4}}}, ["a.yaml", "data.sizes.tran", "data.sizes.train"]),
         ({"learning_rate": 4}, ["a.yaml", "learning_rate"]),
-        ({"lora": {"r": "eight"}}, ["a.yaml", "lora.r", "eight", "int"]),
-        ({"lora": {"r": 2.5}}, ["lora.r", "2.5", "int"]),
+        ({"lora": {"r": "eight"}}, ["a.yaml", "lora.r", "eight", "use a whole number"]),
+        ({"lora": {"r": 2.5}}, ["lora.r", "2.5", "use a whole number"]),
         ({"lora": 3}, ["a.yaml", "lora", "3"]),
         ({"lora": {"r": 0}}, ["lora.r", "0", "1 or more"]),
         ({"lora": {"alpha": -1}}, ["lora.alpha", "-1", "above 0"]),

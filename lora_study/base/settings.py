@@ -1,6 +1,7 @@
 """Dataclasses whose values have their fields' types and fit a record, whether from a file, a flag or Python."""
 
 import dataclasses
+import difflib
 import math
 import os
 from collections.abc import Mapping
@@ -59,6 +60,55 @@ class Settings:
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
             object.__setattr__(self, f.name, fitted(getattr(self, f.name), f.type, f"{self._section}{f.name}"))
+
+
+Built = TypeVar("Built", bound=Settings)
+
+
+def build(kind: type[Built], content: Mapping[str, Any], origin: str = "") -> Built:
+    """Settings of this kind with the values of a mapping, in which those of a section are a mapping, too.
+
+    Raises:
+        ConfigError: a field is unknown or lacking, or has a value that it cannot have; the message begins with the
+            origin, such as a file's name.
+    """
+    check_names(kind, content, origin or "config")
+    try:
+        return _built(kind, content)
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error}" if origin else str(error)) from error
+
+
+def _built(kind: type[Built], content: Mapping[str, Any]) -> Built:
+    values = dict(content)
+    for f in dataclasses.fields(kind):
+        if f.name in content and is_section(f.type):
+            values[f.name] = _built(f.type, content[f.name])  # type: ignore[arg-type]
+        needed = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if needed and f.name not in content:
+            raise ConfigError(f"{f.name} is missing; give it a value")
+    return kind(**values)
+
+
+def check_names(kind: type, content: Mapping[str, Any], origin: str, prefix: str = "") -> None:
+    """Refuse a field that settings of this kind do not have, naming the origin and the field."""
+    known = {f.name: f.type for f in dataclasses.fields(kind)}
+    for name, value in content.items():
+        first, _, rest = str(name).partition(".")
+        if first in known and rest:
+            raise ConfigError(f"{origin}: {prefix}{name} is no field here; write it as {first}: {{{rest}: ...}}")
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean {prefix}{close[0]}?" if close else f"the fields are {', '.join(known)}"
+            raise ConfigError(f"{origin}: unknown field {prefix}{name}; {hint}")
+        if is_section(known[name]):
+            check(isinstance(value, Mapping), f"{origin}: {prefix}{name}", value, "it takes fields of its own")
+            check_names(known[name], value, origin, f"{prefix}{name}.")  # type: ignore[arg-type]
+
+
+def is_section(kind: Any) -> bool:
+    """Whether a field of this type holds settings of its own."""
+    return isinstance(kind, type) and issubclass(kind, Settings)
 
 
 def fitted(value: Any, kind: Any, name: str) -> Any:

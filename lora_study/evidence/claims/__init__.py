@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jsonargparse import ArgumentError
 
-from lora_study.base.errors import ConfigError, one_line
+from lora_study.base.errors import ConfigError
 from lora_study.base.files import user_path
-from lora_study.config_files import ConfigParser, read_yaml
+from lora_study.base.settings import build
+from lora_study.config_files import read_yaml
 from lora_study.evidence.claims.arithmetic import REFERENCE
 from lora_study.evidence.claims.comparisons import Accuracy, Difference, Gap, Ordering
 from lora_study.evidence.claims.costs import PLAIN, Ratio
@@ -97,8 +97,7 @@ def load_claims(path: str | Path | None = None) -> tuple[Claim, ...]:
     entries = content.get("claims")
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"{where}: claims: {entries!r} is not valid; list at least one claim")
-    parsers = {kind: _parser(cls) for kind, cls in KINDS.items()}
-    claims = tuple(_claim(entry, parsers, f"{where}: claim {number}") for number, entry in enumerate(entries, start=1))
+    claims = tuple(_claim(entry, f"{where}: claim {number}") for number, entry in enumerate(entries, start=1))
     ids = [claim.id for claim in claims]
     if twice := sorted({name for name in ids if ids.count(name) > 1}):
         raise ConfigError(f"{where}: id: {twice[0]!r} is used twice; give each claim its own")
@@ -196,32 +195,14 @@ def _result(claim: Claim, finding: Finding, p_value: float | None, adjusted_p: f
     )
 
 
-def _parser(kind: type[Claim]) -> ConfigParser:
-    parser = ConfigParser(exit_on_error=False)
-    parser.add_class_arguments(kind)
-    return parser
-
-
-def _claim(entry: Any, parsers: dict[str, ConfigParser], where: str) -> Claim:
+def _claim(entry: Any, where: str) -> Claim:
     if not isinstance(entry, dict):
         raise ConfigError(f"{where}: {entry!r} is not valid; it takes fields such as id, kind and sentence")
     values = dict(entry)
     where, kind = f"{where} ({values.get('id')})", values.pop("kind", None)
     if kind not in KINDS:
         raise ConfigError(f"{where}: kind: {kind!r} is not valid; use {', '.join(KINDS)}")
-    fields = {f.name: f for f in dataclasses.fields(KINDS[kind])}
-    for name in values:
-        if name not in fields:
-            raise ConfigError(f"{where}: unknown field {name}; the fields are kind, {', '.join(fields)}")
-    for name, f in fields.items():
-        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"{where}: {name} is missing; a claim of kind {kind} needs it")
-    try:
-        parser = parsers[kind]
-        parsed = parser.instantiate(parser.parse_object(values))
-        return KINDS[kind](**{name: parsed[name] for name in fields})
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: {one_line(error)}") from error
+    return build(KINDS[kind], values, where)
 
 
 def _check_experiments(claims: Iterable[Claim], recorded: set[str]) -> None:

@@ -1,0 +1,165 @@
+"""A command's flags, from the signature of its function, and their help from its docstring.
+
+A parameter is a flag, a list stands without one, and a dataclass stands for its fields. Values are read and checked as
+those of a file are, and an experiment's flags win over its files wherever they stand.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import inspect
+import json
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+from docstring_parser import parse_from_object
+
+from lora_study.base.errors import ConfigError, one_line
+from lora_study.base.files import user_path
+from lora_study.base.plain_yaml import dump_yaml, load_yaml
+from lora_study.base.settings import fitted, is_section
+from lora_study.config import ExperimentConfig, check_source, local_folder, to_dict
+from lora_study.config_files import experiment_from, layered, nested, overlay
+
+TYPED = "command"  # the parameter that is no flag but all that was typed
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's parser, with `ConfigError` in place of a usage text and an exit."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise, naming the flag that is nearest to one that there is not."""
+        hint = ""
+        if message.startswith("unrecognized"):
+            flag = message.removeprefix("unrecognized arguments: ").split()[0].partition("=")[0]
+            close = difflib.get_close_matches(flag, self._option_string_actions, n=1)
+            hint = f"; did you mean {close[0]}?" if close else f"; see {self.prog} --help"
+        raise ConfigError(one_line(message) + hint)
+
+
+def parse(function: Callable[..., int], prog: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """What to call a command's function with.
+
+    Raises:
+        ConfigError: a flag is unknown or lacking, or has a value that it cannot have.
+        SystemExit: help or the config was asked for, and is printed.
+    """
+    parser = Parser(prog=prog, description=short_help(function), argument_default=argparse.SUPPRESS)
+    parameters, words = inspect.signature(function).parameters, _words(function)
+    for name, parameter in parameters.items():
+        _add_parameter(parser, name, parameter, words.get(name, ""))
+    given = vars(parser.parse_args(arguments))
+    values: dict[str, Any] = {}
+    for name, parameter in parameters.items():
+        kind = parameter.annotation
+        if kind is ExperimentConfig:
+            values[name] = _experiment(given)
+        elif dataclasses.is_dataclass(kind):
+            found = {n: _checked(of, given[n], _flag(n)) for n, of in _types(kind).items() if n in given}
+            values[name] = kind(**found)  # type: ignore[operator]
+        elif name == TYPED:
+            values[name] = f"{prog} {shlex.join(arguments)}"
+        elif name in given:
+            values[name] = _checked(kind, given[name], _flag(name))
+    return values
+
+
+def short_help(function: Callable[..., int]) -> str:
+    """What a command does, in a line."""
+    return parse_from_object(function).short_description or ""
+
+
+def _add_parameter(parser: Parser, name: str, parameter: inspect.Parameter, words: str) -> None:
+    kind, required = parameter.annotation, parameter.default is inspect.Parameter.empty
+    if kind is ExperimentConfig:
+        parser.add_argument("--config", action="append", help="Experiment file; later files and flags win.")
+        parser.add_argument("--print_config", action="store_true", help="Print what would be run, and stop.")
+    if dataclasses.is_dataclass(kind):
+        _add_fields(parser, kind, parse_from_object(kind).short_description)
+    elif kind is bool:
+        parser.add_argument(_flag(name), action="store_true", help=words)
+    elif get_origin(kind) is list:
+        parser.add_argument(name, nargs="*", default=[], help=words)
+    elif name != TYPED:
+        shown = "" if required or parameter.default is None else f" (default: {parameter.default})"
+        parser.add_argument(_flag(name), required=required, metavar=_metavar(name, kind), help=words + shown)
+
+
+def _add_fields(parser: Parser, kind: Any, title: str | None, prefix: str = "") -> None:
+    """A group of flags for the fields of a dataclass, and one for each of its sections."""
+    group, words, defaults = parser.add_argument_group((title or "").removesuffix(".")), _words(kind), to_dict(kind())
+    if prefix:
+        group.add_argument(f"--{prefix[:-1]}", metavar="{...}", help="Several of these at once, as a YAML mapping.")
+    for f in dataclasses.fields(kind):
+        name, default = f"{prefix}{f.name}", defaults[f.name]
+        if is_section(f.type):
+            _add_fields(parser, f.type, words[f.name], f"{name}.")
+            continue
+        shown = default if isinstance(default, str) else json.dumps(default).replace('"', "")
+        group.add_argument(f"--{name}", metavar=_metavar(f.name, f.type), help=f"{words[f.name]} (default: {shown})")
+
+
+def _words(of: Any) -> dict[str, str]:
+    """What a docstring says about each parameter or field; argparse takes a % for its own."""
+    found = parse_from_object(of).params
+    return {p.arg_name: " ".join((p.description or "").split()).replace("%", "%%") for p in found}
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _metavar(name: str, kind: Any) -> str:
+    choices = get_args(kind) if get_origin(kind) is Literal else ("true", "false") if kind is bool else ()
+    return f"{{{','.join(choices)}}}" if choices else name.upper()
+
+
+def _types(kind: Any, prefix: str = "") -> dict[str, Any]:
+    """The type of each field of a dataclass, by its dotted name; a section stands before its fields."""
+    types = {}
+    for f in dataclasses.fields(kind):
+        types[f"{prefix}{f.name}"] = f.type
+        types |= _types(f.type, f"{prefix}{f.name}.") if is_section(f.type) else {}
+    return types
+
+
+def _checked(kind: Any, given: Any, name: str) -> Any:
+    """What a parameter is given: a flag's value, the words that stand without one, or true."""
+    return fitted(_value(kind, given, name), kind, name) if isinstance(given, str) else given
+
+
+def _value(kind: Any, given: str, name: str) -> Any:
+    """A flag's value, read as a file's is where it is to be no text."""
+    kinds = get_args(kind) if NoneType in get_args(kind) else (kind,)
+    if NoneType in kinds and given == "null":
+        return None
+    if Path in kinds:
+        return user_path(given)
+    if str in kinds or get_origin(kind) is Literal:
+        return given
+    if get_origin(kind) is tuple and not given.lstrip().startswith("["):
+        return given.split(",")
+    try:
+        return load_yaml(given)
+    except Exception as error:  # PyYAML's own, and others where a tag does not fit its value
+        problem = one_line(getattr(error, "problem", None) or error)
+        raise ConfigError(f"{name}: {given!r} is not YAML: {problem}") from error
+
+
+def _experiment(given: Mapping[str, Any]) -> ExperimentConfig:
+    """The experiment of its files and flags; if it is only to be printed, print it and stop."""
+    flags: dict[str, Any] = {}
+    for name, kind in _types(ExperimentConfig).items():
+        if name in given:
+            flags = overlay(flags, nested(name, _value(kind, given[name], f"--{name}")))
+    config = experiment_from(overlay(layered(given.get("config", ())), flags))
+    if "print_config" in given:
+        check_source(config.data.source)
+        local_folder(config.model.backbone)
+        print(dump_yaml(to_dict(config)), end="")
+        sys.exit(0)
+    return config
