@@ -22,6 +22,10 @@ from lora_study.config_differences import NO_OTHER_RUN, without
 from lora_study.records.record import Record, read_record, write_record
 
 ADAPTER = "adapter.safetensors"
+# A study or a sweep replaces no run; see `completed_run`.
+OTHERWISE = (
+    "choose another name or results folder, or move that folder away (--overwrite of lora-study run replaces it)"
+)
 REPLACED = "replaced"  # what the run that is put in place stands for, until it is there
 
 
@@ -80,10 +84,7 @@ def completed_run(folder: Path, config: ExperimentConfig) -> Record | None:
     if record.status != "completed":
         return None
     if changed := changed_fields(record, config):
-        raise ConfigError(
-            f"{folder} holds a completed run with other settings ({', '.join(changed)}); "
-            "choose another name or results folder, or pass --overwrite"
-        )
+        raise ConfigError(f"{folder} holds a completed run with other settings ({', '.join(changed)}); {OTHERWISE}")
     return record
 
 

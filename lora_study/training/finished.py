@@ -13,7 +13,7 @@ from lora_study.data.cache import fingerprint
 from lora_study.data.datamodule import load_splits, part_fingerprints
 from lora_study.model import encoder as backbones
 from lora_study.records.record import Record
-from lora_study.records.run_folder import completed_run
+from lora_study.records.run_folder import OTHERWISE, completed_run
 
 # What of the data's settings decides how the reviews are fed to the model, not which they are.
 _FEEDING = (
@@ -47,10 +47,7 @@ def finished_run(folder: Path, config: ExperimentConfig) -> Record | None:
 
 
 def _changed(field: str, value: str, folder: Path) -> ConfigError:
-    return ConfigError(
-        f"{field}: {value} has changed since {folder} was run on it; restore it, choose another name or results "
-        "folder, or pass --overwrite"
-    )
+    return ConfigError(f"{field}: {value} has changed since {folder} was run on it; restore it, {OTHERWISE}")
 
 
 def _default(name: str) -> Any:
