@@ -19,6 +19,7 @@ from lora_study.studies.launchers.worker import label
 from lora_study.training.finished import finished_run
 
 POLL = 2.0  # seconds between looks at runs that other processes hold
+REMIND = 30  # looks between words on how long they have been waited for
 
 
 def run_study(
@@ -55,7 +56,7 @@ def run_all(runs: Sequence[ExperimentConfig], results_dir: Path, launcher: Launc
         results_dir.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=results_dir).close()
     records: dict[ExperimentConfig, Record] = {}
-    announced = False
+    looks = 0
 
     def note(run: ExperimentConfig, record: Record, state: str = "") -> None:
         records[run] = record
@@ -76,10 +77,11 @@ def run_all(runs: Sequence[ExperimentConfig], results_dir: Path, launcher: Launc
                     if record:
                         note(run, record)
         elif waiting:
-            if not announced:
+            if looks % REMIND == 0:
                 names = ", ".join(label(run) for run in waiting)
-                print(f"waiting for another process, which is running {names}", file=sys.stderr, flush=True)
-            announced = True
+                so_far = f" ({duration(looks * POLL)} so far; it holds a file of {results_dir}/.locks)" if looks else ""
+                print(f"waiting for another process, which is running {names}{so_far}", file=sys.stderr, flush=True)
+            looks += 1
             time.sleep(POLL)
     return [records[run] for run in runs]
 

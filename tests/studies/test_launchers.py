@@ -4,10 +4,10 @@ import dataclasses
 import os
 import subprocess
 import sys
-import threading
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import filelock
 import pandas as pd
@@ -49,15 +49,13 @@ def runs(tiny_backbone: Path, reviews_csv: Path, tmp_path: Path):
 class InThisProcess:
     """A launcher without processes, for what does not depend on them."""
 
-    def __init__(self, afterwards=lambda: None):
+    def __init__(self):
         self.started = []
-        self.afterwards = afterwards
 
     def run(self, runs, results_dir, command):
         for run in runs:
             self.started.append(run)
             yield run, work(run, results_dir, command)
-        self.afterwards()
 
 
 def result(results_dir: Path, run):
@@ -180,24 +178,30 @@ def test_a_worker_that_is_killed_when_its_run_is_completed_loses_nothing(runs, t
 
 
 def test_a_run_that_another_process_holds_is_waited_for_and_not_trained_again(runs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("lora_study.studies.study.POLL", 0.05)
     results = tmp_path / "out"
     held, other = runs[0], runs[1]
     run_experiment(held, tmp_path / "elsewhere")
     (results / ".locks").mkdir(parents=True)
-    lock = filelock.FileLock(results / ".locks" / "lora-seed-1.lock", thread_local=False)
+    lock = filelock.FileLock(results / ".locks" / "lora-seed-1.lock")
     lock.acquire()
+    slept = []
 
-    def finish():
-        (results / "lora").mkdir()
-        run_dir(tmp_path / "elsewhere", "lora", 1).rename(run_dir(results, "lora", 1))
-        lock.release()
+    def sleep(seconds):
+        slept.append(seconds)
+        if len(slept) == 4:
+            (results / "lora").mkdir()
+            run_dir(tmp_path / "elsewhere", "lora", 1).rename(run_dir(results, "lora", 1))
+            lock.release()
 
-    launcher = InThisProcess(afterwards=threading.Timer(0.3, finish).start)
+    monkeypatch.setattr("lora_study.studies.study.REMIND", 3)
+    monkeypatch.setattr("lora_study.studies.study.time", SimpleNamespace(sleep=sleep))
+    launcher = InThisProcess()
     records = run_all([held, other], results, launcher, "command")
     assert [record.status for record in records] == ["completed", "completed"]
     assert launcher.started == [other]
-    assert "waiting for another process, which is running lora seed 1" in capsys.readouterr().err
+    waiting = "waiting for another process, which is running lora seed 1"
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("waiting")]
+    assert lines == [waiting, f"{waiting} (6 s so far; it holds a file of {results}/.locks)"]
 
 
 def test_a_study_runs_each_experiment_with_each_seed_and_a_mistake_does_not_stop_the_others(runs, tmp_path):
