@@ -250,21 +250,22 @@ def predict(
         run: Folder of a completed run.
         file: Reviews: a .csv, .tsv, .jsonl or .parquet with a column text (and id), a .txt with one per line (all also
             with .gz), or - for lines of stdin.
-        text_column: Column of the texts, where its name does not tell.
+        text_column: Column of the texts; by default the one that the run was trained on, or one whose name tells.
         output: A .csv or .jsonl file; by default csv is printed.
         precision: bf16-true is faster where the machine has it; auto takes it there.
     """
     from lora_study.base.progress import duration
     from lora_study.data.stream import given_reviews, open_reviews
     from lora_study.sharing.predict import check_output, prepare, write_predictions
-    from lora_study.sharing.trained import load_run
+    from lora_study.sharing.trained import completed_record, load_run
 
     if bool(texts) == bool(file):
         raise ConfigError("predict takes texts or a --file of them, one of the two")
     check(not text_column or bool(file), "--text-column", text_column, "it needs a --file")
     if output:
         check_output(output, file)
-    with open_reviews(file, text_column) if file else nullcontext(given_reviews(texts)) as reviews:
+    trained_on = completed_record(run).config["data"].get("text_column")
+    with open_reviews(file, text_column, trained_on) if file else nullcontext(given_reviews(texts)) as reviews:
         trained = load_run(run)
         prepare(trained, precision)
         totals = write_predictions(trained, reviews, output)

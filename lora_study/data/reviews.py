@@ -43,11 +43,13 @@ class Column:
         setting: Where the user can name it, for errors.
         names: Names it is known by, in capitals or not; only looked for where the user has named none.
         given: Its name, as the user gives it.
+        likely: What it is called where the model was trained; taken where it is there and the user has named none.
     """
 
     setting: str
     names: tuple[str, ...]
     given: str | None = None
+    likely: str | None = None
 
     def find(self, table: Table) -> str:
         """Its name in a table.
@@ -56,8 +58,10 @@ class Column:
             ConfigError: there is none, or more than one that it could be.
         """
         columns = table.columns or []
-        known = [name for name in columns if name.casefold() in self.names]
-        found = [name for name in columns if name == self.given.strip()] if self.given else known
+        wanted = (self.given or self.likely or "").strip()
+        found = [name for name in columns if wanted and name == wanted]
+        if not found and not self.given:
+            found = [name for name in columns if name.casefold() in self.names]
         if not found:
             wanted = repr(self.given or self.names[0])
             raise ConfigError(
@@ -84,9 +88,9 @@ def labelled(tables: Iterable[Table], config: DataConfig) -> Iterator[Review]:
     return _reviews(tables, text, label, Labels(config.labels))
 
 
-def unlabelled(tables: Iterable[Table], text_column: str | None = None) -> Iterator[Review]:
+def unlabelled(tables: Iterable[Table], text_column: str | None, likely: str | None) -> Iterator[Review]:
     """The reviews of tables, whose labels are not read if there are any; errors as of `labelled`."""
-    return _reviews(tables, Column("--text-column", TEXT_NAMES, text_column), None, Labels())
+    return _reviews(tables, Column("--text-column", TEXT_NAMES, text_column, likely), None, Labels())
 
 
 def _reviews(tables: Iterable[Table], text: Column, label: Column | None, labels: Labels) -> Iterator[Review]:

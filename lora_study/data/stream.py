@@ -17,7 +17,7 @@ STDIN = "-"
 
 
 @contextmanager
-def open_reviews(file: str, text_column: str | None = None) -> Iterator[Iterator[Review]]:
+def open_reviews(file: str, text_column: str | None = None, likely: str | None = None) -> Iterator[Iterator[Review]]:
     """The reviews of a file, read as they are asked for.
 
     A regular file is first read once to its end, so that a fault is found before any work is done.
@@ -26,6 +26,7 @@ def open_reviews(file: str, text_column: str | None = None) -> Iterator[Iterator
         file: A table with a column of texts, and optionally id; a folder of such; a .txt with a review per line; or
             "-", standard input, read as a .txt. Blank lines of a .txt are no reviews.
         text_column: The column of texts, where its name does not tell.
+        likely: What that column is called where the model was trained; taken first where nothing is named.
 
     Raises:
         ConfigError: the file cannot be read, or is malformed, not UTF-8 or without a text somewhere; of a pipe
@@ -38,19 +39,19 @@ def open_reviews(file: str, text_column: str | None = None) -> Iterator[Iterator
         return
     path = user_path(file)
     if path.is_file() or path.is_dir():
-        for _ in file_reviews(path, file, text_column):
+        for _ in file_reviews(path, file, text_column, likely):
             pass
-    yield file_reviews(path, file, text_column)
+    yield file_reviews(path, file, text_column, likely)
 
 
-def file_reviews(path: Path, name: str, text_column: str | None) -> Iterator[Review]:
+def file_reviews(path: Path, name: str, text_column: str | None, likely: str | None) -> Iterator[Review]:
     """The reviews of a file, called ``name`` in errors."""
     kind, zipped = kind_of(path)
     try:
         if path.is_dir():
             data_set = is_data_set(path)
             check(data_set, "--file", name, "it is a directory without Parquet files or what save_to_disk writes")
-            yield from unlabelled(folder_tables(path), text_column)
+            yield from unlabelled(folder_tables(path), text_column, likely)
         elif kind == ".txt":
             with open_text(path, zipped) as stream:
                 yield from text_reviews(stream, name)
@@ -58,7 +59,7 @@ def file_reviews(path: Path, name: str, text_column: str | None) -> Iterator[Rev
             known = ", ".join((*KINDS, ".txt"))
             check(kind in KINDS, "--file", name, f"use {known}, or - for lines of standard input")
             with open_table(path, name) as table:
-                yield from unlabelled([table], text_column)
+                yield from unlabelled([table], text_column, likely)
     except OSError as error:
         raise ConfigError(f"--file: {name!r} cannot be read: {error.strerror or error}") from error
 

@@ -30,8 +30,8 @@ def written(folder: Path, name: str, content: str) -> Path:
     return folder / name
 
 
-def to_predict(path: Path, text_column: str | None = None) -> list[tuple[str, str]]:
-    with open_reviews(str(path), text_column) as reviews:
+def to_predict(path: Path, *columns: str | None) -> list[tuple[str, str]]:
+    with open_reviews(str(path), *columns) as reviews:
         return [(review.id, review.text) for review in reviews]
 
 
@@ -144,6 +144,9 @@ def test_columns_and_labels_are_what_the_user_says(tmp_path):
     assert reviews["text"].tolist() == ["x", "y", "z"]
     assert reviews["label"].tolist() == [1, 0, 1]
     assert to_predict(path, "note") == [("1", "x"), ("2", "y"), ("3", "z")]
+    assert to_predict(path, None, "note") == [("1", "x"), ("2", "y"), ("3", "z")]
+    assert to_predict(path, "stars", "note") == [("1", "5"), ("2", "1.0"), ("3", "4")]
+    assert to_predict(path, None, "body") == [("1", "a"), ("2", "b"), ("3", "c")]
     assert "no column 'nope', only 'text', 'note', 'stars', 'label'" in refusal(path, text_column="nope")
     assert "label '4' is none of those" in refusal(path, label_column="stars", labels={"1": 0, "5": 1})
     assert "name each label once" in str(_config_error(path, labels={"bad": 0, "Bad ": 1}))

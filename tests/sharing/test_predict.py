@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 import sys
 import threading
 from pathlib import Path
@@ -250,8 +251,8 @@ def test_what_was_printed_before_a_faulty_line_stays(classify, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["r.csv", "r.csv.gz", "r.jsonl", "r.txt", "r.parquet"])
-def test_a_bad_row_at_the_end_is_found_before_the_model_is_loaded(tmp_path, capsys, name):
-    """The run does not even exist."""
+def test_a_bad_row_at_the_end_is_found_before_the_model_is_loaded(classify, tmp_path, monkeypatch, name):
+    monkeypatch.delattr("lora_study.model.encoder.build_model")
     texts = ["good film"] * 3000 + [" "]
     frame = pd.DataFrame({"text": texts, "stars": 1})
     words = ["row 3001", "no text"]
@@ -266,8 +267,8 @@ def test_a_bad_row_at_the_end_is_found_before_the_model_is_loaded(tmp_path, caps
     else:
         frame.to_csv(tmp_path / name, index=False)
         words.append("line 3002:")
-    assert main(["predict", "--run", "nowhere", "--file", str(tmp_path / name)]) == 2
-    err = capsys.readouterr().err
+    status, _, err = classify("--file", str(tmp_path / name))
+    assert status == 2
     assert all(word in err for word in words), err
 
 
@@ -338,6 +339,21 @@ def test_the_column_of_texts_can_be_named(classify, tmp_path):
     assert "--text-column" in classify("--file", str(tmp_path / "r.csv"))[2]
     status, rows, _ = classify("--file", str(tmp_path / "r.csv"), "--text-column", "review")
     assert (status, len(rows)) == (0, 2)
+
+
+def test_the_column_that_a_run_was_trained_on_is_taken_first(run, tmp_path, capsys):
+    copied = shutil.copytree(run, tmp_path / "run")
+    content = json.loads((run / "record.json").read_text())
+    content["config"]["data"]["text_column"] = "note"
+    (copied / "record.json").write_text(json.dumps(content))
+    (tmp_path / "r.csv").write_text("text,note\n,good film\n,bad film\n")
+    arguments = ["predict", "--run", str(copied), "--file", str(tmp_path / "r.csv")]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.count("\n") == 3
+    assert main([*arguments, "--text-column", "text"]) == 2
+    assert "no text" in capsys.readouterr().err
+    (tmp_path / "r.csv").write_text("review\ngood film\n")
+    assert main(arguments) == 0
 
 
 def test_a_closed_standard_input_is_one_line(classify, monkeypatch):
