@@ -1,7 +1,7 @@
 """Reviews from Stanford's own distribution of IMDb: the folder aclImdb/ or the archive aclImdb_v1.tar.gz.
 
 Both hold one file per review, ``aclImdb/{train,test}/{neg,pos}/ID_RATING.txt``, and give the same reviews in the
-same order. Everything else in them is passed over, the unlabelled ``train/unsup`` too.
+same order. Everything else in them is skipped, including the unlabelled ``train/unsup``.
 Source: Maas et al., ACL 2011, https://ai.stanford.edu/~amaas/data/sentiment/.
 """
 
@@ -30,7 +30,7 @@ def read_folder(path: Path) -> Table:
     root = path / "aclImdb" if (path / "aclImdb").is_dir() else path
     files = (file for split in ("train", "test") for file in (root / split).glob("*/*.txt"))
     named = ((file.relative_to(root).as_posix(), file) for file in files)
-    # Only regular files: a link to a device or a pipe would be read for ever.
+    # Only regular files: reading a link to a device or a pipe might never end.
     reviews = ((name, file.read_bytes()) for name, file in named if REVIEW.fullmatch(name) and file.is_file())
     return to_table(reviews, path)
 
@@ -49,15 +49,15 @@ def read_archive(path: Path) -> Table:
         with gzip.open(path) as stream:
             with tarfile.open(fileobj=stream, mode="r|") as archive:
                 for member in archive:
-                    # A few bytes can claim any size: to be filled, or skipped up to the next member, for hours.
+                    # A few bytes can claim any size, which would take hours to read, or to skip.
                     if max(member.size, archive.offset - member.offset) > LARGEST:
                         raise tarfile.ReadError(f"{member.name} claims to have more than {LARGEST:,} bytes")
                     name = member.name.removeprefix("./").removeprefix("aclImdb/")
                     if member.isreg() and REVIEW.fullmatch(name):
                         content = archive.extractfile(member)
-                        assert content is not None  # it is for a regular member
+                        assert content is not None  # as for every regular member
                         files[name] = content.read()
-            # tarfile takes a stream that stops between two members for a complete one. gzip knows better, once it
+            # tarfile takes a stream that stops between two members for a complete one. gzip knows better once it
             # is read to its end, where the length and checksum stand.
             while stream.read(CHUNK):
                 pass
@@ -71,7 +71,7 @@ def to_table(files: Iterable[tuple[str, bytes]], origin: Path) -> Table:
     reviews = []
     for name, content in files:
         match = REVIEW.fullmatch(name)
-        assert match is not None  # the callers pass nothing else
+        assert match is not None  # callers pass nothing else
         split, label, number, rating = match.groups()
         text = decode(content, f"{origin}: {name}")
         reviews.append((split, label, int(number), int(rating), name.removesuffix(".txt"), text))

@@ -1,8 +1,8 @@
 """Which reviews make a batch, and the tensors of one.
 
 Training and evaluation batches are given to a DataLoader as its ``batch_sampler``. On one device Lightning leaves
-that alone; on several it raises TypeError unless the Trainer has ``use_distributed_sampler=False``, which is right
-here, since each device's share is cut here.
+it alone; on several it raises TypeError unless the Trainer has ``use_distributed_sampler=False``, which is right here,
+since each device's share is cut in this file.
 """
 
 import math
@@ -23,8 +23,8 @@ class BucketSampler(Sampler[list[int]]):
     above 1, stretches of window * batch_size reviews are sorted by length before they are cut into batches, so that
     a batch needs little padding, and the batches are shuffled again.
 
-    An epoch that was read to its end is followed by the next one; `set_epoch`, which Lightning calls before each,
-    says so outright.
+    Once an epoch is read to its end, the next one follows; `set_epoch`, which Lightning calls before each, chooses it
+    explicitly.
 
     Args:
         lengths: Tokens per review, (n,).
@@ -49,7 +49,7 @@ class BucketSampler(Sampler[list[int]]):
 
     @property
     def sampler(self) -> "BucketSampler":
-        """Itself: Lightning looks for `set_epoch` on ``batch_sampler.sampler``, not on the batch sampler."""
+        """This object: Lightning looks for `set_epoch` on ``batch_sampler.sampler``, not on the batch sampler."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
@@ -62,11 +62,11 @@ class BucketSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         """The batches of the current epoch, as lists of rows."""
-        # A generator: it runs, and reads the epoch, with the first batch. Lightning makes the first epoch's iterator
+        # A generator: it starts, and reads the epoch, at the first batch. Lightning makes the first epoch's iterator
         # before it calls set_epoch, which matters when it resumes in a later epoch.
         epoch = self.epoch
         for batch in self.batches(epoch):
-            # An empty share, possible only in the smaller batch, would leave the other devices waiting.
+            # An empty share, possible only in the last, smaller batch, would leave the other devices waiting.
             yield batch[self.rank :: self.world_size] or batch[:1]
         self.epoch = epoch + 1
 
@@ -87,7 +87,7 @@ def evaluation_batches(
     """Batches from the longest review to the shortest, every review once, shared out among the devices.
 
     The longest come first so that a batch that does not fit into memory fails at once. With drop_last the last rows
-    that do not fill a batch are left out, as the article's loaders leave them.
+    that do not fill a batch are left out, as by the article's loaders.
     """
     rows = np.arange(len(lengths) - len(lengths) % batch_size if drop_last else len(lengths))
     return cut(longest_first(lengths, rows)[rank::world_size], batch_size)
@@ -96,11 +96,11 @@ def evaluation_batches(
 def collate(
     tokens: TokenisedReviews, rows: Sequence[int], pad_id: int, pad_to: int | None = None, multiple: int = 8
 ) -> dict[str, Tensor]:
-    """The tensors of one batch, padded on the right to pad_to tokens, or little beyond its longest review.
+    """The tensors of one batch, padded on the right to pad_to tokens, or to little more than its longest review.
 
     Lengths are rounded up to a multiple, though not beyond the longest review of all: matrix products are prepared anew
-    for every length, and few lengths come back sooner. On two CPU cores 8 gained 1.1x in the first steps; 16 and 32,
-    whose padding costs more, gained no more.
+    for every length, and fewer lengths repeat sooner. On two CPU cores a multiple of 8 gained 1.1x in the first steps;
+    16 and 32, whose padding costs more, gained no more.
 
     Returns:
         input_ids and attention_mask, (batch, seq); labels and index (the row in the part), (batch,); all int64.
@@ -109,7 +109,7 @@ def collate(
     starts, lengths = tokens.offsets[index], tokens.lengths[index]
     places = np.arange(pad_to or min(-(-lengths.max() // multiple) * multiple, tokens.lengths.max()))
     mask = places < lengths[:, None]  # (batch, seq)
-    # Places beyond a review's end hold the next review's tokens (or, clipped, the last token), until masked.
+    # Until masked, places beyond a review's end hold the next review's tokens (or, clipped, the last token).
     found = tokens.tokens.take(starts[:, None] + places, mode="clip")
     return {
         "input_ids": torch.from_numpy(np.where(mask, found, pad_id).astype(np.int64)),

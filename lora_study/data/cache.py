@@ -14,16 +14,16 @@ from lora_study.base.files import atomic
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = 600.0  # seconds to wait for another process that makes the same entry
+PATIENCE = 600.0  # seconds to wait for another process that is making the same entry
 
 Arrays = dict[str, np.ndarray]
 
 
 def cached(path: Path, make: Callable[[], Arrays]) -> Arrays:
-    """The arrays of a cache entry, made and kept if there is none or it is damaged.
+    """The arrays of a cache entry, which is made if it is missing or damaged.
 
-    Of several processes that want the same entry one makes it and the others wait, ten minutes at most. A folder that
-    cannot be used is reported as a logged warning, and costs only time.
+    If several processes want the same entry, one makes it and the others wait, at most ten minutes. A folder that
+    cannot be used is logged as a warning, and costs only time.
     """
     arrays = read_cached(path)
     if arrays is not None:
@@ -42,7 +42,7 @@ def cached(path: Path, make: Callable[[], Arrays]) -> Arrays:
 
 
 def read_cached(path: Path) -> Arrays | None:
-    """The arrays of a cache entry, or None if there is none or it is not what was written."""
+    """The arrays of a cache entry, or None if it is missing or is not what was written."""
     try:
         arrays = load_file(path)
         written = arrays.pop("digest")
@@ -61,7 +61,7 @@ def digest(arrays: Arrays) -> np.ndarray:
 
 
 def fingerprint(texts: Iterable[str]) -> str:
-    """SHA-256, in hexadecimal, of a sequence of texts; where one ends and the next begins counts."""
+    """SHA-256, in hexadecimal, of a sequence of texts; the boundaries between texts count."""
     hasher = hashlib.sha256()
     for text in texts:
         data = text.encode()

@@ -51,7 +51,7 @@ class ReviewDataModule(L.LightningDataModule):
         self._identity: dict[str, Any] = {}
 
     def setup(self, stage: str | None = None) -> None:
-        """Load, split and tokenise the reviews, once; the stage does not matter.
+        """Load, split and tokenise the reviews, once; the stage is ignored.
 
         Raises:
             ConfigError: see `load_reviews` and `split_reviews`; or a part is too small for ``drop_last``.
@@ -102,7 +102,7 @@ class ReviewDataModule(L.LightningDataModule):
         """What the reviews are, ready for JSON: the record's ``data``.
 
         Returns:
-            source (of a path only its name), revision, split, split_seed, deduplicate, max_length; sizes, labels
+            source (only the name of a path), revision, split, split_seed, deduplicate, max_length; sizes, labels
             (reviews per class), mean_tokens, share_truncated and fingerprints (of ids, texts and labels) per part;
             fingerprint over all parts; overlap (see `overlap_report`).
         """
@@ -130,7 +130,7 @@ class ReviewDataModule(L.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _loader(self, part: str, batches: BucketSampler | list[list[int]]) -> Loader:
-        """A DataLoader whose data set is the rows themselves: `collate` looks a whole batch of them up at once."""
+        """A DataLoader whose data set is the row numbers: `collate` looks up a whole batch of them at once."""
         tokens = self.parts[part]
         rows: Any = range(len(tokens))
         pad_to = self.config.max_length if self.config.padding == "max_length" else None
@@ -155,7 +155,7 @@ def part_fingerprints(splits: dict[str, pd.DataFrame]) -> dict[str, str]:
 
 
 def identity(splits: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """Fingerprints and overlap of a split, for which the texts are needed."""
+    """Fingerprints and overlap of a split, which need the texts."""
     fingerprints = part_fingerprints(splits)
     return {
         "fingerprint": fingerprint(fingerprints.values()),

@@ -1,7 +1,7 @@
-"""Reviews that are in the data more than once, up to white space.
+"""Reviews that occur more than once in the data, apart from white space.
 
-IMDb has 418 such copies. Where one stands in train and another in test, accuracy on test is a little too good, so
-every run reports the overlap and `deduplicate` removes it. A review posted again with an edit is no copy here.
+IMDb has 418 such copies. With one in train and another in test, accuracy on test is a little too good, so every run
+reports the overlap, and `deduplicate` removes it. A review posted again with an edit does not count as a copy.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ PAIRS = (("val", "train"), ("test", "train"), ("test", "val"))
 
 
 def fold(text: str) -> str:
-    """The text with every stretch of white space folded into one space; case and punctuation count."""
+    """The text with each run of white space folded into one space; case and punctuation count."""
     return " ".join(text.split())
 
 
@@ -22,9 +22,9 @@ def overlap_report(splits: dict[str, pd.DataFrame]) -> dict[str, Any]:
 
     Returns:
         ``repeats``: all reviews less the distinct texts. ``within``: per part, the reviews that repeat an earlier one
-        of it. ``across``: the reviews of val and test that have a copy in train, those of test that have one in val,
-        and those of test that have one in either, where a review with a copy in both counts once: the sum of counts
-        per part is more than there are. ``conflicting_labels``: the distinct texts that carry both labels.
+        in it. ``across``: the reviews of val and test that have a copy in train, those of test that have one in val,
+        and those of test that have one in either; a review with a copy in both counts once there, so that the number
+        may be below the sum. ``conflicting_labels``: the distinct texts that carry both labels.
     """
     folded = {part: reviews["text"].map(fold) for part, reviews in splits.items()}
     everything = pd.DataFrame(
@@ -44,10 +44,10 @@ def overlap_report(splits: dict[str, pd.DataFrame]) -> dict[str, Any]:
 
 
 def deduplicate(reviews: pd.DataFrame) -> pd.DataFrame:
-    """The reviews with one copy of each, in their order.
+    """The reviews with one copy of each, in order.
 
-    An official test review is kept before a training one, so that the official test split loses only its copies of
-    itself and it is the training part that gives way; otherwise the first copy is kept.
+    An official test review is preferred to a training one, so that the official test split loses only copies within
+    itself and the training part gives way; otherwise the first copy is kept.
     """
     test_first = reviews.iloc[np.argsort((reviews["split"] != "test").to_numpy(), kind="stable")]
     kept = test_first[~test_first["text"].map(fold).duplicated()]

@@ -1,6 +1,6 @@
-"""Data sets that are folders: what `save_to_disk` of datasets wrote, and Parquet files as they lie on the hub.
+"""Data sets that are folders: written by `save_to_disk` of datasets, or of Parquet files as on the hub.
 
-Only Arrow and Parquet files and the descriptions beside them are read: nothing is unpickled, nothing run.
+Only Arrow and Parquet files and the descriptions beside them are read: nothing is unpickled or run.
 """
 
 import re
@@ -16,7 +16,7 @@ from lora_study.base.files import read_json
 from lora_study.data.reviews import SPLITS
 from lora_study.data.tables import NOT_PARQUET, Table, arrow_rows, class_labels, open_table, quoted
 
-UNLABELLED = ("unsupervised", "unsup")  # splits that are passed over
+UNLABELLED = ("unsupervised", "unsup")  # splits that are skipped
 NAMES = (*SPLITS, *UNLABELLED)
 
 
@@ -26,10 +26,10 @@ def is_data_set(path: Path) -> bool:
 
 
 def folder_tables(path: Path) -> Iterator[Table]:
-    """The tables of a folder one after the other, train first; unlabelled splits are passed over.
+    """The tables of a folder one after the other, train first; unlabelled splits are skipped.
 
     Raises:
-        ConfigError: a file of it is missing or malformed, or the folder holds several data sets.
+        ConfigError: one of its files is missing or malformed, or the folder holds several data sets.
     """
     if (path / "dataset_dict.json").is_file():
         splits = _described(path / "dataset_dict.json").get("splits")
@@ -73,10 +73,10 @@ def _described(path: Path) -> dict[str, Any]:
 
 
 def _parquet_files(path: Path) -> list[tuple[str | None, Path]]:
-    """The Parquet files in a folder and the split of each, by the name of the file or of the folder it is in.
+    """The Parquet files in a folder and the split of each, according to the name of the file or of its folder.
 
     Raises:
-        ConfigError: one split is in several folders, as where a data set has several configurations.
+        ConfigError: one split is in several folders, as in a data set with several configurations.
     """
     files = (*path.glob("*.parquet"), *path.glob("*/*.parquet"))
     found = [(_split_of(file), file) for file in files if file.is_file()]
@@ -88,11 +88,11 @@ def _parquet_files(path: Path) -> list[tuple[str | None, Path]]:
 
 
 def _split_of(file: Path) -> str | None:
-    """The split that a file's name begins with, as in train-00000-of-00001.parquet, or that its folder is called."""
+    """The split that a file's name begins with, as in train-00000-of-00001.parquet, or that names its folder."""
     stem = re.split("[^a-z]", file.name.lower())[0]
     return next((name for name in (stem, file.parent.name.lower()) if name in NAMES), None)
 
 
 def _order(split: str | None) -> tuple[int, str]:
-    """Where a split stands: train first, as on the hub."""
+    """A split's place in the order: train first, as on the hub."""
     return (NAMES.index(split) if split in NAMES else len(NAMES), split or "")

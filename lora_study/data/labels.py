@@ -1,7 +1,7 @@
 """What a label of a table says: class 0, negative, or class 1, positive.
 
-Names decide where there are any. In a table with names for its class numbers (the ClassLabel of Hugging Face's
-datasets) a number is first read as its name, since some tables count positive first.
+Names decide if there are any: in a table with names for its class numbers (the ClassLabel of Hugging Face's datasets)
+a number is first read as its name, since some tables count positive first.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import Any
 
 from lora_study.base.errors import ConfigError
 
-# Each pair is a way of writing the two classes; one source is written in one way.
+# Each pair is a way of writing the two classes; a source must stick to one.
 PAIRS = (("0", "1"), ("false", "true"), ("neg", "pos"), ("negative", "positive"))
 MEANING = {word: (pair, label) for pair in PAIRS for label, word in enumerate(pair)}
 REMEDY = "data.labels says what other names mean, as in {bad: 0, good: 1}"
@@ -20,7 +20,7 @@ class Labels:
     """Reads the labels of a source one after the other.
 
     Args:
-        given: What each label means, 0 or 1, as the user says; None understands the `PAIRS`.
+        given: What each label means, 0 or 1, according to the user; None understands the `PAIRS`.
 
     Raises:
         ConfigError: two of the given labels are the same.
@@ -41,24 +41,24 @@ class Labels:
             names: The table's own names of the class numbers, if it has any.
 
         Raises:
-            ValueError: it is not understood, or written in another way than those before it; the message can follow the
-                row's name.
+            ValueError: it is not understood, or not written as those before it; the message can follow the row's
+                name.
         """
-        if value is None or (isinstance(value, str) and not value.strip()) or value != value:  # NaN is not itself
+        if value is None or (isinstance(value, str) and not value.strip()) or value != value:  # NaN is never itself
             raise ValueError(f": label {value!r} is empty; leave the row out or fill it in")
         if names and type(value) is int:
             if not 0 <= value < len(names):
-                raise ValueError(f": label {value} is none of the table's classes ({_listed(names)}): it is unlabelled")
+                raise ValueError(f": label {value} is not among the table's classes ({_listed(names)}): unlabelled")
             value = names[value]
         word = plain(value)
         if self._given is not None:
             if word in self._given:
                 return self._given[word]
-            raise ValueError(f": label {value!r:.80} is none of those in data.labels ({_listed(self._given)})")
+            raise ValueError(f": label {value!r:.80} is not one of those in data.labels ({_listed(self._given)})")
         if word not in MEANING:
             unlabelled = "; -1 stands for unlabelled in many tables: leave such rows out" if word == "-1" else ""
             raise ValueError(
-                f": label {value!r:.80} is not understood: there are 2 classes (model.num_labels), 0, neg or negative"
+                f": label {value!r:.80} is not understood: there are two classes, 0, neg or negative"
                 f" and 1, pos or positive; {REMEDY}{unlabelled}"
             )
         pair, label = MEANING[word]
@@ -73,7 +73,7 @@ class Labels:
 
 
 def plain(value: Any) -> str:
-    """A label without what does not change what it says: capitals, space around it, the .0 of a whole number."""
+    """A label without what does not change its meaning: capitals, surrounding space, the .0 of a whole number."""
     return re.sub(r"(?<=\d)\.0+$", "", str(value).strip().casefold())
 
 

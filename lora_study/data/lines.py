@@ -1,7 +1,7 @@
 """Text files line by line: UTF-8, plain or gzipped, in lines that end at a newline and nowhere else.
 
 A carriage return before the newline belongs to the line's end. Every other character that some tools take for an end
-of line (a carriage return alone, a form feed, U+0085, U+2028) is part of the line that it stands in.
+of line (a lone carriage return, a form feed, U+0085, U+2028) is part of its line.
 """
 
 import gzip
@@ -12,9 +12,9 @@ from typing import Any, TextIO, cast
 
 from lora_study.base.errors import ConfigError, one_line
 
-LONGEST = 10_000_000  # characters in a line or field: beyond any review, but where a quote was never closed
+LONGEST = 10_000_000  # characters in a line or field: longer than any review, unless a quote was never closed
 
-# How to open a file for `Lines`: bytes that are not UTF-8 are kept apart, so that the line they are in is known.
+# How to open a file for `Lines`: bytes that are not UTF-8 are marked, so that their line can be named.
 AS_UTF8: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": "\n"}
 BROKEN_GZIP = (EOFError, zlib.error, gzip.BadGzipFile)
 
@@ -25,7 +25,7 @@ def open_text(path: Path, zipped: bool = False) -> TextIO:
 
 
 def decode(data: bytes, name: str | Path) -> str:
-    """Bytes of the file ``name`` as UTF-8 text, without a byte order mark.
+    """Decode bytes of the file ``name`` as UTF-8, without a byte order mark.
 
     Raises:
         ConfigError: a byte is not UTF-8; the message says which, and its line.
@@ -38,7 +38,7 @@ def decode(data: bytes, name: str | Path) -> str:
 
 
 class Lines:
-    """The lines of a text file with their ends, without a byte order mark, one at a time.
+    """The lines of a text file with their line ends, without a byte order mark, one at a time.
 
     Args:
         file: The file, opened as `AS_UTF8` says.
@@ -49,8 +49,8 @@ class Lines:
         last: The last of them.
 
     Raises:
-        ConfigError: on reading a line, if a byte of it is not UTF-8, or it holds a NUL as UTF-16 and binary files do,
-            or has no end, or the file is not whole.
+        ConfigError: on reading a line that is not UTF-8, holds a NUL as in UTF-16 and binary files, or never ends; or
+            if the file is incomplete.
     """
 
     def __init__(self, file: TextIO, name: str) -> None:
@@ -67,7 +67,7 @@ class Lines:
     def __next__(self) -> str:
         """The next line."""
         try:
-            # A line has an end: /dev/zero has none, nor has a file of gigabytes that is no text.
+            # A line must end: /dev/zero never does, nor may gigabytes that are not text.
             line = self._file.readline(LONGEST + 1)
         except BROKEN_GZIP as error:
             raise ConfigError(f"{self.name} is not a complete .gz file ({one_line(error)}); fetch it again") from error
@@ -78,7 +78,7 @@ class Lines:
             raise self._not_text(f"has over {LONGEST:,} characters; save it as UTF-8")
         try:
             length = len(line.encode())
-        except UnicodeEncodeError as error:  # a byte that is not UTF-8 was decoded to half a surrogate pair
+        except UnicodeEncodeError as error:  # a byte that is not UTF-8 became half a surrogate pair
             position = self._position + len(line[: error.start].encode())
             raise _not_utf8(self.name, position, self.number, ord(line[error.start]) - 0xDC00) from error
         if "\0" in line:

@@ -32,7 +32,7 @@ def load_reviews(config: DataConfig) -> pd.DataFrame:
         A review table: columns id, text, label (0 negative, 1 positive) and split (see `lora_study.data`).
 
     Raises:
-        ConfigError: the source is missing, not reachable or not readable, or holds something else than reviews of
+        ConfigError: the source is missing, not reachable or not readable, or holds something other than reviews of
             two classes.
     """
     origin = HUB_DATASET if config.source == "hub" else config.source
@@ -64,7 +64,7 @@ def source_tables(config: DataConfig) -> Iterator[Table]:
 
 
 def read_hub(revision: str | None) -> Table:
-    """The labelled reviews of stanfordnlp/imdb; HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE work as everywhere."""
+    """The labelled reviews of stanfordnlp/imdb; HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE work as usual."""
     import datasets  # slow to import, and only this source needs it
 
     try:
@@ -80,7 +80,7 @@ def read_hub(revision: str | None) -> Table:
         columns["label"] += part["label"]
         columns["id"] += [f"{split}/{row}" for row in range(len(part))]
         columns["split"] += [split] * len(part)
-    names = getattr(parts[0].features["label"], "names", None)  # of both parts: they are of one description
+    names = getattr(parts[0].features["label"], "names", None)  # those of both parts: they share one description
     return in_memory(HUB_DATASET, columns, {"label": names} if names else None)
 
 

@@ -14,7 +14,7 @@ def split_reviews(reviews: pd.DataFrame, config: DataConfig) -> dict[str, pd.Dat
 
     'pooled' cuts all reviews and ignores their official split, as the article does; 'official' tests on reviews of
     the official test split and cuts train and val from the official training split. Test is cut first, then val,
-    then train, so that a smaller train size keeps the other two parts and is nested in a larger one.
+    then train, so that a smaller train part leaves the other two unchanged and is nested in a larger one.
 
     Args:
         reviews: A review table.
@@ -49,7 +49,7 @@ def split_reviews(reviews: pd.DataFrame, config: DataConfig) -> dict[str, pd.Dat
 
 
 def stratified_order(reviews: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """The reviews shuffled such that every run of consecutive ones has the classes in proportion.
+    """The reviews shuffled so that every run of consecutive reviews has the classes in proportion.
 
     Each class is shuffled and its reviews are spread evenly over (0, 1): the k-th of n stands at (k + 1/2) / n.
     Reading all classes from left to right, any stretch holds each class's share of it, up to rounding.

@@ -1,7 +1,7 @@
 """Tables on disk, row by row in constant memory: .csv, .tsv, .jsonl, .ndjson and .parquet, also with .gz.
 
-The text formats are read by Python's csv and json. pandas and pyarrow.csv would be as short, but guess: "NA" as
-missing, "007" as a number, a field too few as an empty one; and they cannot say in which line a fault is.
+The text formats are read by Python's csv and json. pandas and pyarrow.csv would be just as short, but they guess ("NA"
+is missing, "007" a number, a missing field empty) and cannot say in which line a fault is.
 """
 
 import csv
@@ -28,7 +28,7 @@ JSON_LINES = (".jsonl", ".ndjson")
 KINDS = (*DELIMITERS, *JSON_LINES, ".parquet")
 OPTIONAL = ("id", "split")  # columns that a table may have or not
 BATCH = 1024  # rows of a Parquet file in memory
-STRAY = "\ud80d"  # what csv sees of a carriage return that ends no line; no UTF-8 text holds it
+STRAY = "\ud80d"  # what csv is given for a carriage return inside a line; no UTF-8 text holds it
 NOT_PARQUET = (pa.ArrowException, OSError, ValueError, KeyError, OverflowError)  # what damaged files were seen to raise
 
 Rows = Iterator[tuple[int | None, tuple[Any, ...]]]
@@ -36,14 +36,14 @@ Rows = Iterator[tuple[int | None, tuple[Any, ...]]]
 
 @dataclass(frozen=True)
 class Table:
-    """A table, of which nothing is read yet but what its columns are.
+    """A table of which only the columns' names have been read so far.
 
     Attributes:
         name: What to call it in an error.
-        columns: The columns' names, without space around them; None if there is no row to know them from.
-        rows: The rows' line (None where a file has no lines) and values in the given columns; to be called once.
-        classes: The names of the class numbers, of each column that has some (a ClassLabel of datasets).
-        split: Name of the split that the rows are of, if the file or folder is of one.
+        columns: The columns' names, without surrounding space; None if there is no row to tell them.
+        rows: Gives each row's line (None if a file has no lines) and values in the given columns; to be called once.
+        classes: For each column with class numbers (a ClassLabel of datasets), their names.
+        split: Name of the split that the rows belong to, if the file or folder belongs to one.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Table:
 
 
 def kind_of(path: PurePath) -> tuple[str, bool]:
-    """The ending of a file in small letters, and whether .gz follows it."""
+    """The ending of a file in lower case, and whether .gz follows it."""
     name = path.name.lower()
     return PurePath(name.removesuffix(".gz")).suffix, name.endswith(".gz")
 
@@ -64,7 +64,7 @@ def open_table(path: Path, name: str) -> Iterator[Table]:
     """The table in a file of one of the `KINDS`.
 
     Raises:
-        ConfigError: it is malformed; raised where it is, with the row and line.
+        ConfigError: it is malformed; raised at the place, with row and line.
         OSError: it cannot be opened.
     """
     kind, zipped = kind_of(path)
@@ -89,16 +89,16 @@ def in_memory(
 
 
 def quoted(names: Iterable[str]) -> str:
-    """Some names, in quotes; of many, those that come first."""
+    """Some names, in quotes; only the first of very many."""
     listed = list(names)
     more = f" and {len(listed) - 12} more" if len(listed) > 12 else ""
     return (", ".join(f"{name!r:.60}" for name in listed[:12]) or "none") + more
 
 
 def _delimited(lines: Lines, delimiter: str) -> Table:
-    """A table with a header line and fields apart by a delimiter, in quotes where they need them."""
+    """A table with a header line and fields separated by a delimiter, in quotes where needed."""
     csv.field_size_limit(LONGEST)  # csv's own, 131,072 characters, is for the whole process
-    record: list[str] = []  # the lines of the row that is read
+    record: list[str] = []  # the lines of the row being read
 
     def guarded() -> Iterator[str]:
         for line in lines:
@@ -117,10 +117,10 @@ def _delimited(lines: Lines, delimiter: str) -> Table:
         raise ConfigError(f"{lines.name} has carriage returns where lines end; save it with newlines")
     if len(names) == 1 and (other := re.search(r"[,;\t|]", names[0])):
         raise ConfigError(
-            f"{lines.name} has one column, {names[0]!r:.80}: its fields seem to be apart by {other.group()!r},"
+            f"{lines.name} has one column, {names[0]!r:.80}: its fields seem to be separated by {other.group()!r},"
             f" not {delimiter!r}; save it as .csv with commas or .tsv with tabs"
         )
-    # Who writes a space after each comma of the header does so in the rows, where a quote would else be text.
+    # A space after each comma of the header means the same in the rows, where a quote would otherwise be text.
     spaced = any(name.startswith(" ") for name in as_written[1:])
     reader = csv.reader(source, delimiter=delimiter, skipinitialspace=spaced, strict=True)
 
@@ -141,7 +141,7 @@ def _delimited(lines: Lines, delimiter: str) -> Table:
 def _fields(
     reader: Iterator[list[str]], lines: Lines, record: list[str], width: int
 ) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a delimited table with the line on which each begins; ``record`` holds a row as it is written."""
+    """The rows of a delimited table, each with its first line; ``record`` holds a row as it is written."""
     number = 0
     while True:
         record.clear()
@@ -165,7 +165,7 @@ def _fields(
 
 
 def _oddity(line: str) -> str | None:
-    """What is odd about the quotes of a line, for whoever has to repair it."""
+    """What is odd about the quotes in a line, to help repair it."""
     if '\\"' in line:
         return r'it has \" in it; write a quote inside a field as two, ""'
     if re.search(r'"[ \r]+([,\t]|\r?$)|[,\t] +"', line):
@@ -195,7 +195,7 @@ def _json_lines(lines: Lines) -> Table:
 
 
 def _objects(lines: Lines) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The JSON objects of a text and their lines; blank lines are passed over."""
+    """The JSON objects of a text and their lines; blank lines are skipped."""
     for line in lines:
         if not line.strip():
             continue
@@ -210,7 +210,7 @@ def _objects(lines: Lines) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, of which json would take the last of two values with one name."""
+    """A JSON object with each name once; json would take the last of two values."""
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(name for name, _ in pairs if [other for other, _ in pairs].count(name) > 1)
@@ -220,7 +220,7 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 @contextmanager
 def _unpacked(path: Path, name: str) -> Iterator[BinaryIO]:
-    """A gzipped file, unpacked into a temporary one: Parquet is read from its end."""
+    """A gzipped file, unpacked into a temporary one, because Parquet is read from its end."""
     with tempfile.TemporaryFile() as plain:
         try:
             with gzip.open(path) as packed:
@@ -261,7 +261,7 @@ def arrow_rows(batches: Iterable[pa.RecordBatch], name: str, columns: Sequence[s
 
 
 def class_names(schema: pa.Schema) -> dict[str, list[str]]:
-    """The names of class numbers that datasets writes into a file, by column.
+    """The names of class numbers by column, as datasets writes them into a file.
 
     Raises:
         ValueError: the metadata are damaged.

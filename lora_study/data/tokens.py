@@ -1,7 +1,7 @@
 """Tokenised reviews, cached on disk.
 
-Reviews are tokenised once per text, tokenizer and length. Tokens lie one review after the other in one flat array,
-unpadded, so that 35,000 reviews take about 40 MB and batches are padded only to their own longest review.
+Reviews are tokenised once per text, tokenizer and length. Their tokens follow one another in one flat array, unpadded,
+so that 35,000 reviews take about 40 MB and batches are padded only to their own longest review.
 """
 
 import json
@@ -52,8 +52,8 @@ def tokenise(
 ) -> TokenisedReviews:
     """Tokenise a review table, or take its tokens from the cache.
 
-    Runs may share the cache: of several that want the same tokens one makes them and the others wait. A damaged
-    entry is made again. A folder that cannot be used is reported as a logged warning, and costs only time.
+    Runs may share the cache: if several want the same tokens, one makes them and the others wait. A damaged entry is
+    made again. A folder that cannot be used is logged as a warning, and costs only time.
 
     Args:
         reviews: A review table.
@@ -85,7 +85,7 @@ def encode(texts: list[str], tokenizer: PreTrainedTokenizerFast, max_length: int
 
 
 def tokenizer_content(tokenizer: PreTrainedTokenizerFast) -> str:
-    """All of a fast tokenizer that decides its tokens, as one JSON text.
+    """Everything in a fast tokenizer that affects its tokens, as one JSON text.
 
     Calling a tokenizer leaves that call's truncation and padding behind in it, so these do not count.
     """

@@ -6,7 +6,7 @@
     merged = merge_lora(model)              # a plain model again
     unmerge_lora(model, merged)             # and back
 
-`layers` has the mathematics, `injection` puts it into a model, `merging` adds it to the weights. They need torch alone.
+`layers` has the mathematics, `injection` puts it into a model, `merging` adds it to the weights. They need only torch.
 """
 
 from lora_study.lora.injection import ALIASES, inject_lora, lora_layers, lora_parameters, parameter_groups

@@ -1,6 +1,6 @@
-"""Several adapters over one base model; and the two functions that write an adapter's folder and read it.
+"""Several adapters over one base model, and the two functions that write and read an adapter's folder.
 
-A folder holds `adapter_config.json` and `adapter_model.safetensors`, a few MB beside a base model of hundreds. PEFT
+A folder holds `adapter_config.json` and `adapter_model.safetensors`, a few MB for a base model of hundreds. PEFT
 and transformers load what is written here, and LoRA and DoRA adapters written by PEFT load here, over any network.
 """
 
@@ -18,11 +18,11 @@ __all__ = ["WEIGHTS", "Adapters", "load_adapter", "save_adapter"]
 
 
 class Adapters:
-    """Several adapters over one base model, of which one at a time, or none, is in use.
+    """Several adapters over one base model, of which at most one is in use at a time.
 
     Switching puts other modules in the places of the adapted ones; no tensor is written to, so going back to an
     adapter or to the plain model gives exactly the outputs it gave before. An adapter that was merged into the base
-    cannot be switched before it is unmerged.
+    must be unmerged before switching.
 
     Args:
         model: Any network without LoRA, or what wraps it (torch.compile, DistributedDataParallel); it is changed in
@@ -40,12 +40,12 @@ class Adapters:
         return list(self._adapters)
 
     def load(self, name: str, folder: Path | str) -> None:
-        """Read an adapter folder and keep it under a name; which one is in use does not change.
+        """Read an adapter folder and keep it under a name; the adapter in use does not change.
 
         Raises:
             ConfigError: the name is taken, the folder is refused as by `load_adapter`, or the adapter in use is merged.
         """
-        check(name not in self._adapters, "adapter", name, "there is one of that name; remove it first")
+        check(name not in self._adapters, "adapter", name, "there already is one with that name; remove it first")
         active = self.active
         self.use(None)
         try:
@@ -81,7 +81,7 @@ class Adapters:
         self.active = name
 
     def remove(self, name: str) -> None:
-        """Forget an adapter; if it is in use, the plain model is left.
+        """Forget an adapter; if it was in use, the plain model remains.
 
         Raises:
             ConfigError: no adapter has that name, or it is merged.

@@ -1,7 +1,7 @@
 """What LoRA meets in the networks of other libraries, kept out of the mathematics.
 
-Networks ask a linear layer for more than its output, store its weight transposed, compute in several types of numbers,
-and read a layer's weight instead of calling it.
+Networks ask a linear layer for more than its output, store its weight transposed, compute in several number types, and
+read a layer's weight instead of calling it.
 """
 
 from typing import Any, TypeVar
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 Number = TypeVar("Number", int, float)
 
-# Layers whose weights are read by the module that has them, which never calls them; by the name of its forward, so
-# that torch suffices and a subclass with a forward of its own is another matter.
+# Layers whose weights their module reads without ever calling them; by the name of its forward, so that torch is all
+# this needs, and a subclass with a forward of its own is not taken for its base.
 ONLY_READ = {
     "torch.nn.modules.activation.MultiheadAttention.forward": ("out_proj",),
     "transformers.models.wavlm.modeling_wavlm.WavLMAttention.forward": ("q_proj", "k_proj", "v_proj", "out_proj"),
@@ -21,7 +21,7 @@ ONLY_READ = {
 
 
 class StandsForLinear(nn.Module):
-    """A module in the place of a linear layer: it answers what code around a model asks of such a layer.
+    """A module in place of a linear layer: it has what code around a model asks of such a layer.
 
     Args:
         linear: The layer it stands for; nn.Linear, or the Conv1D of GPT-2.
@@ -32,15 +32,15 @@ class StandsForLinear(nn.Module):
         self.linear = linear
 
     def adapted_weight(self) -> Tensor:
-        """The weight with which a plain layer would compute the same, in fp32 or fp64."""
+        """The weight that would make a plain layer compute the same, in fp32 or fp64."""
         raise NotImplementedError
 
     @property
     def weight(self) -> Tensor:
         """The adapted weight in the linear layer's type, for networks that read it instead of calling the layer.
 
-        torch's own TransformerEncoderLayer and MultiheadAttention do; without this they would pass LoRA by. It is
-        computed anew whenever it is asked for.
+        torch's own TransformerEncoderLayer and MultiheadAttention do; without this they would bypass LoRA. It is
+        computed again on every access.
         """
         return self.adapted_weight().to(weight_of(self.linear).dtype)
 
@@ -101,7 +101,7 @@ def widths(linear: nn.Module) -> tuple[int, int]:
 
 
 def is_only_read(owner: nn.Module, key: str) -> bool:
-    """Whether a module is known to read the weight of a layer of its own and never to call it.
+    """Whether a module is known to read the weight of one of its layers and never call the layer.
 
     The update works either way, through the layer's `weight`. What needs a call does not: dropout, and PEFT.
     """
@@ -110,7 +110,7 @@ def is_only_read(owner: nn.Module, key: str) -> bool:
 
 
 def in_one_type(x: Tensor, *factors: Tensor) -> tuple[Tensor, ...]:
-    """What is to be multiplied, in a type that holds all of it; as it is where autocast chooses the type."""
+    """The factors of a product, in a type that holds them all; unchanged where autocast chooses the type."""
     device = x.device.type
     autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     if autocast and x.dtype != torch.float64:  # it leaves fp64 alone
@@ -120,10 +120,10 @@ def in_one_type(x: Tensor, *factors: Tensor) -> tuple[Tensor, ...]:
 
 
 def plain_number(name: str, value: Any, kind: type[Number]) -> Number:
-    """A number of Python's, which any file can hold, from one of any library's.
+    """A Python number, which any file can hold, from any library's number.
 
     Raises:
-        ValueError: it is no number, not whole where it must be, or not finite.
+        ValueError: it is not a number, not whole where it must be, or not finite.
     """
     plain = value.item() if getattr(value, "ndim", None) == 0 else value
     if isinstance(plain, bool) or not isinstance(plain, int | kind) or not abs(plain) < 1e38:  # NaN is not, either

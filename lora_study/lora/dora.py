@@ -1,12 +1,12 @@
-"""DoRA: LoRA that learns how long each row of a weight is apart from where it points.
+"""DoRA: LoRA that learns the length of each row of a weight separately from its direction.
 
 DoRA (Liu et al., arXiv 2402.09353, section 4) writes the weight as a magnitude m times a direction, trains m itself
 and lets LoRA turn the direction:
 
     W' = m · (W + Δ) / ‖W + Δ‖        Δ = scaling · (A B)ᵀ: (out, in)    ‖·‖: length of each row    m: (out,)
 
-m starts as ‖W‖ and Δ at zero, so training starts from the unchanged model, as with LoRA. It costs one number more per
-output and, at every step, some passes over the weight to know its lengths.
+m starts as ‖W‖ and Δ at zero, so training starts from the unchanged model, as with LoRA. It costs one more number per
+output and, at every step, a few passes over the weight to compute the lengths.
 
     inject_lora(model, ["query", "value"], layer=LinearWithDoRA)
 """
@@ -20,7 +20,7 @@ from lora_study.lora.layers import LinearWithLoRA, LoRALayer
 class LinearWithDoRA(LinearWithLoRA):
     """A linear layer, the low-rank update beside it, and the length of each row of their sum.
 
-    Dropout acts on the update alone, as in LoRA. (PEFT, when it trains with dropout, also drops inputs of
+    Dropout acts on the update alone, as in LoRA. (PEFT, when training with dropout, also drops inputs of
     (m / ‖W + Δ‖ - 1) W x, at the price of a second product with W.)
 
     Args:
@@ -38,7 +38,7 @@ class LinearWithDoRA(LinearWithLoRA):
     def forward(self, x: Tensor) -> Tensor:
         """The adapted layer's output: (..., in_features) -> (..., out_features)."""
         y, scale = super().forward(x), self._scale(super().adapted_weight())
-        # The bias is not scaled. All in fp32, whatever y is: bf16 cannot tell a scale of 1.003 from 1.
+        # The bias is not scaled. All of this is in fp32, whatever y is: bf16 cannot tell a scale of 1.003 from 1.
         scaled = scale * y if self.bias is None else scale * y + (1 - scale) * self.bias
         return scaled.to(y.dtype)
 
@@ -53,6 +53,6 @@ class LinearWithDoRA(LinearWithLoRA):
         return self.magnitude / self._lengths(adapted.detach())
 
     def _lengths(self, adapted: Tensor) -> Tensor:
-        """The length of what leads to each output: (out,)."""
+        """The length of the weights that lead to each output: (out,)."""
         lengths: Tensor = torch.linalg.vector_norm(adapted, dim=1 if isinstance(self.linear, nn.Linear) else 0)
         return lengths.clamp_min(torch.finfo(lengths.dtype).tiny)  # zeros have no direction; they stay zeros, not NaN

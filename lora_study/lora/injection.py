@@ -1,6 +1,6 @@
-"""Putting LoRA into a finished model: which layers the targets name, and which of them can have an update beside them.
+"""Putting LoRA into a finished model: which layers the targets name, and which of these can have an update beside them.
 
-A model that is refused is left as it was.
+A model that is refused is left unchanged.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from torch import nn
 from lora_study.lora.compatibility import is_only_read, widths
 from lora_study.lora.layers import LinearWithLoRA, LoRALayer, Scaling
 
-# What a target may be called, and what the layer is named in DistilBERT.
+# Short names of targets, and what the layers are called in DistilBERT.
 ALIASES: dict[str, tuple[str, ...]] = {
     "query": ("attention.q_lin",),
     "key": ("attention.k_lin",),
@@ -22,7 +22,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "mlp": ("ffn.lin1", "ffn.lin2"),
     "head": ("pre_classifier", "classifier"),
 }
-# transformers' linear layer with a transposed weight (GPT-2); known by name so that torch suffices.
+# transformers' linear layer with a transposed weight (GPT-2); known by name, so that only torch is needed.
 CONV1D = "transformers.pytorch_utils.Conv1D"
 PATCHED = "it has forward hooks or a forward of its own, which may change what it computes; remove them first"
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -41,9 +41,9 @@ def inject_lora(
 ) -> list[str]:
     """Put a LoRA update beside every linear layer that a target names, in place.
 
-    The output of the model does not change (B is zero), nor what else requires gradients: freeze the model first. A
-    layer that stands in several places is adapted in all of them, with one update. Layers that share no more than a
-    weight have an update each.
+    The model's output does not change (B is zero), nor does what else requires gradients: freeze the model first. A
+    layer that stands in several places is adapted in all of them, with one update. Layers that share only a weight
+    get an update each.
 
     Args:
         model: Any network; one whose layers are named as DistilBERT's can use the names in `ALIASES`.
@@ -54,10 +54,10 @@ def inject_lora(
         scaling: See `LoRALayer`.
         dropout: Dropout probability on the input of the updates.
         generator: Source of the random A.
-        layer: What holds a linear layer and its update: `LinearWithLoRA`, or `lora_study.lora.dora.LinearWithDoRA`.
+        layer: The module for a layer and its update: `LinearWithLoRA`, or `lora_study.lora.dora.LinearWithDoRA`.
 
     Returns:
-        The names of the adapted layers, in the model's order; of a layer in several places, its first name.
+        The names of the adapted layers, in the model's order; a layer in several places has its first name.
 
     Raises:
         ValueError: a target matches no linear layer, one that is adapted already, or one whose weight is computed,
@@ -103,7 +103,7 @@ def find_linears(model: nn.Module, targets: Sequence[str] | str) -> dict[str, nn
         ]
         for name in matches:
             if isinstance(modules[name], LinearWithLoRA) or modules[name] in inside:
-                raise ValueError(f"target {target!r}: {name} has a LoRA update already; merge it first")
+                raise ValueError(f"target {target!r}: {name} already has a LoRA update; merge it first")
             if name in linears and (reason := objection(modules[name])):
                 raise ValueError(f"target {target!r}: {name} cannot be adapted: {reason}")
         if not any(name in linears for name in matches):
@@ -120,7 +120,7 @@ def find_linears(model: nn.Module, targets: Sequence[str] | str) -> dict[str, nn
 
 
 def objection(layer: nn.Module) -> str | None:
-    """Why a layer is not the plain product x Wᵀ + b, beside which an update can stand and to which it can be added.
+    """Why a layer is not the plain product x Wᵀ + b, which an update can stand beside and be added to.
 
     Returns:
         The reason and what would help; None for a plain linear layer.
@@ -132,7 +132,7 @@ def objection(layer: nn.Module) -> str | None:
         return "its weight is computed or its bias is (parametrised, normed, pruned); make them plain parameters first"
     if type(weight) is not nn.Parameter or weight.dtype not in FLOATS or weight.layout != torch.strided:
         kind = f"{type(weight).__name__} of {weight.dtype}"
-        return f"its weight is a {kind}, quantised, packed or not there yet; load it as plain numbers, such as float32"
+        return f"its weight is a {kind}, quantised, packed or not loaded yet; load it as plain numbers, such as float32"
     if weight.dim() != 2:
         return f"its weight has the shape {tuple(weight.shape)}; gather the whole matrix first"
     if is_patched(layer):
@@ -141,12 +141,12 @@ def objection(layer: nn.Module) -> str | None:
 
 
 def is_patched(module: nn.Module) -> bool:
-    """Whether a module may compute something else than its class does."""
+    """Whether a module may compute something other than its class does."""
     return bool("forward" in vars(module) or module._forward_pre_hooks or module._forward_hooks)
 
 
 def replace(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
-    """Put other modules in the place of some, wherever each of them stands, in place."""
+    """Replace some modules by others, wherever each of them stands, in place."""
     for owner in list(model.modules()):
         for key, module in list(owner._modules.items()):
             if module is not None and module in new:
@@ -161,17 +161,17 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, LinearWithLoRA]]:
 
 
 def lora_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    """Every A and B in the model, and DoRA's magnitudes: chosen by the type of what holds them, not by name."""
+    """Every A and B in the model, and DoRA's magnitudes: chosen by the type of their module, not by name."""
     for module in model.modules():
         if isinstance(module, (LoRALayer, LinearWithLoRA)):
             yield from module.parameters(recurse=False)
 
 
 def parameter_groups(model: nn.Module, learning_rate: float, lr_ratio: float = 1.0) -> list[dict[str, Any]]:
-    """The parameters that require gradients, as an optimizer takes them; every B at learning_rate · lr_ratio.
+    """The parameters that require gradients, in groups for an optimizer; every B learns at learning_rate · lr_ratio.
 
-    That is LoRA+ (Hayou et al., arXiv 2402.12354): in a wide model B, which starts at zero, learns too slowly at the
-    rate that suits A. Its authors suggest a ratio of 16. With a ratio of 1, or without LoRA, there is one group.
+    This is LoRA+ (Hayou et al., arXiv 2402.12354): in a wide model B, which starts at zero, learns too slowly at the
+    rate that suits A. The authors suggest a ratio of 16. With a ratio of 1, or without LoRA, there is one group.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     faster = {id(module.lora_B) for module in model.modules() if isinstance(module, LoRALayer) and lr_ratio != 1}
@@ -197,7 +197,7 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _is_like_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear layer or says it is one, as quantised layers do: no target passes it by silently."""
+    """Whether a module is a linear layer or looks like one, as quantised layers do: no target skips it silently."""
     conv1d = hasattr(module, "nf") and any(kind.__name__ == "Conv1D" for kind in type(module).__mro__)
     return (
         isinstance(module, nn.Linear) or conv1d or (hasattr(module, "in_features") and hasattr(module, "out_features"))
@@ -205,11 +205,11 @@ def _is_like_linear(module: nn.Module) -> bool:
 
 
 def _places(model: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]]:
-    """What holds a module, and under which key; every place of it."""
+    """Every place where a module stands: what holds it, and under which key."""
     return [(owner, key) for owner in model.modules() for key, child in owner._modules.items() if child is module]
 
 
 def _listing(linears: Mapping[str, nn.Module]) -> str:
-    """The linear layers there are, with the blocks of a deep network folded into one pattern."""
+    """The linear layers of a model, with the blocks of a deep network folded into one pattern."""
     folded = dict.fromkeys(".".join("*" if part.isdigit() else part for part in name.split(".")) for name in linears)
     return ", ".join(folded) or "no linear layer"

@@ -68,7 +68,7 @@ class LoRALayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The update for x: (..., in_features) -> (..., out_features); of fp32 where x is of lower precision."""
+        """The update for x: (..., in_features) -> (..., out_features), in fp32 if x is of lower precision."""
         x, A, B = in_one_type(x, self.lora_A, self.lora_B)
         update: Tensor = self.scaling * (self.dropout(x) @ A @ B)
         return update
@@ -76,11 +76,11 @@ class LoRALayer(nn.Module):
     def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The same update as a matrix, scaling · A B: (in_features, out_features)."""
         A, B = self.lora_A.to(dtype), self.scaling * self.lora_B.to(dtype)
-        # In memory as nn.Linear has its weight: to add one that lies across takes several times as long.
+        # Laid out as nn.Linear's weight: adding a transposed one takes several times as long.
         return (B.T @ A.T).T
 
     def extra_repr(self) -> str:
-        """What is printed of it."""
+        """What printing the module shows."""
         (in_features, r), (_, out_features) = self.lora_A.shape, self.lora_B.shape
         return f"in_features={in_features}, out_features={out_features}, r={r}, scaling={self.scaling:g}"
 
@@ -98,13 +98,13 @@ class LinearWithLoRA(StandsForLinear):
         self.lora = lora.to(weight_of(linear).device)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The adapted layer's output: (..., in_features) -> (..., out_features), of the linear layer's type."""
+        """The adapted layer's output: (..., in_features) -> (..., out_features), in the linear layer's type."""
         y: Tensor = self.linear(x)
         update: Tensor = self.lora(x)
         return (y + update).to(y.dtype)
 
     def adapted_weight(self) -> Tensor:
-        """W + scaling · (A B)ᵀ in fp32, or fp64 beside fp64; laid out as the linear layer has W."""
+        """W + scaling · (A B)ᵀ in fp32, or in fp64 beside fp64; laid out like W."""
         weight = weight_of(self.linear)
         dtype = torch.promote_types(weight.dtype, torch.float32)
         delta = self.lora.delta(dtype)

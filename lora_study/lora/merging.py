@@ -1,6 +1,6 @@
 """Adding LoRA to the weights of a model, and taking it out again.
 
-All layers are merged or none, and the model computes what it computed, up to the rounding of the weights' type.
+Either all layers are merged or none, and the model computes the same as before, up to rounding in the weights' type.
 """
 
 from collections import Counter
@@ -19,16 +19,16 @@ def merge_lora(model: nn.Module) -> dict[str, tuple[LinearWithLoRA, Tensor]]:
 
     The sum is formed in fp32, or fp64 beside fp64, and stored in the weight's own type, so load the base model in fp32
     to keep all of the update. A model without LoRA is left as it is, so merging twice is harmless. A weight that was
-    tied to another, as GPT-2's lm_head is to its embedding, is tied no more: saved and loaded again it keeps what was
+    tied to another, as GPT-2's lm_head is to its embedding, is no longer tied: saved and loaded again it keeps what was
     merged, but transformers' tie_weights(), which resize_token_embeddings() calls, would undo it.
 
     Returns:
-        The adapted layer and the weight W that it had, by layer name, as `unmerge_lora` takes them. Drop them to free
-        the memory of the old weights.
+        The adapted layer and its old weight W by layer name, for `unmerge_lora`. Drop them to free the memory of the
+        old weights.
 
     Raises:
         ValueError: a layer cannot be merged, because a number in it or in the sum is not finite or because the layer
-            is not plain any more (pruned, quantised, hooked); the model is then unchanged.
+            is no longer plain (pruned, quantised, hooked); the model is then unchanged.
     """
     layers = dict(lora_layers(model))
     places = Counter(child for owner in model.modules() for child in owner._modules.values())
@@ -48,9 +48,9 @@ def merge_lora(model: nn.Module) -> dict[str, tuple[LinearWithLoRA, Tensor]]:
 
 
 def unmerge_lora(model: nn.Module, removed: Mapping[str, tuple[LinearWithLoRA, Tensor]]) -> None:
-    """Undo `merge_lora` exactly: the adapted layers take their places again, and the old weights theirs.
+    """Undo `merge_lora` exactly: adapted layers and old weights return to their places.
 
-    Where the model was moved, converted or put in another mode since, they follow.
+    If the model was moved, converted or put in another mode since, they follow.
 
     Raises:
         ValueError: a layer is not the one that was merged; the model is then unchanged.
@@ -76,14 +76,14 @@ def _objection(model: nn.Module, layer: LinearWithLoRA, places: Mapping[nn.Modul
     if any(is_patched(module) for module in layer.modules()):
         return PATCHED
     if places[layer.linear] > 1:
-        return "its linear layer stands in another place, too, where it has no update; give one of them a copy"
+        return "its linear layer also stands in another place, where it has no update; give one of them a copy"
     if any(parameter.is_meta for parameter in layer.parameters()):
         return "it has no numbers yet (device meta); load its weights first"
     return None
 
 
 def _merged(name: str, layer: LinearWithLoRA) -> Tensor:
-    """The adapted weight, of finite numbers."""
+    """The adapted weight, checked to be finite."""
     base = weight_of(layer.linear)
     with torch.no_grad(), torch.autocast(base.device.type, enabled=False):
         weight = layer.weight

@@ -21,10 +21,10 @@ def read_weights(
         path: A safetensors file. No other format is read: nothing is unpickled.
         expected: Shape of each tensor the file must hold.
         remedy: What the user can do about a file that is refused.
-        optional: Shape of each tensor it may hold besides.
+        optional: Shape of each further tensor it may hold.
 
     Raises:
-        ConfigError: the file is missing, damaged or in another format, or a tensor is missing, left over, of
+        ConfigError: the file is missing, damaged or in another format, or a tensor is missing, unexpected, of
             another shape or not finite.
     """
     try:
@@ -49,14 +49,14 @@ def read_weights(
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all numbers of a tensor are."""
+    """Whether all numbers in a tensor are finite."""
     if tensor.is_floating_point() and tensor.element_size() == 1:
-        tensor = tensor.float()  # torch has no such question for 8 bits
+        tensor = tensor.float()  # torch cannot tell for 8-bit types
     return bool(tensor.isfinite().all())
 
 
 def _foreign_format(path: Path) -> str | None:
-    """What a file is that is often mistaken for weights, or None."""
+    """What a file that is often mistaken for weights really is, or None."""
     if not path.is_file():
         return None
     if zipfile.is_zipfile(path):

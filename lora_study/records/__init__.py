@@ -1,1 +1,1 @@
-"""What a run leaves, and the folder that it leaves it in."""
+"""What a run leaves behind, and the folder it leaves it in."""

@@ -108,7 +108,7 @@ def test_odd_csv_is_read_as_it_is_meant(tmp_path, content, text, label):
         ('label,text\n0, "a, film"\n1,b\n', ["row 1 (line 2) has 3 fields", "quote"]),
         ('text,label\na,0\n"b,1\nc,0\n', ["row 2 (line 3)", "never closed"]),
         ("text,label\ra,0\rb,1\r", ["carriage returns"]),
-        ("text;label\na;0\nb;1\n", ["one column, 'text;label'", "apart by ';'"]),
+        ("text;label\na;0\nb;1\n", ["one column, 'text;label'", "separated by ';'"]),
         ('text,label\n"a\nb",0\n,1\n', ["line 4: row 2 has no text"]),
         ("text,label,label\na,0,1\nb,1,0\n", ["2 columns called 'label'"]),
         ("text, text ,label\na,a,1\nb,b,0\n", ["2 columns called 'text'"]),
@@ -148,7 +148,7 @@ def test_columns_and_labels_are_what_the_user_says(tmp_path):
     assert to_predict(path, "stars", "note") == [("1", "5"), ("2", "1.0"), ("3", "4")]
     assert to_predict(path, None, "body") == [("1", "a"), ("2", "b"), ("3", "c")]
     assert "no column 'nope', only 'text', 'note', 'stars', 'label'" in refusal(path, text_column="nope")
-    assert "label '4' is none of those" in refusal(path, label_column="stars", labels={"1": 0, "5": 1})
+    assert "label '4' is not one of those" in refusal(path, label_column="stars", labels={"1": 0, "5": 1})
     assert "name each label once" in str(_config_error(path, labels={"bad": 0, "Bad ": 1}))
 
 
@@ -187,9 +187,9 @@ def test_labels_are_what_they_say(tmp_path, values, expected):
     ("values", "words"),
     [
         ([0, -1], ["row 2: label -1", "unlabelled"]),
-        (["0", "1", "2"], ["row 3: label '2'", "2 classes", "model.num_labels", "data.labels"]),
+        (["0", "1", "2"], ["row 3: label '2'", "two classes", "data.labels"]),
         ([0, 1, 1.5], ["row 3: label 1.5"]),
-        (["neg", "pos", "neutral"], ["row 3: label 'neutral'", "2 classes"]),
+        (["neg", "pos", "neutral"], ["row 3: label 'neutral'", "two classes"]),
         ([0, "pos"], ["row 2: label 'pos' stands among labels such as 0"]),
         ([0, True], ["row 2: label True stands among"]),
         ([0, "1"], ["row 2: label '1' stands among"]),
@@ -230,7 +230,7 @@ def test_class_numbers_whose_names_do_not_say_are_refused_until_the_user_does(tm
     assert "row 1: label 'good'" in refusal(path)
     assert load(path, labels={"bad": 0, "good": 1})["label"].tolist() == [1, 0, 0]
     path = class_label(tmp_path / "r.parquet", ["neg", "pos"], [0, 1, -1])
-    assert "row 3: label -1 is none of the table's classes ('neg', 'pos'): it is unlabelled" in refusal(path)
+    assert "row 3: label -1 is not among the table's classes ('neg', 'pos'): unlabelled" in refusal(path)
     path = class_label(tmp_path / "r.parquet", ["neg", "neutral", "pos"], [0, 1, 2])
     assert "row 2: label 'neutral'" in refusal(path)
     assert "cannot be read as Parquet" in refusal(class_label(tmp_path / "r.parquet", {"0": "neg"}, [0, 1]))

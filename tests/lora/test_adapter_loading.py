@@ -185,7 +185,7 @@ def test_a_layer_in_two_places_comes_back_in_both(tmp_path):
     inject_lora(model, ["2"], r=2)
     for parameter in model[0].lora.parameters():
         nn.init.normal_(parameter)
-    with pytest.warns(UserWarning, match="PEFT adapts one place alone of 0, 2"):
+    with pytest.warns(UserWarning, match="PEFT adapts only one of the places 0, 2"):
         save_adapter(model, tmp_path)
     ours, x = network(), torch.randn(3, 4)
     assert load_adapter(ours, tmp_path) == ["0", "2"]

@@ -391,7 +391,7 @@ def test_a_folder_without_an_adapter_and_a_model_with_one_are_refused(build, fol
     assert "name an adapter's folder" in refusal(build("distilbert"), tmp_path)
     (tmp_path / "record.json").write_text("{}")
     assert "lora-study export" in refusal(build("distilbert"), tmp_path)
-    assert "has a LoRA update already" in refusal(adapted(build("distilbert")), folder)
+    assert "already has a LoRA update" in refusal(adapted(build("distilbert")), folder)
 
 
 # Several adapters over one base.

@@ -219,6 +219,6 @@ def test_a_layer_that_has_an_update_in_one_place_gets_no_second_in_another():
     model = nn.Sequential(shared, nn.Tanh())
     inject_lora(model, ["0"], r=2)
     model.append(shared)
-    with pytest.raises(ValueError, match="2 has a LoRA update already"):
+    with pytest.raises(ValueError, match="2 already has a LoRA update"):
         inject_lora(model, ["2"], r=2)
     assert [name for name, _ in lora_layers(model)] == ["0"]

@@ -71,7 +71,7 @@ def test_what_holds_the_infinity_is_named():
 def test_a_layer_that_stands_elsewhere_without_its_update_is_not_changed_there():
     shared = nn.Linear(4, 4)
     model = nn.Sequential(LinearWithLoRA(shared, LoRALayer(4, 4, 2, 1)), shared)
-    with pytest.raises(ValueError, match="0 cannot be merged: its linear layer stands in another place"):
+    with pytest.raises(ValueError, match="0 cannot be merged: its linear layer also stands in another place"):
         merge_lora(model)
 
 

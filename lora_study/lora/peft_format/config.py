@@ -12,7 +12,7 @@ from lora_study.base.errors import ConfigError, check, one_line
 from lora_study.base.files import read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
-# Modules that a task's adapters of PEFT store whole, whether their modules_to_save says so or not.
+# Modules that PEFT's adapters for a task store whole, whether or not their modules_to_save says so.
 IMPLIED = {
     **dict.fromkeys(("SEQ_CLS", "TOKEN_CLS"), ("classifier", "score")),
     "QUESTION_ANS": ("qa_outputs",),
@@ -26,13 +26,13 @@ INERT = {
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """What is read of an adapter_config.json; the names are PEFT's.
+    """The part of an adapter_config.json that is read; the names are PEFT's.
 
     Attributes:
         r: Rank.
         lora_alpha: Strength of the update; the factor on it is lora_alpha / r.
         target_modules: Adapted layers: full names or their last parts, or a regular expression for full names.
-        exclude_modules: Layers that are not adapted though they are targets.
+        exclude_modules: Layers that are not adapted even if they are targets.
         modules_to_save: Ends of the names of modules that are stored whole, such as the head.
         task_type: What the model is for; adapters of classifiers store the head, see `IMPLIED`.
         layers_to_transform: Numbers of the blocks that are adapted, or the one number; all if None or empty.
@@ -42,7 +42,7 @@ class PeftConfig:
         use_rslora: Whether the factor is lora_alpha / sqrt(r) instead.
         use_dora: Whether the layers are DoRA's.
         lora_dropout: Dropout probability on the input of the updates.
-        init_lora_weights: How the weights were drawn; some ways change the base weights too.
+        init_lora_weights: How the weights were initialised; some ways change the base weights too.
     """
 
     r: int
@@ -62,11 +62,11 @@ class PeftConfig:
 
     @property
     def stored_whole(self) -> list[str]:
-        """Ends of the names of modules that are stored whole, those that the task implies included."""
+        """Ends of the names of modules that are stored whole, including those that the task implies."""
         return [*self.modules_to_save, *IMPLIED.get(self.task_type or "", ())]
 
     def adapts(self, layer: str) -> bool:
-        """Whether a layer of that name gets an update."""
+        """Whether a layer with that name gets an update."""
         if matches(self.exclude_modules, layer) or not matches(self.target_modules, layer):
             return False
         blocks = [self.layers_to_transform] if isinstance(self.layers_to_transform, int) else self.layers_to_transform
@@ -145,12 +145,12 @@ def _pattern(patterns: Mapping[str, float], layer: str, default: float) -> float
 
 
 def _block_below(blocks: Any) -> str:
-    """A pattern for layers of the numbered blocks of a list of that name."""
+    """A pattern for layers in the numbered blocks of a list with that name."""
     return rf"(?:^|.*?\.){blocks}\.(?P<block>\d+)\."
 
 
 def _is_off(value: Any) -> bool:
-    return value is None or value is False or value in ("", "none", [], {})  # 0 is a number, and not off
+    return value is None or value is False or value in ("", "none", [], {})  # 0 is a number and counts as set
 
 
 def _is_number(value: Any) -> bool:

@@ -33,7 +33,7 @@ REMEDY = (
 
 @dataclass(frozen=True)
 class Change:
-    """One place in a model: what stands there, and what an adapter puts there.
+    """One place in a model: what stands there, and what an adapter puts in its stead.
 
     Attributes:
         name: The place's name in the model.
@@ -54,7 +54,7 @@ class Change:
         return getattr(self.owner, self.key, None) is part
 
     def put(self, part: nn.Module | Tensor) -> None:
-        """Put a part in the place, on the device and in the mode and type of what is there.
+        """Put a part in the place, with the device, mode and type of what is there now.
 
         The model may have been moved, or put in another mode, while this part was out of it.
         """
@@ -75,9 +75,9 @@ class Change:
 def load_adapter(model: nn.Module, folder: Path | str) -> list[str]:
     """Put a PEFT adapter into the base model it was trained on, in place.
 
-    The new layers are in the model's mode (training or not) and require gradients, as does what else was trained with
-    them; a stored head takes the place of the model's own and requires them if that did. DistributedDataParallel does
-    not know new parameters: load before it wraps a model that is to be trained.
+    The new layers are in the model's mode (training or not) and require gradients, as does whatever else was trained
+    with them; a stored head replaces the model's own and requires gradients if that one did. DistributedDataParallel
+    does not know new parameters: load before it wraps a model that is to be trained.
 
     Args:
         model: The base model: any network without LoRA, or what wraps it (torch.compile, DistributedDataParallel).
@@ -87,8 +87,8 @@ def load_adapter(model: nn.Module, folder: Path | str) -> list[str]:
         The names of the adapted layers, in the model's order.
 
     Raises:
-        ConfigError: a file is missing, damaged, of another base model, or of a kind of adapter that is not plain
-            LoRA or DoRA beside linear layers; the model is then unchanged.
+        ConfigError: a file is missing, damaged or for another base model, or the adapter is not plain LoRA or DoRA
+            beside linear layers; the model is then unchanged.
     """
     changes = read_adapter(model, user_path(folder))
     for change in changes:
@@ -97,7 +97,7 @@ def load_adapter(model: nn.Module, folder: Path | str) -> list[str]:
 
 
 def read_adapter(model: nn.Module, folder: Path) -> list[Change]:
-    """What takes which place in a model when an adapter is put in; the model is not changed.
+    """What an adapter would put in which place of a model; the model is not changed.
 
     Adapted layers hold the model's own linear layers; modules that are stored whole are new, and so are parameters of
     the base that were trained.
@@ -107,14 +107,14 @@ def read_adapter(model: nn.Module, folder: Path) -> list[Change]:
     """
     modules = plain_modules(model)
     if adapted := [name for name, module in modules.items() if isinstance(module, LinearWithLoRA)]:
-        raise ConfigError(f"{adapted[0]} has a LoRA update already; merge it before loading {folder}")
+        raise ConfigError(f"{adapted[0]} already has a LoRA update; merge it before loading {folder}")
     config, path = read_peft_config(folder), folder / ADAPTER_CONFIG
     saved = saved_modules(modules, config.stored_whole)
     targets = [name for name in modules if config.adapts(name) and not within(name, saved)]
     if not targets:
         kind = type(modules[""]).__name__
         raise ConfigError(f"{path}: its target_modules are no layers of this {kind}; load its own base")
-    made: dict[nn.Module, nn.Module] = {}  # one part for a module, in however many places it stands
+    made: dict[nn.Module, nn.Module] = {}  # one part per module, in however many places it stands
     for name in (*targets, *saved):
         if modules[name] not in made:
             new = _copy(name, modules) if name in saved else _adapted_layer(name, modules, config, path)
@@ -126,7 +126,7 @@ def read_adapter(model: nn.Module, folder: Path) -> list[Change]:
         if not within(name, saved)
         for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
     }
-    # PEFT stores a block of several places once; a layer of several it adapts in the one place that it stores it for.
+    # PEFT stores a block that stands in several places once; it adapts a layer that does in only one of them.
     stored: dict[Any, str] = {}
     for name, part in parts.items():
         stored.setdefault(_slot(name, modules) if isinstance(part, LinearWithLoRA) else part, name)
@@ -135,7 +135,7 @@ def read_adapter(model: nn.Module, folder: Path) -> list[Change]:
     for place in dict.fromkeys(place for name in parts for place in _places(name, modules)):
         owner, key = _slot(place, modules)
         changes.append(Change(place, owner, key, getattr(owner, key), made[modules[place]]))
-    for name, key, tensor in own.values():  # each place of a tied one gets the same
+    for name, key, tensor in own.values():  # every place of a tied tensor gets the same
         if id(tensor) in trained:
             changes.append(Change(f"{name}.{key}", modules[name], key, tensor, trained[id(tensor)]))
     return changes
@@ -146,7 +146,7 @@ def _adapted_layer(name: str, modules: Mapping[str, nn.Module], config: PeftConf
     linear = modules[name]
     places = _places(name, modules)
     if {_slot(place, modules) for place in places} != {_slot(p, modules) for p in places if config.adapts(p)}:
-        raise ConfigError(f"{path}: {' and '.join(places)} are one layer, which cannot be adapted in one place alone")
+        raise ConfigError(f"{path}: {' and '.join(places)} are one layer, which cannot be adapted in only one place")
     r, factor = config.update(name)
     place = nn.ModuleDict({"linear": linear})
     try:
@@ -170,7 +170,7 @@ def _adapted_layer(name: str, modules: Mapping[str, nn.Module], config: PeftConf
 def _copy(name: str, modules: Mapping[str, nn.Module]) -> nn.Module:
     """A copy of a module that is stored whole, for its tensors to be read into."""
     module = copy.deepcopy(modules[name])
-    # A head is saved in any case; anything else would be lost when the model is saved again, did it not require them.
+    # A head is always saved; anything else must require gradients, or it would be lost when saving the model again.
     return module if name.endswith(HEADS) else module.requires_grad_(True)
 
 
@@ -186,7 +186,7 @@ def _read(
         own: The base model's parameters and buffers that may be there, by PEFT's name of the tensor.
 
     Returns:
-        New ones for those of the base that are there with other values, by the id of the model's own.
+        New parameters and buffers for those of the base that the file changes, by the id of the model's own.
     """
     slots: dict[str, Tensor] = {}
     needed: dict[str, Tensor] = {}
@@ -205,7 +205,7 @@ def _read(
         if not is_finite(value):
             raise ConfigError(f"{path} has values in {name} that {slot.dtype} cannot hold; load the base in float32")
         if name in slots:
-            slot.copy_(value)  # into the part: what adapter_tensors gives are views
+            slot.copy_(value)  # into the part itself: adapter_tensors returns views
         elif not torch.equal(value, slot.cpu()):
             value = value.to(slot.device)
             is_parameter = isinstance(own[name], nn.Parameter)
@@ -214,12 +214,12 @@ def _read(
 
 
 def _places(name: str, modules: Mapping[str, nn.Module]) -> list[str]:
-    """All names of the module of that name."""
+    """All names of the module with that name."""
     return [place for place, module in modules.items() if module is modules[name]]
 
 
 def _slot(name: str, modules: Mapping[str, nn.Module]) -> tuple[nn.Module, str]:
-    """What holds the module of that name, and what it is called there."""
+    """What holds the module with that name, and what it is called there."""
     parent, _, key = name.rpartition(".")
     return modules[parent], key
 

@@ -3,8 +3,8 @@
 PEFT stores A as (r, in) and B as (out, r), the transposes of ours, and knows the factor on the update as
 lora_alpha / r. So lora_alpha is written as scaling · r, whichever of our three scalings made the factor.
 
-What is trained besides LoRA is stored, too: a module that PEFT can keep whole is one of its modules_to_save; any other
-parameter stands under its own name, where PEFT's loading puts it into the base model.
+Whatever else is trained is stored too: a module that PEFT can keep whole becomes one of its modules_to_save; any other
+parameter is stored under its own name, and PEFT's loading puts it into the base model.
 """
 
 import copy
@@ -49,17 +49,17 @@ def save_adapter(
     base: Path | str | None = None,
     modules_to_save: Sequence[str] | None = None,
 ) -> None:
-    """Write a model's LoRA layers, its head whole and all else that requires gradients, as a PEFT adapter.
+    """Write a model's LoRA layers, its whole head and all else that requires gradients, as a PEFT adapter.
 
     A LoRA update beside a layer that is stored whole is added to the weights that are written: PEFT keeps a module
-    either whole or as an update. A base that was not frozen is stored, too; freeze it to have a small adapter.
+    either whole or as an update. A base that was not frozen is stored too; freeze it to get a small adapter.
 
     Args:
         model: Any network with LoRA layers, or what wraps it (torch.compile, DistributedDataParallel).
-        folder: Where the two files go; it is made if need be.
+        folder: Where the two files go; it is created if needed.
         base: Name or folder of the base model, for PEFT to find it.
-        modules_to_save: Ends of the names of modules to store whole though they are not trained. None takes a
-            classifier's head, for a head that was drawn at random is not part of the base model.
+        modules_to_save: Ends of the names of modules to store whole even if they are not trained. None takes a
+            classifier's head: a head that was drawn at random is not part of the base model.
 
     Raises:
         ConfigError: the model has no LoRA layers besides the modules that are stored whole, mixes LoRA with DoRA, has
@@ -107,7 +107,7 @@ def _updates(modules: Mapping[str, nn.Module], saved: Sequence[str]) -> dict[str
 
 
 def _purpose(kind: type[nn.Module], has_head: bool) -> dict[str, Any]:
-    """What an adapter_config.json says of what the model is for; PEFT's Auto classes choose the base's class by it."""
+    """What an adapter_config.json says the model is for; PEFT's Auto classes choose the base's class by it."""
     if has_head and kind.__name__.endswith("ForSequenceClassification"):
         return {"task_type": "SEQ_CLS", "auto_mapping": None}
     auto_mapping = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
@@ -115,7 +115,7 @@ def _purpose(kind: type[nn.Module], has_head: bool) -> dict[str, Any]:
 
 
 def _description(layers: Mapping[str, LinearWithLoRA], names: list[str]) -> dict[str, Any]:
-    """What an adapter_config.json says of the updates.
+    """What an adapter_config.json says about the updates.
 
     Args:
         layers: The adapted layers by name.
@@ -124,7 +124,7 @@ def _description(layers: Mapping[str, LinearWithLoRA], names: list[str]) -> dict
     ranks = {name: layer.lora.lora_A.shape[1] for name, layer in layers.items()}
     alphas = {name: _number(name, layer.lora.scaling) * ranks[name] for name, layer in layers.items()}
     first = next(iter(layers))
-    # The names PEFT would take for targets, too, where a layer's full name is the end of another's.
+    # PEFT would also take these names for targets: a layer's full name may be the end of another's.
     others = [name for name in names if name not in layers and matches(list(layers), name)]
     return {
         "peft_type": "LORA",
@@ -171,7 +171,7 @@ def _trained(modules: Mapping[str, nn.Module], saved: Sequence[str]) -> tuple[li
             single |= {base_tensor(name, key, ()): tensor for key, tensor in (trained | state).items()}
     if base := [name for name in single if ".base_layer." in name]:
         logger.warning(
-            "%s requires gradients, so the adapter holds weights of the base model, too; with "
+            "%s requires gradients, so the adapter also holds weights of the base model; with "
             "model.requires_grad_(False) before inject_lora it would be small",
             base[0].replace(".base_layer", ""),
         )
@@ -179,7 +179,7 @@ def _trained(modules: Mapping[str, nn.Module], saved: Sequence[str]) -> tuple[li
 
 
 def _can_be_copied(name: str, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether PEFT can put a copy in the place of a module, and not of another whose name has the same end."""
+    """Whether PEFT can put a copy in place of this module, rather than of another whose name ends the same."""
     module = modules[name]
     leaf = not any(True for _ in module.children()) and not isinstance(module, nn.ParameterList | nn.ParameterDict)
     return leaf and not _is_read(name, modules) and sum(other.endswith(name) for other in modules) == 1
@@ -188,14 +188,14 @@ def _can_be_copied(name: str, modules: Mapping[str, nn.Module]) -> bool:
 def _merged(module: nn.Module) -> dict[str, Tensor]:
     """A module's tensors, with the updates inside it added to them."""
     if any(isinstance(inner, LinearWithLoRA) for inner in module.modules()):
-        place = copy.deepcopy(nn.ModuleDict({"module": module}))  # a place, for the module may be an adapted layer
+        place = copy.deepcopy(nn.ModuleDict({"module": module}))  # a place: the module may itself be an adapted layer
         merge_lora(place)
         module = place["module"]
     return adapter_tensors(module)
 
 
 def _copy(name: str, tensor: Any) -> Tensor:
-    """A tensor as the file can hold it: of its own, for tied ones share memory, which safetensors refuses."""
+    """A copy of a tensor for the file: tied tensors share memory, which safetensors refuses."""
     if not isinstance(tensor, Tensor) or tensor.is_meta:
         raise ConfigError(
             f"{name} is {'on the meta device' if isinstance(tensor, Tensor) else 'no tensor'}, and cannot be saved"
@@ -209,7 +209,7 @@ def _warn_of_peft(modules: Mapping[str, nn.Module], layers: Mapping[str, LinearW
     """Warn of updates that PEFT would not apply everywhere."""
     if read := [name for name in layers if _is_read(name, modules)]:
         warnings.warn(
-            f"PEFT ignores the updates of {', '.join(read)}, for the modules around them read these "
+            f"PEFT ignores the updates of {', '.join(read)}, because the modules around them read these "
             "weights instead of calling the layers; use load_adapter of lora_study, or merge_lora",
             stacklevel=3,
         )
@@ -217,8 +217,8 @@ def _warn_of_peft(modules: Mapping[str, nn.Module], layers: Mapping[str, LinearW
     often = Counter(places.values())
     if shared := [name for name, layer in layers.items() if often[layer] > 1]:
         warnings.warn(
-            f"PEFT adapts one place alone of {', '.join(shared)}, which are one layer; use load_adapter of lora_study, "
-            "or merge_lora",
+            f"PEFT adapts only one of the places {', '.join(shared)}, which are one layer; use load_adapter of "
+            "lora_study, or merge_lora",
             stacklevel=3,
         )
 
@@ -232,27 +232,27 @@ def _is_read(name: str, modules: Mapping[str, nn.Module]) -> bool:
 
 
 def _ends(names: Sequence[str], modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
-    """The given ends of modules' names, each of which must be one."""
+    """The given ends of modules' names, each checked to be one."""
     ends = tuple(names) if isinstance(names, Iterable) and not isinstance(names, str | bytes) else (names,)
     check(len(ends) > 0, "modules_to_save", names, "name modules, or leave it out to store the head")
     for end in ends:
         known = isinstance(end, str) and end != "" and any(name.endswith(end) for name in modules)
-        check(known, "modules_to_save", end, "no module's name ends so")
+        check(known, "modules_to_save", end, "no module's name ends like that")
     return ends
 
 
 def _base(base: Path | str) -> str:
-    """A name on the hub as it is; a folder without `~`, which PEFT does not know."""
+    """A name on the hub unchanged; a folder with `~` expanded, which PEFT would not do."""
     return str(user_path(base)) if str(base).startswith("~") else str(base)
 
 
 def _exactly(layer: str) -> str:
-    """A pattern for this very layer in rank_pattern and alpha_pattern."""
+    """A pattern that matches only this layer, for rank_pattern and alpha_pattern."""
     return f"^{re.escape(layer)}$"
 
 
 def _number(layer: str, value: Any) -> float:
-    """A number of Python, whatever library it came from."""
+    """A Python number, whatever library it came from."""
     number = float(value)
     if not math.isfinite(number):
         raise ConfigError(f"{layer} has {number} as a factor or probability, which no adapter can hold")

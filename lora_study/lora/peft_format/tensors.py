@@ -9,16 +9,16 @@ from lora_study.lora.dora import LinearWithDoRA
 from lora_study.lora.peft_format.wrapped import plain_names
 
 WEIGHTS = "adapter_model.safetensors"
-PREFIX = "base_model.model."  # of every tensor's name: PEFT's two wrappers around the network
+PREFIX = "base_model.model."  # of every tensor's name: PEFT has two wrappers around the network
 
-# What classification heads are called; PEFT takes the ends of names, so "classifier" is "pre_classifier", too.
+# What classification heads are called; PEFT matches the ends of names, so "classifier" is also "pre_classifier".
 HEADS = ("pre_classifier", "classifier", "score", "qa_outputs")
 
 
 def adapter_tensors(module: nn.Module) -> dict[str, Tensor]:
     """A module's tensors under PEFT's names and in its shapes, as views of the module's own.
 
-    Of an adapted layer these are those of the update alone; of another module, all it has.
+    For an adapted layer these are the update's alone; for another module, all it has.
     """
     if not isinstance(module, LinearWithLoRA):
         names = plain_names(module)
@@ -45,7 +45,7 @@ def base_tensor(module: str, parameter: str, adapted: Collection[str]) -> str:
 
 
 def saved_modules(names: Iterable[str], ends: Sequence[str]) -> list[str]:
-    """Modules that are stored whole; as in PEFT, the end of a name suffices ("classifier" is "pre_classifier", too)."""
+    """Modules that are stored whole; as in PEFT, the end of a name suffices ("classifier" is also "pre_classifier")."""
     saved: list[str] = []
     for name in names:
         if ends and name.endswith(tuple(ends)) and not within(name, saved):

@@ -1,7 +1,7 @@
 """The modules of a network without what wraps them: torch.compile, DistributedDataParallel and the like.
 
-A wrapper holds the network as its child and so prefixes all names below it ("_orig_mod.", "module."). It is known by
-its type or the child's name, wherever it stands; a network's own child that is called "module" is none.
+A wrapper holds the network as its child and so prefixes all names below it ("_orig_mod.", "module."). It is recognised
+by its type or the child's name, wherever it stands; a network's own child called "module" does not make a wrapper.
 """
 
 from torch import nn
@@ -35,12 +35,12 @@ def plain_names(model: nn.Module) -> dict[str, str]:
 
 
 def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Every module by its plain name, in every place; of a wrapper, what it wraps. The network itself is at ""."""
+    """Every module by its plain name, in every place; for a wrapper, what it wraps. The network itself is at ""."""
     return {plain: model.get_submodule(name) for name, plain in plain_names(model).items()}
 
 
 def _without(name: str, wrappers: set[str]) -> str:
-    """A name without the parts that stand right below a wrapper."""
+    """A name without the parts that belong to wrappers."""
     parts = name.split(".")
     return ".".join(part for i, part in enumerate(parts) if ".".join(parts[:i]) not in wrappers)
 
@@ -50,7 +50,7 @@ def _is_wrapper(module: nn.Module) -> bool:
 
 
 def _is_sharded(module: nn.Module) -> bool:
-    # Known by name: to import these parts of torch takes long.
+    # Known by name, because importing these parts of torch takes long.
     if any(kind.__name__ == "FullyShardedDataParallel" for kind in type(module).__mro__):
         return True
     return any(type(p).__name__ == "DTensor" or hasattr(p, "ds_id") for p in module.parameters(recurse=False))
