@@ -5,10 +5,10 @@ python scripts/benchmark.py [--device cpu] [--repeats 3] [--steps 20] [--max-len
 All sides have the same encoder, reviews, batch size, length cap, precision and dropout, and compute the same function.
 They differ in how: the Lightning script pads every review to the cap, as the article does; PEFT + Trainer pads a
 batch to its longest review. Each side of a row has a process of its own, so that its peak memory is its own and no side
-profits from another's settings. Ours waits for its threads as the command has it (lora_study/base/threads.py), the
-others as torch does by itself; in row "beside one busy process" another process keeps a core busy. The sides take
-turns, and what is printed is the median of the ratios of neighbouring measurements, which a drifting machine does not
-distort. Tokenisation, loading and warm-up are not timed; in row "last two layers" computing the features is.
+profits from another's settings. Our side's threads wait as the command has them wait (lora_study/base/threads.py),
+the others' as torch has them; in row "beside one busy process" another process keeps a core busy. The sides take turns,
+and what is printed is the median of the ratios of neighbouring measurements, which a drifting machine does not distort.
+Tokenisation, loading and warm-up are not timed; in row "last two layers" computing the features is.
 
 The share of the limit is counted operations (torch.utils.flop_counter) per second over the rate of the same machine's
 matrix products, measured right after the steps.
@@ -57,9 +57,9 @@ class Row:
     Attributes:
         name: What is measured.
         experiment: Config it is measured on.
-        attention_dropout: Dropout of the attention probabilities, of all sides.
-        reach: The ratio to the best peer to reach; None where none is set.
-        job: "train", "epochs" (three, the features' cost in) or "evaluate".
+        attention_dropout: Dropout on the attention probabilities, for all sides.
+        reach: The ratio to the best peer that we aim at; None if there is no aim.
+        job: "train", "epochs" (three, including the cost of the features) or "evaluate".
         busy: Whether another process keeps a core busy meanwhile.
     """
 
@@ -132,12 +132,12 @@ def measure(row: Row, options: argparse.Namespace) -> dict[str, Any]:
 
 @contextmanager
 def process(waits_briefly: bool = True) -> Iterator[ProcessPoolExecutor]:
-    """A process with its own memory, threads and settings of the C library, whose threads wait as `threads` has it."""
+    """A process with its own memory, threads and C library settings, whose threads may wait as `threads` has them."""
     before = dict(os.environ)
     if waits_briefly:
         wait_briefly()
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        pool.submit(int).result()  # it starts now, and takes the environment along
+        pool.submit(int).result()  # starts it now, with this environment
         os.environ.clear()
         os.environ.update(before)
         yield pool
@@ -160,7 +160,7 @@ def summary(runs: list[Measured]) -> dict[str, Any]:
     return {
         "reviews_per_second": statistics.median(run.speed for run in runs),
         "tokens_per_second": statistics.median(run.tokens / run.seconds for run in runs),
-        "peak_bytes": runs[0].peak_bytes,  # later runs of the process find memory that was kept
+        "peak_bytes": runs[0].peak_bytes,  # later runs in the process reuse memory it has kept
         "share_of_limit": statistics.median(done / most for done, most in counted) if counted else None,
         "matrix_rate": statistics.median(most for _, most in counted) if counted else None,
         "measurements": [dataclasses.asdict(run) for run in runs],
@@ -173,7 +173,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def run_study() -> dict[str, Any]:
-    """The embedded study from nothing, as `make reproduce` runs it: its seconds and the largest peak of its runs."""
+    """The embedded study from scratch, as `make reproduce` runs it: its seconds and the largest peak of its runs."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         study = ["--study", str(ROOT / "configs/studies/embedded.yaml"), "--results-dir", folder]
@@ -188,7 +188,7 @@ def run_study() -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """The rows as people read them."""
+    """The rows as a table for people."""
     lines = []
     for row in rows:
         ours = row["sides"]["ours"]
@@ -209,7 +209,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=20, help="timed optimizer steps per measurement")
     parser.add_argument("--max-length", type=int, default=256, help="tokens per review")
     parser.add_argument("--rows", nargs="+", choices=[row.name for row in ROWS], help="only these")
-    parser.add_argument("--study", action="store_true", help="also run the embedded study from nothing (minutes)")
+    parser.add_argument("--study", action="store_true", help="also run the embedded study from scratch (minutes)")
     parser.add_argument("--profile", action="store_true", help="also where our training's time goes (torch.profiler)")
     parser.add_argument("--output", type=user_path, help="default results/benchmarks/training-DEVICE.json")
     options = parser.parse_args()
@@ -234,7 +234,7 @@ def main() -> int:
     output = options.output or Path(f"results/benchmarks/training-{options.device}.json")
     for row in chosen:
         result["rows"].append(measure(row, options))
-        write_text(output, json.dumps(result, indent=2) + "\n")  # after every row: a cut-off loses one row at most
+        write_text(output, json.dumps(result, indent=2) + "\n")  # after every row: a cut-off loses one at most
     if options.profile:
         trained = [row for row in chosen if row.job == "train"]
         with process() as pool:

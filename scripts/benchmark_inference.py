@@ -4,7 +4,7 @@ python scripts/benchmark_inference.py [--repeats 3] [--reviews 96] [--max-length
 
 Both sides classify the same reviews, from text to label, in batches of 32, with the same weights and precision. They
 take turns, and what is printed is the median of the ratios of neighbouring measurements, which a machine whose speed
-drifts does not distort. Loading is not timed. The weights are not trained: that changes no speed.
+drifts does not distort. Loading is not timed. The weights are not trained, which does not affect speed.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def theirs(folder: Path, device: torch.device, precision: Precision) -> Side:
 
 
 def measure(row: str, sides: dict[str, Side], texts: Sequence[str], repeats: int) -> dict[str, Any]:
-    """Two sides in turn, `repeats` times after a warm-up; the first one's speed over the second's."""
+    """Two sides in turn, `repeats` times after a warm-up; the first side's speed over the second's."""
     for classify in sides.values():
         classify(texts[:BATCH_SIZE])
     speeds: dict[str, list[float]] = {side: [] for side in sides}

@@ -28,7 +28,7 @@ DIFFICULTY = 0.8  # share of a prediction's variance that lies in the review: wh
 SEED_DEVIATION = 0.005  # between seeds of one recipe, as a fraction of the reviews
 LARGE_DEVIATION = 0.02
 FAMILY = 7  # tests made together: the orderings and the gap
-ARTICLE_REVIEWS = 10_000  # of a run here as of the article's
+ARTICLE_REVIEWS = 10_000  # of a run here and of the article's
 
 Right = NDArray[np.bool_]
 Experiment = Callable[[np.random.Generator], bool]
@@ -100,7 +100,7 @@ def difference_finds(seeds: int, deviation: float) -> Experiment:
 
 
 def family_finds(corrected: bool) -> Experiment:
-    """Whether any of several tests made together tells two equal recipes apart."""
+    """Whether any of several tests made together tells equal recipes apart."""
 
     def find(random: np.random.Generator) -> bool:
         p_values = [paired_difference(*predictions(random, 1)).differs() for _ in range(FAMILY)]
@@ -157,7 +157,7 @@ def run(name: str, seed: int, seconds: float | None = None, **accuracies: float)
 
 
 def sign(claim: Claim, runs: Runs) -> int:
-    """What the rule of a claim says; a test has to pass with its share of the level."""
+    """What the rule of a claim says; a test has to pass at its share of the level."""
     finding = claim.examine(runs)
     if finding.estimate is None:
         return finding.sign
@@ -165,7 +165,7 @@ def sign(claim: Claim, runs: Runs) -> int:
 
 
 def accuracy_rule(seeds: int, deviation: float, off: float, one_run: bool = False) -> Case:
-    """An accuracy whose recipe is that many points off; the reported one is its mean, or one run of the recipe."""
+    """An accuracy of a recipe that is off by some percentage points; the reported one is its mean, or one of its runs."""
 
     def case(random: np.random.Generator) -> int:
         right, _ = predictions(random, seeds, 0.0, deviation / 100, ARTICLE_REVIEWS, 0.92 + off / 100)
@@ -178,7 +178,7 @@ def accuracy_rule(seeds: int, deviation: float, off: float, one_run: bool = Fals
 
 
 def pair_rule(kind: type[Difference] | type[Ordering], seeds: int, deviation: float, truth: float) -> Case:
-    """A difference of 2.87 points was reported; the recipes differ by ``truth``."""
+    """A difference of 2.87 percentage points was reported; the recipes differ by ``truth``."""
 
     def case(random: np.random.Generator) -> int:
         right = predictions(random, seeds, truth / 100, deviation / 100, ARTICLE_REVIEWS, 0.92)
@@ -188,7 +188,7 @@ def pair_rule(kind: type[Difference] | type[Ordering], seeds: int, deviation: fl
 
 
 def gap_rule(seeds: int, deviation: float, truth: float) -> Case:
-    """The first recipe's gap from training to test is smaller by ``truth`` points."""
+    """The first recipe's gap from training to test is smaller by ``truth`` percentage points."""
 
     def case(random: np.random.Generator) -> int:
         records = []
@@ -222,13 +222,13 @@ def ratio_rule(seeds: int, deviation: float, truth: float, reported: float | Non
 
 
 def cut_rule(random: np.random.Generator) -> int:
-    """Test reviews with a copy in train, under two cuts of 50,000 reviews of which 418 pairs are the same."""
+    """Test reviews with a copy in train, in two random cuts of 50,000 reviews, among which 418 pairs are identical."""
     counts = random.binomial(418, 2 * 0.2 * 0.7, size=2)
     return 1 if judge_cut(counts[0], counts[1], np.sqrt(418 * 0.28 * 0.72)) else -1
 
 
 def rules() -> Iterator[tuple[str, str, Case]]:
-    """What each rule is asked: the rule, the truth and the draws."""
+    """What each rule is put to: the rule, the truth and the draws."""
     for seeds in (3, 5):
         for deviation in (0.3, 1.0, 4.2):
             where = f"{seeds} seeds, deviation {deviation:g}"
@@ -264,7 +264,7 @@ def measure(replications: int, seed: int = 1) -> pd.DataFrame:
 
 
 def measure_rules(replications: int, seed: int = 2) -> pd.DataFrame:
-    """How often each rule says what, in percent."""
+    """How often each rule gives which answer, in percent."""
     rows = []
     for number, (rule, truth, case) in enumerate(rules()):
         random = np.random.default_rng((seed, number))
@@ -277,13 +277,13 @@ def main() -> int:
     """Print the page of tables for the number of replications on the command line."""
     replications = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
     print("# How often the rules err, and how often they decide\n")
-    print("Written by `python scripts/false_positives.py > docs/rules.md`: simulation where the truth is known.")
-    print(f"{replications:,} replications; deviations are between seeds, in points. The rules themselves are in")
+    print("Written by `python scripts/false_positives.py > docs/rules.md`: simulations in which the truth is known.")
+    print(f"{replications:,} replications; deviations are between seeds, in percentage points. The rules are in")
     print("[rules.py](../lora_study/evidence/claims/rules.py).\n")
     print("## Rules\n")
     print(f"On {ARTICLE_REVIEWS:,} test reviews here and in the article; tests pass at {ALPHA:.0%} / {FAMILY}.")
-    print('"Holds" is *reproduced*, *same direction* or *consistent*, as the evidence may be. Where seeds deviate by a')
-    print("point or more, one more run can be anywhere, and only what is far off can be told.\n")
+    print('"Holds" is *reproduced*, *same direction* or *consistent*, depending on the evidence. If seeds deviate by a')
+    print("percentage point or more, one more run can be anywhere, and only what is far off can be told.\n")
     print(markdown_table(measure_rules(replications)))
     print("\n## Intervals and tests\n")
     print(f"On {REVIEWS:,} reviews at an accuracy of {ACCURACY:.0%}; nominal {ALPHA:.0%}.\n")

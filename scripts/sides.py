@@ -66,13 +66,13 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Task:
-    """What a side is to do.
+    """What a side has to do.
 
     Attributes:
         job: "train" (steps), "epochs" (three of them; the peers train steps, whose speed is that of epochs) or
             "evaluate" (the test part).
         config: The experiment.
-        steps: Timed optimizer steps, after `WARMUP` others.
+        steps: Timed optimizer steps, after `WARMUP` untimed ones.
     """
 
     WARMUP: ClassVar[int] = 5
@@ -84,11 +84,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was done in how many seconds.
+    """What was done, and in how many seconds.
 
     Attributes:
         reviews: Reviews that were trained on or scored.
-        tokens: Their tokens, padding not counted.
+        tokens: Their tokens, not counting padding.
         seconds: How long it took.
         peak_bytes: Most memory in use at once, from before the model was built.
         operations: Floating-point operations of the matrix products; None where not counted.
@@ -109,7 +109,7 @@ class Measured:
 
 
 class Stopwatch(Callback):
-    """Times the steps of a Lightning Trainer after the warm-up, and notes the shapes they had."""
+    """Times the steps of a Lightning Trainer after the warm-up, and notes the batches' shapes."""
 
     def __init__(self) -> None:
         self.started = self.stopped = 0.0
@@ -203,7 +203,7 @@ def profile(task: Task) -> dict[str, float]:
 
 
 def peft_trainer(task: Task) -> Measured:
-    """Hugging Face's PEFT and Trainer, as their users write it.
+    """Hugging Face's PEFT and Trainer, as their users would write it.
 
     The same parameters are trained as in the study. Everything else is Trainer's default, or what its tutorials use:
     AdamW, freely shuffled batches, each padded to its longest review.
@@ -323,18 +323,18 @@ class PlainScript(L.LightningModule):
         self.log("test_accuracy", self.test_accuracy)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam over everything, as the article has it."""
+        """Adam over everything, as in the article."""
         return torch.optim.Adam(self.model.parameters(), lr=self.learning_rate)
 
 
 def with_peft(config: ExperimentConfig) -> nn.Module:
-    """The classifier with the mode's parameters trainable, by PEFT in mode "lora"."""
+    """The classifier with the mode's parameters trainable; in mode "lora" by PEFT."""
     classifier = build_model(config.model, head_seed=config.seed)
     if config.mode == "lora":
         torch.manual_seed(config.seed)
         targets = apply_mode(build_skeleton(config.model), config)
         # The article's update is alpha (x A B): in PEFT's terms lora_alpha = alpha * r. Without a task type PEFT
-        # trains its own matrices alone; SEQ_CLS would train the head too.
+        # trains only its own matrices; SEQ_CLS would train the head too.
         lora = config.lora
         alpha: Any = lora.alpha * lora.r  # declared a whole number, though fractions work
         return get_peft_model(classifier, LoraConfig(r=lora.r, lora_alpha=alpha, target_modules=targets))
@@ -428,4 +428,4 @@ def _of_part(encoded: list[list[int]], seconds: float, memory: PeakMemory) -> Me
 
 def _finish_gpu_work() -> None:
     if torch.cuda.is_available():
-        torch.cuda.synchronize()  # a GPU computes behind Python's back
+        torch.cuda.synchronize()  # a GPU computes asynchronously

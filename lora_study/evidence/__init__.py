@@ -1,1 +1,1 @@
-"""What the records say: tables, statistics, and the claims they decide. Nothing here imports torch."""
+"""What the records show: tables, statistics, and verdicts on claims. Nothing here imports torch."""

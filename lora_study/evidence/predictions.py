@@ -1,6 +1,6 @@
 """What a model said about each test review: reading it, its errors and its calibration.
 
-A review is called positive where the probability of class 1 is above one half.
+A review is called positive if the probability of class 1 is above one half.
 """
 
 from collections.abc import Iterable
@@ -19,14 +19,14 @@ BINS = 10
 
 @dataclass(frozen=True)
 class Reliability:
-    """How often what was said with a probability came true, in bins of equal width.
+    """How often predictions came true, by their probability, in bins of equal width.
 
     Attributes:
         predicted: Mean probability of class 1 in each bin that holds a review.
         observed: Share of reviews of class 1 in it.
         reviews: Number of reviews in it.
-        error: Expected calibration error: the mean distance of the two, weighted by reviews; of several runs the mean
-            of theirs, as one run's boldness does not make up for another's caution.
+        error: Expected calibration error: the mean distance of the two, weighted by reviews; for several runs the mean
+            of theirs, since one run's overconfidence does not make up for another's caution.
     """
 
     predicted: np.ndarray
@@ -40,7 +40,7 @@ def read_predictions(folder: Path, record: Record) -> pd.DataFrame:
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: it is no parquet file, lacks a column, holds impossible values, or is not of this record.
+        ValueError: it is not a Parquet file, lacks a column, holds impossible values, or belongs to another record.
     """
     rows = pd.read_parquet(folder / "predictions.parquet")
     missing = [column for column in COLUMNS if column not in rows]
@@ -51,7 +51,7 @@ def read_predictions(folder: Path, record: Record) -> pd.DataFrame:
     if not rows["label"].isin((0, 1)).all() or not rows["probability"].between(0, 1).all():
         raise ValueError("labels are not all 0 or 1, or probabilities not all between 0 and 1")
     accuracy = measured(record, "metrics.test.accuracy")
-    # A probability of exactly one half may fall either way, and the record's accuracy is a 32-bit number.
+    # A probability of exactly one half may go either way, and the record's accuracy is a 32-bit number.
     slack = (rows["probability"].round(6) == 0.5).mean() + 1e-6
     if accuracy is None or len(rows) != measured(record, "metrics.test.n"):
         raise ValueError("the record counts other test reviews")
@@ -74,7 +74,7 @@ def confusion(runs: Iterable[pd.DataFrame]) -> np.ndarray:
 
 
 def reliability(runs: Iterable[pd.DataFrame], bins: int = BINS) -> Reliability:
-    """Calibration of the predictions of one experiment: the curve of all runs together, the error their mean.
+    """Calibration of one experiment's predictions: the curve of all runs together, and their mean error.
 
     The expected calibration error is that of Naeini et al., AAAI 2015, on the probability of class 1.
     """

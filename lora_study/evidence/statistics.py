@@ -1,7 +1,7 @@
-"""Intervals and tests behind the tables and verdicts: pure functions over numbers, no records, no clock.
+"""Intervals and tests behind the tables and verdicts: pure functions of numbers, without records or clock.
 
 Two sources of error are kept apart throughout. Reviews: another sample of test reviews would give another accuracy.
-Seeds: the same recipe, trained again, gives another model. An interval from one run knows nothing about the second.
+Seeds: the same recipe, trained again, gives another model. An interval from one run knows nothing about seeds.
 """
 
 import math
@@ -53,7 +53,7 @@ class Estimate:
 
 
 def wilson(correct: int, n: int, confidence: float = CONFIDENCE) -> Interval:
-    """Wilson's score interval of one run's accuracy (Wilson 1927): the error of sampling ``n`` reviews, alone.
+    """Wilson's score interval of one run's accuracy (Wilson 1927): the error of sampling ``n`` reviews only.
 
     Args:
         correct: Reviews classified correctly, 0 to n.
@@ -72,7 +72,7 @@ def sampling_error(accuracy: float, n: float, drawn: float) -> float:
 
     Args:
         accuracy: As found on ``n`` reviews, a fraction; two right and two wrong ones are added (Agresti & Coull 1998),
-            since all of a few reviews being right does not prove that all are.
+            since a few reviews all being right does not prove that every review is.
         n: Reviews it was found on, 1 or more.
         drawn: Reviews that are drawn, 1 or more.
     """
@@ -81,7 +81,7 @@ def sampling_error(accuracy: float, n: float, drawn: float) -> float:
 
 
 def mean_t(values: Sequence[float]) -> Estimate:
-    """The mean over seeds with Student's standard error: what another set of seeds would change.
+    """The mean over seeds with Student's standard error: how much another set of seeds would change it.
 
     Raises:
         ValueError: there are fewer than two values.
@@ -108,7 +108,7 @@ def mean_with_sampling(mean: float, deviation: float, seeds: int, sampling: floa
 
 @dataclass(frozen=True)
 class AccuracyOverSeeds:
-    """The accuracy of one recipe, with the two sources of its error apart and together.
+    """The accuracy of one recipe, with the two sources of its error, separately and together.
 
     Attributes:
         mean: Mean accuracy over seeds, a fraction.
@@ -169,7 +169,7 @@ class MeanSquares:
 
     @property
     def seed_variance(self) -> float:
-        """Variance that retraining adds to a score's mean over reviews; a negative estimate counts as none."""
+        """Variance that retraining adds to the mean score over reviews; a negative estimate counts as zero."""
         return max(0.0, self.seeds - self.residual) / self.shape[1]
 
     @property
@@ -213,8 +213,8 @@ def paired_difference(first: ArrayLike, second: ArrayLike) -> Estimate:
     With one seed the error is that of sampling reviews: the answer is about these two trained models. With several,
     the variance between seeds is added and reviews and seeds are both random, as readers and cases are in
     multi-reader studies (Obuchowski & Rockette 1995; degrees of freedom as in Satterthwaite 1946 and Hillis 2007).
-    Two seeds say little about the variance between seeds: where it is large, the test then is too bold, with five it
-    is not (scripts/false_positives.py measures both).
+    Two seeds say little about the variance between seeds: if it is large, the test is then too bold; with five seeds
+    it is not (scripts/false_positives.py measures both).
 
     Args:
         first: Whether each prediction is right, (seeds, reviews), or (reviews,) for one seed; 2 or more reviews.
@@ -222,7 +222,7 @@ def paired_difference(first: ArrayLike, second: ArrayLike) -> Estimate:
 
     Returns:
         The difference of accuracies, a fraction. Its standard error is never below that of two reviews decided
-        one each way, so that few reviews without any disagreement prove nothing.
+        one each way, so that a few reviews without any disagreement prove nothing.
 
     Raises:
         ValueError: the shapes differ.

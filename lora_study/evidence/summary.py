@@ -1,6 +1,6 @@
-"""Tables of a study, from records alone: one row per experiment, ours beside what was reported.
+"""Tables of a study, made only from records: one row per experiment, our values beside the reported ones.
 
-Accuracies, shares and differences are in percent (points); a value that is missing is null, never a number.
+Accuracies and shares are in percent, differences in percentage points; a missing value is null, never a number.
 """
 
 import json

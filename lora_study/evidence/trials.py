@@ -1,6 +1,6 @@
-"""What a sweep's records say about the settings it tried: one row for each, which is chosen, and which runs tested it.
+"""What a sweep's records say about the settings it tried: a row for each, which was chosen, and which runs tested it.
 
-Accuracies are in percent, as in `lora_study.evidence.summary`. Only validation accuracy is looked at for the choice.
+Accuracies are in percent, as in `lora_study.evidence.summary`. Only validation accuracy decides the choice.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,13 +14,13 @@ from lora_study.evidence.summary import measured
 from lora_study.records.record import Record
 
 BEST = "best"  # the experiment that tests the chosen settings
-SWEEP_FILE = "sweep.yaml"  # what a results folder is the sweep of
+SWEEP_FILE = "sweep.yaml"  # in a results folder: the sweep it belongs to
 
-# Columns of the table beside the parameters: of which number of each run, over the seeds, and what. Runs that failed
-# have no accuracy.
+# Columns of the table besides the parameters: which number of a run, and how it is summed up over the seeds. Failed
+# runs have no accuracy.
 COLUMNS: dict[str, Any] = {
     "val_accuracy": ("val_accuracy", "mean"),
-    "val_spread": ("val_accuracy", "std"),  # of the sample; null for one seed
+    "val_spread": ("val_accuracy", "std"),  # the sample's; null for one seed
     "seeds": ("val_accuracy", "count"),
     "failed": ("val_accuracy", lambda accuracies: accuracies.isna().sum()),
     "trainable": ("trainable", "max"),  # the same for all seeds
@@ -45,7 +45,7 @@ def trials_table(records: Iterable[Record], parameters: Sequence[str]) -> pd.Dat
 
     Args:
         records: All records of a sweep's folder.
-        parameters: The fields that vary. Their columns hold numbers, or text for what is none.
+        parameters: The fields that vary. Their columns hold numbers, or text for anything else.
     """
     rows = []
     for record in trials_of(records):
@@ -57,7 +57,7 @@ def trials_table(records: Iterable[Record], parameters: Sequence[str]) -> pd.Dat
     runs = runs.astype(dict.fromkeys(NUMBERS, "float64")).astype({"trainable": "Int64"})
     columns = {parameter: (parameter, "first") for parameter in parameters} | COLUMNS
     table: pd.DataFrame = runs.groupby("trial").agg(**columns).reset_index()
-    # Equal means stay equal whatever the order of their seeds.
+    # Equal means must stay equal whatever the order of their seeds.
     table[["val_accuracy", "val_spread"]] = (100 * table[["val_accuracy", "val_spread"]]).round(10)
     return table.sort_values(["val_accuracy", "trainable", "trial"], ascending=[False, True, True], ignore_index=True)
 
@@ -68,13 +68,13 @@ def with_all_seeds(table: pd.DataFrame, seeds: int) -> pd.DataFrame:
 
 
 def chosen_trial(table: pd.DataFrame, seeds: int) -> str | None:
-    """The settings with the best mean validation accuracy over this many seeds; of equals, the fewest parameters."""
+    """The settings with the best mean validation accuracy over so many seeds; of equals, the fewest parameters."""
     complete = with_all_seeds(table, seeds)
     return None if complete.empty else str(complete.iloc[0]["trial"])
 
 
 def runs_of_best(records: Iterable[Record], chosen: str | None, parameters: Sequence[str]) -> list[Record]:
-    """The completed runs that tested the chosen settings; not those that tested what was chosen before."""
+    """The completed runs that tested the chosen settings, and not those that tested an earlier choice."""
     records = list(records)
 
     def settings(record: Record) -> list[object]:
@@ -86,7 +86,7 @@ def runs_of_best(records: Iterable[Record], chosen: str | None, parameters: Sequ
 
 
 def pareto_front(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows that no other beats with as few trainable parameters, from the fewest on."""
+    """The rows that no row with as few trainable parameters beats, from the fewest parameters up."""
     known = table.dropna(subset=["val_accuracy", "trainable"])
     known = known.sort_values(["trainable", "val_accuracy"], ascending=[True, False])
     return known[known["val_accuracy"] > known["val_accuracy"].cummax().shift(fill_value=-1.0)]

@@ -47,11 +47,11 @@ class ClaimResult:
         source: Where it was made.
         kind: equality, accuracy, difference, ordering, gap, ratio or fact.
         basis: What kind of evidence the verdict rests on (`rules.Basis`); None if there is none.
-        verdict: One of `VERDICTS`. Runs that are not the article's recipe on its encoder have a direction at most:
+        verdict: One of `VERDICTS`. Runs that are not the article's recipe on its encoder have at most a direction:
             they never reproduce its numbers, nor fail to.
         reported: What was reported; None if only a sentence was.
-        measured: What was measured, with what was run if that is not the article's recipe; None if nothing.
-        interval: The interval that the rule looks at; None if there is none.
+        measured: What was measured, and what was run if that is not the article's recipe; None if nothing was.
+        interval: The interval that the rule examines; None if there is none.
         evidence: Number of reviews and seeds, p-values: one line.
         experiments: Experiments the claim needs.
         runs: Folders of the runs it rests on, relative to the results, such as lora_best/seed-1.
@@ -59,7 +59,7 @@ class ClaimResult:
         adjusted_p: The same after Holm's correction for all claims that are tests, made or not.
         rule: The rule that gave the verdict.
         power: The chance of each verdict if the article is exactly right, with this spread, these seeds and reviews;
-            None where there is no verdict.
+            None if there is no verdict.
     """
 
     id: str
@@ -108,7 +108,7 @@ def evaluate(claims: Sequence[Claim], records: Iterable[Record], results_dir: Pa
     """Judge claims by a study's runs, in the order of the claims.
 
     Args:
-        claims: What to judge; their tests are corrected for their number together.
+        claims: What to judge; the tests are corrected for their number.
         records: The study's records.
         results_dir: Its results folder, where the runs' predictions are.
 

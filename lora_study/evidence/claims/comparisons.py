@@ -1,4 +1,4 @@
-"""The claims about accuracy: against a reported number, or one experiment against another."""
+"""The claims about accuracy: compared with a reported number, or between two experiments."""
 
 import math
 import statistics
@@ -90,7 +90,7 @@ class Difference(Claim):
     """A reported difference of test accuracies, the first experiment's less the second's, judged likewise.
 
     Args:
-        reported: Points.
+        reported: Percentage points.
     """
 
     kind: ClassVar[str] = "difference"
@@ -142,7 +142,7 @@ class Ordering(Claim):
     """The first experiment is more accurate than the second on the same test reviews.
 
     Args:
-        reported: By how many points; None if that was not reported.
+        reported: By how many percentage points; None if that was not reported.
     """
 
     kind: ClassVar[str] = "ordering"
@@ -198,7 +198,7 @@ class Gap(Claim):
     """The first experiment loses less accuracy from training to test reviews than the second.
 
     Args:
-        reported: How many points less.
+        reported: How many percentage points less.
     """
 
     kind: ClassVar[str] = "gap"
@@ -248,7 +248,7 @@ class Gap(Claim):
 def _predict(
     values: list[float], ours: float, theirs: float, reported: float
 ) -> tuple[int, float, Callable[[int], str]]:
-    """What the rule says of a reported number, the half-width of its interval, and the rule's power."""
+    """What the rule says about a reported number, the half-width of its interval, and the rule's power."""
     deviation, seeds = statistics.stdev(values), len(values)
     half = float(prediction_half_width(deviation, seeds, math.hypot(ours, theirs)))
     sign = int(judge_prediction(statistics.fmean(values), half, reported, BOUND))

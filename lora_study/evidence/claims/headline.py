@@ -1,4 +1,4 @@
-"""What matters first, in three lines: accuracies on the article's encoder, orderings, arithmetic."""
+"""What matters most, in three lines: accuracies on the article's encoder, orderings, arithmetic."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -21,7 +21,7 @@ def headline(results: Iterable[ClaimResult]) -> tuple[str, str, str]:
 
 
 def age_of_rules(records: Iterable[Record]) -> str:
-    """How many runs were begun under the rules that judge them now."""
+    """How many runs started under the rules that judge them now."""
     done = [record for record in records if record.status == "completed"]
     rules = rules_sha256()
     under = sum(record.provenance.get("rules_sha256") == rules for record in done)

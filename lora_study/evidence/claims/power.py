@@ -1,6 +1,6 @@
 """What each rule can decide: the chance of each verdict if the article is exactly right, by simulation.
 
-The runs here keep their number of seeds and reviews and their spread; their mean is what was reported.
+The simulated runs have the same number of seeds and reviews and the same spread; their mean is what was reported.
 """
 
 import math
@@ -22,7 +22,7 @@ from lora_study.evidence.claims.rules import (
 from lora_study.evidence.statistics import CONFIDENCE, Estimate, MeanSquares, mean_with_sampling
 
 DRAWS = 2000
-LESS = 0.8  # the ratio that is assumed where only "less" was claimed
+LESS = 0.8  # the ratio that is assumed if only "less" was claimed
 
 
 def in_words(signs: Iterable[int], basis: Basis, seeds: int) -> str:
@@ -33,7 +33,7 @@ def in_words(signs: Iterable[int], basis: Basis, seeds: int) -> str:
 
 
 def of_prediction(deviation: float, seeds: int, ours: float, theirs: float, bound: float) -> Signs:
-    """Draws of `judge_prediction` where the mean over seeds and reviews is the reported number.
+    """Draws of `judge_prediction` if the mean over seeds and reviews is the reported number.
 
     Args:
         deviation: Standard deviation between seeds.
@@ -49,15 +49,15 @@ def of_prediction(deviation: float, seeds: int, ours: float, theirs: float, boun
 
 
 def of_direction(estimates: Iterable[Estimate], family: int) -> list[int]:
-    """What `judge_direction` says of estimates, each of which has to pass with its share of the level.
+    """What `judge_direction` says about estimates, each of which has to pass at its share of the level.
 
-    That is Holm's hardest case: the smallest p-value of the family.
+    This is Holm's hardest case: the smallest p-value of the family.
     """
     return [judge_direction(drawn.value, min(1.0, family * drawn.differs())) for drawn in estimates]
 
 
 def draw_differences(difference: float, squares: MeanSquares) -> Iterator[Estimate]:
-    """Estimates of a paired difference where it is the reported one and the variances are those that were measured."""
+    """Estimates of a paired difference if it is the reported one and the variances are the measured ones."""
     random = np.random.default_rng(1)
     seeds, reviews = squares.shape
     error = math.sqrt(squares.sampling_variance + squares.seed_variance / seeds)
@@ -69,7 +69,7 @@ def draw_differences(difference: float, squares: MeanSquares) -> Iterator[Estima
 
 
 def draw_means(mean: float, deviation: float, seeds: int, sampling: float) -> Iterator[Estimate]:
-    """Estimates of a mean over seeds where it is the reported one; see `mean_with_sampling`."""
+    """Estimates of a mean over seeds if it is the reported one; see `mean_with_sampling`."""
     random = np.random.default_rng(1)
     error = math.hypot(deviation / math.sqrt(seeds), sampling)
     for drawn in _deviations(random, deviation, seeds)[: DRAWS // 4]:
@@ -77,7 +77,7 @@ def draw_means(mean: float, deviation: float, seeds: int, sampling: float) -> It
 
 
 def of_below_one(deviation: float, seeds: int) -> Signs:
-    """Draws of `judge_below_one` where the ratio is `LESS`; the deviation is that of its logarithm."""
+    """Draws of `judge_below_one` if the ratio is `LESS`; the deviation is that of its logarithm."""
     random = np.random.default_rng(1)
     centre = math.log(LESS) + deviation / math.sqrt(seeds) * random.standard_normal(DRAWS)
     half = (
@@ -87,5 +87,5 @@ def of_below_one(deviation: float, seeds: int) -> Signs:
 
 
 def _deviations(random: np.random.Generator, deviation: float, seeds: int) -> np.ndarray:
-    """Sample standard deviations of that many normal draws."""
+    """Sample standard deviations of so many normal draws."""
     return deviation * np.sqrt(random.chisquare(seeds - 1, DRAWS) / (seeds - 1))
