@@ -165,7 +165,7 @@ def sign(claim: Claim, runs: Runs) -> int:
 
 
 def accuracy_rule(seeds: int, deviation: float, off: float, one_run: bool = False) -> Case:
-    """An accuracy of a recipe that is off by some percentage points; the reported one is its mean, or one of its runs."""
+    """The accuracy of a recipe that is off by some percentage points; reported was its mean, or one of its runs."""
 
     def case(random: np.random.Generator) -> int:
         right, _ = predictions(random, seeds, 0.0, deviation / 100, ARTICLE_REVIEWS, 0.92 + off / 100)
