@@ -7,6 +7,7 @@ import sys
 import fabricate
 import pytest
 import soak
+from soak_faults import MAY_MOUNT, Fault
 from soak_study import NotSurvivedError, Study, Template, outcome
 
 from lora_study.records.record import run_dir, write_record
@@ -81,7 +82,7 @@ def tally(tmp_path, monkeypatch):
             write_run(study.results)
             trial(study)
 
-        monkeypatch.setattr(soak, "faults", lambda: {"made up": soak.Fault(1, on_a_study)})
+        monkeypatch.setattr(soak, "faults", lambda: {"made up": Fault(1, on_a_study)})
         return soak.inflict(Template(tmp_path, {}, seconds=1.0, size=1), "made up", 2, "seed")
 
     return inflict
@@ -118,7 +119,7 @@ def test_a_complete_record_that_changes_is_lost(tally, loss):
 )
 def test_the_exit_status_says_whether_all_was_survived(found, status, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["soak.py", "--only", "SIGKILL"])
-    monkeypatch.setenv(soak.MAY_MOUNT, "1")  # or it would start anew, in place of this process
+    monkeypatch.setenv(MAY_MOUNT, "1")  # or it would start anew, in place of this process
     monkeypatch.setattr(soak, "load_everything", lambda: None)
     monkeypatch.setattr(soak, "soak", lambda *_: {"SIGKILL": found})
     assert soak.main() == status
@@ -130,7 +131,7 @@ def test_the_exit_status_says_whether_all_was_survived(found, status, monkeypatc
 @pytest.mark.parametrize("mistake", [("--only", "SIGHUP"), ("--times", "0"), ("--workers", "two")])
 def test_a_mistake_is_one_line_with_what_would_be_right(mistake, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["soak.py", *mistake])
-    monkeypatch.setenv(soak.MAY_MOUNT, "1")
+    monkeypatch.setenv(MAY_MOUNT, "1")
     with pytest.raises(SystemExit) as ended:
         soak.main()
     line = capsys.readouterr().err.splitlines()[-1]
