@@ -398,14 +398,6 @@ def test_the_draws_form_a_latin_square():
         assert sorted(tuple(draw[i] for i in pair) for draw in draws) == list(itertools.product((1, 2, 3, 4), repeat=2))
 
 
-def test_config_needs_no_torch():
-    import subprocess
-    import sys
-
-    code = "import sys, lora_study.config_files, lora_study.records; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
 def test_defaults_are_frozen():
     with pytest.raises(AttributeError):
         ExperimentConfig().seed = 2

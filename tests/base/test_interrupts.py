@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lora_study.config import to_dict
+from lora_study.config import ExperimentConfig, to_dict
 from lora_study.model.classifier import ReviewClassifier
 from lora_study.records.record import read_record
 from lora_study.training.experiment import run_experiment
@@ -168,10 +168,10 @@ def test_children_end_with_their_parent_and_say_nothing(tmp_path, number, to_all
     assert time.monotonic() - began < 5
 
 
-def file_of(tiny, folder: Path, name: str, **train) -> Path:
+def file_of(config: ExperimentConfig, folder: Path) -> Path:
     """The config file of an experiment."""
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(to_dict(tiny("lora", name=name, train=train))))
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(to_dict(config)))
     return path
 
 
@@ -191,9 +191,9 @@ GOES_ON = "lora-study: interrupted; the same command with --resume goes on after
 
 @pytest.mark.parametrize("number", BOTH)
 def test_an_interrupted_run_says_how_to_go_on_and_then_ends_as_if_it_had_not_been(tiny, tmp_path, number):
-    file = file_of(tiny, tmp_path, "run", epochs=60)
-    assert interrupted_run(file, tmp_path / "out", number, to_all=True) == [GOES_ON]
-    config = tiny("lora", name="run", train={"epochs": 60})
+    few = {"sizes": {"train": 24, "val": 8, "test": 16}}  # so that many epochs take little
+    config = tiny("lora", name="run", data=few, train={"epochs": 30})
+    assert interrupted_run(file_of(config, tmp_path), tmp_path / "out", number, to_all=True) == [GOES_ON]
     record = run_experiment(config, tmp_path / "out", resume=True)
     assert record.provenance["resumed_after_epochs"][0] >= 1
     assert record.metrics == run_experiment(config, tmp_path / "whole").metrics
@@ -204,14 +204,14 @@ def test_an_interrupted_run_says_how_to_go_on_and_then_ends_as_if_it_had_not_bee
 @pytest.mark.parametrize("number", BOTH)
 @pytest.mark.parametrize("to_all", [True, False])
 def test_an_interrupted_run_on_two_devices_says_the_same_line(tiny, tmp_path, number, to_all):
-    file = file_of(tiny, tmp_path, "run", epochs=100_000, devices=2)
+    file = file_of(tiny("lora", name="run", train={"epochs": 100_000, "devices": 2}), tmp_path)
     assert interrupted_run(file, tmp_path / "out", number, to_all) == [GOES_ON]
     assert not (tmp_path / "out/run/seed-1").exists()
 
 
 @pytest.mark.slow
 def test_a_process_that_waits_for_another_that_never_comes_can_be_interrupted(tiny, tmp_path):
-    file = file_of(tiny, tmp_path, "run", devices=2)
+    file = file_of(tiny("lora", name="run", train={"devices": 2}), tmp_path)
     place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517"}
     process = start("-m", "lora_study", "run", "--config", str(file), "--results-dir", str(tmp_path / "out"), **place)
     for line in process.stderr:

@@ -4,6 +4,8 @@ Three seeds that differ much, predictions that are paired in part, and evidence 
 its encoder, a stand-in, and arithmetic. The expected numbers are computed from the same predictions in another way.
 """
 
+import contextlib
+import io
 import json
 import math
 import statistics
@@ -63,10 +65,11 @@ def judged(request, tmp_path_factory):
     return folder, request.param == "recipe", right
 
 
-@pytest.fixture
-def results(judged, capsys):
-    assert main(["claims", "--results-dir", str(judged[0]), "--json"]) == 0
-    return {result["id"]: result for result in json.loads(capsys.readouterr().out)}
+@pytest.fixture(scope="module")
+def results(judged):
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main(["claims", "--results-dir", str(judged[0]), "--json"]) == 0
+    return {result["id"]: result for result in json.loads(printed.getvalue())}
 
 
 def one_more_run(values, sampling):
