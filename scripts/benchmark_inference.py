@@ -36,7 +36,7 @@ from lora_study.model.modes import apply_mode
 from lora_study.sharing.merge import write_merged
 from lora_study.sharing.predict import Precision, predict, prepare
 from lora_study.sharing.trained import TrainedModel
-from lora_study.training.experiment import new_record
+from lora_study.training.recording import new_record
 
 BATCH_SIZE = 32
 PRECISIONS: tuple[Precision, ...] = ("32-true", "bf16-true")

@@ -7,7 +7,6 @@ own (`callbacks.EpochSeed`), nor the order of the reviews, which follows from se
 
 import json
 import logging
-import shutil
 import sys
 import time
 import zlib
@@ -157,10 +156,6 @@ class Checkpoints(Callback):
                 write_checkpoint(self.path, tensors, state)
             except (OSError, SafetensorError) as error:
                 logger.warning("no checkpoint is kept of epoch %d: %s", epoch, one_line(error))
-
-    def discard(self) -> None:
-        """Remove the checkpoint, and what a killed process may have left of one."""
-        shutil.rmtree(self.path.parent, ignore_errors=True)
 
     def _check(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         then, now = {key: value for key, value in state["identity"].items() if key not in RETIRED}, self.identity

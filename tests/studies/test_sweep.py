@@ -17,7 +17,7 @@ from lora_study.report.sweep_report import write_sweep_report
 from lora_study.studies.launchers.worker import work
 from lora_study.studies.search import Search, make_experiment, setting_name
 from lora_study.studies.sweep import run_sweep
-from lora_study.training.experiment import new_record
+from lora_study.training.recording import new_record
 
 SWEEPS = sorted((Path(__file__).parents[2] / "configs" / "sweeps").glob("*.yaml"))
 GRID = {"lora.r": [1, 2], "lora.alpha": [4, 16], "lora.targets": [["query", "value"], ["query", "value", "mlp"]]}

@@ -29,7 +29,8 @@ from lora_study.model.classifier import ReviewClassifier
 from lora_study.records.record import read_record, write_record
 from lora_study.training import devices
 from lora_study.training.callbacks import EpochSeed
-from lora_study.training.experiment import new_record, run_experiment
+from lora_study.training.experiment import run_experiment
+from lora_study.training.recording import new_record
 
 # Dropout is off, since each device draws masks of its own. No size divides by 2, so the devices' shares differ, and of
 # the last training batch, a single review, one device has none. At ten times the learning rate Adam would blow the

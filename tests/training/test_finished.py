@@ -15,8 +15,9 @@ from lora_study.records.record import read_record, write_record
 from lora_study.records.run_folder import prepare_folder
 from lora_study.studies.study import run_all
 from lora_study.training import finished
-from lora_study.training.experiment import run_experiment, write_failed
+from lora_study.training.experiment import run_experiment
 from lora_study.training.finished import finished_run
+from lora_study.training.recording import write_failed
 
 
 @pytest.fixture(scope="module")

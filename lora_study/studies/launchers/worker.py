@@ -7,7 +7,8 @@ from lora_study.base.errors import ConfigError, check
 from lora_study.config import ExperimentConfig
 from lora_study.records.record import Record
 from lora_study.records.run_folder import BusyError
-from lora_study.training.experiment import run_experiment, write_failed
+from lora_study.training.experiment import run_experiment
+from lora_study.training.recording import write_failed
 
 
 def work(config: ExperimentConfig, results_dir: Path, command: str) -> Record | None:
