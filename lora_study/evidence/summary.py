@@ -3,6 +3,7 @@
 Accuracies and shares are in percent, differences in percentage points; a missing value is null, never a number.
 """
 
+import dataclasses
 import json
 import math
 import statistics
@@ -11,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from lora_study.base.text_tables import plain
@@ -64,6 +66,22 @@ PARAMETERS = {
 }
 
 
+def runs_table(records: Iterable[Record]) -> pd.DataFrame:
+    """The records as one flat table: a row per run, a column per value, by its dotted name as in `Record.flat`.
+
+    Beside them it has what is to be compared where runs are averaged: ``encoder`` in words, ``memory_kind`` (see
+    `memory_kind`) and ``cost``, the settings that change what a run costs.
+    """
+    records = list(records)
+    frame = pd.json_normalize([vars(record) for record in records])
+    frame = frame.reindex(columns=list(dict.fromkeys(["name", "mode", "seed", "status", *frame.columns])))
+    return frame.assign(
+        encoder=[encoder_label([record]) for record in records],
+        memory_kind=pd.Series([memory_kind(record) for record in records], dtype="string"),
+        cost=[_cost(record) for record in records],
+    )
+
+
 def summary_table(
     records: Iterable[Record], reported: Mapping[str, ReportedRow], published: Iterable[Record] = ()
 ) -> pd.DataFrame:
@@ -77,51 +95,26 @@ def summary_table(
     Warns:
         UserWarning: runs of one experiment cannot be averaged; see `comparable`.
     """
-    runs = _by_experiment(records, reported)
-    earlier = _by_experiment(_completed(published), reported)
-    default_trainable = _first(_standing(runs.get("lora_default", [])), "parameters.trainable")
+    runs = _averaged(records)
+    earlier = _averaged(record for record in published if record.status == "completed")
+    default_trainable = _shared(_standing(runs, "lora_default"), "parameters.trainable")
     rows = []
-    for name, group in runs.items():
-        done, standing = _completed(group), _standing(group)
-        row = reported.get(name)
-        accuracies = all_measured(done, "metrics.test.accuracy")
-        accuracy, reviews = mean(done, "metrics.test.accuracy"), min(all_measured(done, "metrics.test.n"), default=None)
-        error = accuracy_over_seeds(accuracies, int(reviews)) if accuracies and reviews else None
-        trainable, total = _first(standing, "parameters.trainable"), _first(standing, "parameters.total")
-        kinds = {memory_kind(record) for record in done}
-        timed = done if _cost_alike(done) else []  # what different ways of computing take has no average
+    for name in in_order(runs["name"], reported):
+        row, counts = reported.get(name), _counts(_standing(runs, name))
+        before = _mean(earlier[earlier["name"] == name], "metrics.test.accuracy", 100)
         rows.append(
             {
                 "experiment": name,
-                "mode": standing[0].mode,
-                "encoder": encoder_label(standing),
-                "seeds": len(done),
-                "failed": len(group) - len(done),
-                "test_reviews": reviews,
-                "test_accuracy": _times(accuracy, 100),
-                "test_spread": _times(spread(done, "metrics.test.accuracy"), 100),
-                "test_low": error and 100 * error.interval[0],
-                "test_high": error and 100 * error.interval[1],
-                "sampling_low": error and 100 * error.sampling[0],
-                "sampling_high": error and 100 * error.sampling[1],
-                "val_accuracy": _times(mean(done, "metrics.val.accuracy"), 100),
-                "train_accuracy": _times(mean(done, "metrics.train.accuracy"), 100),
-                "published_test_accuracy": _times(mean(earlier.get(name, []), "metrics.test.accuracy"), 100),
-                "reported_test_accuracy": row and row.test,
-                "reported_val_accuracy": row and row.val,
-                "reported_train_accuracy": row and row.train,
-                "difference": None if accuracy is None or row is None else 100 * accuracy - row.test,
-                "trainable": trainable,
-                "total": total,
-                "trainable_share": _times(_ratio(trainable, total), 100),
-                "trainable_ratio": _ratio(trainable, default_trainable),
-                "train_seconds": mean(timed, "timing.train_seconds"),
-                "fit_seconds": mean(timed, "timing.fit_seconds"),
-                # Nor have different quantities, such as resident memory and GPU memory.
-                "peak_memory_mib": _times(mean(timed, "memory.peak_bytes"), 2**-20) if len(kinds) == 1 else None,
-                "memory_kind": kinds.pop() if len(kinds) == 1 else None,
+                **counts,
+                **_measurements(runs[runs["name"] == name]),
+                "published_test_accuracy": before,
+                "trainable_ratio": _ratio(counts["trainable"], default_trainable),
             }
         )
+        if row:
+            accuracy = rows[-1]["test_accuracy"]
+            rows[-1] |= {f"reported_{part}_accuracy": getattr(row, part) for part in ("test", "val", "train")}
+            rows[-1]["difference"] = None if accuracy is None else accuracy - row.test
     return pd.DataFrame(rows, columns=list(SUMMARY)).astype(SUMMARY)
 
 
@@ -131,20 +124,55 @@ def parameters_table(records: Iterable[Record], reported: Mapping[str, ReportedR
     lora, head and base count the trainable parameters of each kind; reported_trainable is the article's count on
     distilbert-base-uncased.
     """
-    rows = []
-    for name, group in _by_experiment(records, reported).items():
-        standing = _standing(group)
-        counts = {key: _first(standing, f"parameters.{key}") for key in ("total", "trainable", "lora", "head", "base")}
-        rows.append(
-            {
-                "experiment": name,
-                "mode": standing[0].mode,
-                **counts,
-                "trainable_share": _times(_ratio(counts["trainable"], counts["total"]), 100),
-                "reported_trainable": reported[name].trainable if name in reported else None,
-            }
-        )
+    runs = _averaged(records)
+    rows = [
+        {
+            "experiment": name,
+            **_counts(_standing(runs, name)),
+            "reported_trainable": reported[name].trainable if name in reported else None,
+        }
+        for name in in_order(runs["name"], reported)
+    ]
     return pd.DataFrame(rows, columns=list(PARAMETERS)).astype(PARAMETERS)
+
+
+def _measurements(runs: pd.DataFrame) -> dict[str, Any]:
+    """What the completed runs of one experiment measured, averaged where that makes sense."""
+    done = runs[runs["status"] == "completed"]
+    accuracies, reviews = (_numbers(done, f"metrics.test.{key}") for key in ("accuracy", "n"))
+    error = accuracy_over_seeds(accuracies, int(min(reviews))) if accuracies and reviews else None
+    # What different ways of computing cost has no mean, nor have resident memory and a GPU's.
+    timed = done if done["cost"].nunique() == 1 else done[:0]
+    weighed = timed if done["memory_kind"].nunique(dropna=False) == 1 else done[:0]
+    return {
+        "seeds": len(done),
+        "failed": len(runs) - len(done),
+        "test_reviews": min(reviews, default=None),
+        "test_accuracy": _mean(done, "metrics.test.accuracy", 100),
+        "test_spread": 100 * statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+        "test_low": error and 100 * error.interval[0],
+        "test_high": error and 100 * error.interval[1],
+        "sampling_low": error and 100 * error.sampling[0],
+        "sampling_high": error and 100 * error.sampling[1],
+        "val_accuracy": _mean(done, "metrics.val.accuracy", 100),
+        "train_accuracy": _mean(done, "metrics.train.accuracy", 100),
+        "train_seconds": _mean(timed, "timing.train_seconds"),
+        "fit_seconds": _mean(timed, "timing.fit_seconds"),
+        "peak_memory_mib": _mean(weighed, "memory.peak_bytes", 2**-20),
+        "memory_kind": None if weighed.empty else weighed["memory_kind"].iloc[0],
+    }
+
+
+def _counts(standing: pd.DataFrame) -> dict[str, Any]:
+    """What the runs that speak for an experiment share: mode, encoder and the numbers of parameters."""
+    counts = {key: _shared(standing, f"parameters.{key}") for key in ("total", "trainable", "lora", "head", "base")}
+    share = _ratio(counts["trainable"], counts["total"])
+    return {
+        "mode": standing["mode"].iloc[0],
+        "encoder": _labels(standing["encoder"]),
+        **counts,
+        "trainable_share": None if share is None else 100 * share,
+    }
 
 
 def facts_table(facts: Mapping[str, Iterable[Mapping[str, Any]]]) -> pd.DataFrame:
@@ -178,7 +206,7 @@ def comparable(records: Iterable[Record]) -> tuple[list[Record], list[str]]:
     records = list(records)
     kept, left_out = [record for record in records if record.status != "completed"], []
     for name in dict.fromkeys(record.name for record in records):
-        group = _completed(record for record in records if record.name == name)
+        group = [record for record in records if record.name == name and record.status == "completed"]
         keys = [json.dumps(_setup(record), sort_keys=True, default=str) for record in group]
         usual = Counter(keys).most_common(1)[0][0] if keys else ""
         seeds: set[int] = set()
@@ -199,13 +227,15 @@ def comparable(records: Iterable[Record]) -> tuple[list[Record], list[str]]:
 
 def encoder_label(records: Iterable[Record]) -> str:
     """The encoder(s) the records were run with, such as 'stand-in encoder: all-MiniLM-L6-v2'."""
-    encoders = [record.provenance.get("encoder") or {} for record in records]
-    labels = {
-        f"{'stand-in encoder' if encoder.get('stand_in') else 'encoder'}: {encoder['name']}"
-        for encoder in encoders
-        if encoder.get("name")
-    }
-    return "; ".join(sorted(labels)) or "encoder: unknown"
+    encoders = (record.encoder for record in records)
+    return _labels(
+        f"{'stand-in encoder' if encoder.stand_in else 'encoder'}: {encoder.name or 'unknown'}" for encoder in encoders
+    )
+
+
+def _labels(labels: Iterable[str]) -> str:
+    known = {label for label in labels if not label.endswith(": unknown")}
+    return "; ".join(sorted(known)) or "encoder: unknown"
 
 
 def memory_kind(record: Record) -> str | None:
@@ -217,26 +247,20 @@ def memory_kind(record: Record) -> str | None:
     return kind if kind is None or "peak_bytes_with_scoring" in record.memory else f"{kind}, scoring included"
 
 
-def measured(record: Record, path: str) -> float | None:
-    """A number of a record by its dotted path, such as 'metrics.test.accuracy'; None if it is missing."""
-    section, *keys = path.split(".")
-    value: Any = getattr(record, section)
-    for key in keys:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return value if is_number else None
+def measured(record: Record, name: str) -> float | None:
+    """A number of a record by its dotted name, such as 'metrics.test.accuracy'; None if it is missing."""
+    return _finite(record.flat.get(name))
 
 
-def mean(records: Iterable[Record], path: str) -> float | None:
+def all_measured(records: Iterable[Record], name: str) -> list[float]:
+    """The numbers of the records that have one; see `measured`."""
+    return [value for record in records if (value := measured(record, name)) is not None]
+
+
+def mean(records: Iterable[Record], name: str) -> float | None:
     """Mean over the records that have the value."""
-    values = all_measured(records, path)
+    values = all_measured(records, name)
     return statistics.fmean(values) if values else None
-
-
-def spread(records: Iterable[Record], path: str) -> float | None:
-    """Sample standard deviation over the records that have the value; None for fewer than two."""
-    values = all_measured(records, path)
-    return statistics.stdev(values) if len(values) > 1 else None
 
 
 def rows_of(frame: pd.DataFrame) -> list[Any]:
@@ -250,12 +274,12 @@ def in_order(names: Iterable[str], reported: Mapping[str, ReportedRow]) -> list[
     return [name for name in reported if name in names] + sorted(names - set(reported))
 
 
-def _by_experiment(records: Iterable[Record], reported: Mapping[str, ReportedRow]) -> dict[str, list[Record]]:
+def _averaged(records: Iterable[Record]) -> pd.DataFrame:
+    """The flat table of the records that may stand together; warns of those that may not."""
     kept, left_out = comparable(records)
     for line in left_out:
         warnings.warn(line, stacklevel=3)
-    names = in_order((record.name for record in kept), reported)
-    return {name: [record for record in kept if record.name == name] for name in names}
+    return runs_table(kept)
 
 
 def _setup(record: Record) -> dict[str, Any]:
@@ -263,15 +287,15 @@ def _setup(record: Record) -> dict[str, Any]:
     fingerprint = record.data.get("fingerprint")
     return without(flatten(record.config), ("seed", *NO_OTHER_RESULT)) | {
         "mode": record.mode,
-        "encoder": record.provenance.get("encoder"),
+        "encoder": dataclasses.astuple(record.encoder),
         "test reviews": fingerprint.get("test") if isinstance(fingerprint, Mapping) else fingerprint,
     }
 
 
-def _cost_alike(records: Iterable[Record]) -> bool:
-    """Whether runs of one experiment were computed in the same way, so that their times have a mean."""
-    defaults = flatten(to_dict(ExperimentConfig()))  # which a record has that is older than a setting
-    return len({str([(defaults | flatten(record.config)).get(name) for name in COSTS]) for record in records}) <= 1
+def _cost(record: Record) -> str:
+    """The settings that change what a run costs: where they differ, times and memory have no mean."""
+    settings = flatten(to_dict(ExperimentConfig())) | flatten(record.config)  # a record may be older than a setting
+    return str([settings.get(name) for name in COSTS])
 
 
 def all_or(names: list[str], everyone: int) -> str:
@@ -279,27 +303,31 @@ def all_or(names: list[str], everyone: int) -> str:
     return "all" if len(names) == everyone else ", ".join(names)
 
 
-def _completed(records: Iterable[Record]) -> list[Record]:
-    return [record for record in records if record.status == "completed"]
-
-
-def _standing(group: list[Record]) -> list[Record]:
+def _standing(runs: pd.DataFrame, name: str) -> pd.DataFrame:
     """The runs that speak for an experiment: a failed one, which may have had other settings, only where none ended."""
-    return _completed(group) or group
+    runs = runs[runs["name"] == name]
+    done = runs[runs["status"] == "completed"]
+    return runs if done.empty else done
 
 
-def all_measured(records: Iterable[Record], path: str) -> list[float]:
-    """The numbers of the records that have one; see `measured`."""
-    return [value for record in records if (value := measured(record, path)) is not None]
+def _numbers(runs: pd.DataFrame, name: str) -> list[float]:
+    """A column of `runs_table` without what is missing or no number."""
+    return [number for value in runs.get(name, ()) if (number := _finite(value)) is not None]
 
 
-def _first(records: Iterable[Record], path: str) -> float | None:
-    """A number that all these records share: they have the same settings; see `comparable`."""
-    return next(iter(all_measured(records, path)), None)
+def _mean(runs: pd.DataFrame, name: str, factor: float = 1) -> float | None:
+    values = _numbers(runs, name)
+    return factor * statistics.fmean(values) if values else None
 
 
-def _times(value: float | None, factor: float) -> float | None:
-    return None if value is None else value * factor
+def _shared(runs: pd.DataFrame, name: str) -> float | None:
+    """A number that all these runs share: they have the same settings; see `comparable`."""
+    return next(iter(_numbers(runs, name)), None)
+
+
+def _finite(value: Any) -> float | None:
+    is_number = isinstance(value, int | float | np.integer) and not isinstance(value, bool) and math.isfinite(value)
+    return value if is_number else None
 
 
 def _ratio(value: float | None, of: float | None) -> float | None:

@@ -14,13 +14,34 @@ from typing import Any
 
 from lora_study.base.files import read_json, user_path, write_text
 from lora_study.base.redaction import without_secrets
-from lora_study.config import without_retired
+from lora_study.config import flatten, without_retired
 
 VERSION = 1
 
 
 class RecordError(ValueError):
     """A record that cannot be read; the message names the file and the reason."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """The encoder of a run; None is what its record, being older or of a failed run, does not say.
+
+    Attributes:
+        name: What it is called.
+        backbone: What the config called it.
+        revision: Its commit on the hub.
+        sha256: Of its weights.
+        settings_sha256: Of what else decides what it computes.
+        stand_in: Whether it stands in for the article's.
+    """
+
+    name: str | None = None
+    backbone: str | None = None
+    revision: str | None = None
+    sha256: str | None = None
+    settings_sha256: str | None = None
+    stand_in: bool | None = None
 
 
 @dataclass
@@ -60,6 +81,17 @@ class Record:
     data: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     version: int = VERSION
+
+    @property
+    def flat(self) -> dict[str, Any]:
+        """All values by their dotted names, such as 'metrics.test.accuracy' and 'config.lora.r'."""
+        return flatten(vars(self))
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder it was run with."""
+        known = self.provenance.get("encoder") or {}
+        return Encoder(**{f.name: known.get(f.name) for f in dataclasses.fields(Encoder)})
 
 
 _NUMBER = int | float

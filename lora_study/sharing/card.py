@@ -5,11 +5,10 @@ measured. The same record gives the same card. Text from a record is escaped, an
 trained on are left out.
 """
 
-import dataclasses
 import json
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -95,7 +94,7 @@ def model_card(record: Record, kind: Kind) -> ModelCard:
         model_name=record.name,
         eval_results=_eval_results(record, imdb) or None,
     )
-    values = flatten(dataclasses.asdict(record))
+    values = record.flat
     label, command = Runs([record], Path()).label([record]), record.provenance.get("command")
 
     def number(form: str, factor: int = 1) -> Callable[[str], str]:
@@ -118,7 +117,7 @@ def model_card(record: Record, kind: Kind) -> ModelCard:
         kind=kind,
         base=base,
         imdb=imdb,
-        stand_in=_encoder(record).get("stand_in"),
+        stand_in=record.encoder.stand_in,
         max_length=json.dumps(values.get("config.data.max_length")).replace("null", "None"),
         interval=_interval(record),
         source=_source(record),
@@ -140,23 +139,18 @@ def write_card(record: Record, kind: Kind, folder: Path) -> None:
     write_text(folder / "README.md", str(model_card(record, kind)))
 
 
-def _encoder(record: Record) -> dict[str, Any]:
-    return record.provenance.get("encoder") or {}
-
-
 def _base(record: Record) -> Base:
-    encoder = _encoder(record)
-    name, revision, digest = encoder.get("name"), encoder.get("revision"), encoder.get("sha256")
-    if encoder.get("stand_in"):
+    encoder = record.encoder
+    if encoder.stand_in:
         return Base(STAND_IN, f"{STAND_IN}, a BERT, rewritten as a DistilBERT that computes the same", "")
-    if revision:  # only a model on the hub has one
-        hub_name = str(encoder["backbone"])
+    if encoder.revision:  # only a model on the hub has one
+        hub_name = str(encoder.backbone)
         hub_name = hub_name if "/" in hub_name else f"distilbert/{hub_name}"  # old names on the hub have no owner
-        code = f"{json.dumps(hub_name)}, revision={json.dumps(revision)}"
-        return Base(hub_name, escape(f"{hub_name} at revision {revision}"), code)
-    described = f"a local folder named {name}" if name else "an unknown encoder"
-    words = f"{described} (SHA-256 of its weights: {digest or UNKNOWN})"
-    return Base(None, escape(words), json.dumps(f"FOLDER/OF/{name}"))
+        code = f"{json.dumps(hub_name)}, revision={json.dumps(encoder.revision)}"
+        return Base(hub_name, escape(f"{hub_name} at revision {encoder.revision}"), code)
+    described = f"a local folder named {encoder.name}" if encoder.name else "an unknown encoder"
+    words = f"{described} (SHA-256 of its weights: {encoder.sha256 or UNKNOWN})"
+    return Base(None, escape(words), json.dumps(f"FOLDER/OF/{encoder.name}"))
 
 
 def _eval_results(record: Record, imdb: bool) -> list[EvalResult]:
@@ -204,18 +198,17 @@ def _source(record: Record) -> str:
 
 def _facts(record: Record) -> dict[str, str]:
     """Settings, seeds, hardware and versions, as Markdown by name."""
-    config, provenance = flatten(record.config), record.provenance
-    hardware, versions = provenance.get("hardware") or {}, provenance.get("versions") or {}
+    config, provenance = flatten(record.config), flatten(record.provenance)
     seconds, commit = measured(record, "timing.train_seconds"), provenance.get("commit")
     lora = [key for key in config if key.startswith("lora.")] if record.mode == "lora" else []
     facts = {
         **{key: plain(config.get(key)) for key in (*lora, *SETTINGS)},
-        "precision": hardware.get("precision"),
-        "seeds": plain([f"{name} {seed}" for name, seed in (provenance.get("seeds") or {}).items()]),
+        "precision": provenance.get("hardware.precision"),
+        "seeds": _named(provenance, "seeds."),
         "hardware": _hardware(record),
         "seconds of training steps": None if seconds is None else f"{seconds:,.1f}",
         "commit of lora_study": commit and commit + (", with uncommitted changes" if provenance.get("dirty") else ""),
-        "versions": plain([f"{name} {found}" for name, found in versions.items() if found]),
+        "versions": _named(provenance, "versions."),
         "started (UTC)": provenance.get("started"),
     }
     return {escape(name): escape(str(value or UNKNOWN)) for name, value in facts.items()}
@@ -223,11 +216,18 @@ def _facts(record: Record) -> dict[str, str]:
 
 def _hardware(record: Record) -> str | None:
     """What a run computed on, such as 'NVIDIA A100' or a processor's name and its threads."""
-    hardware = record.provenance.get("hardware") or {}
-    if (accelerator := hardware.get("accelerator")) not in (None, "cpu"):
+    accelerator, cpu, threads = (
+        record.flat.get(f"provenance.hardware.{key}") for key in ("accelerator", "cpu", "threads")
+    )
+    if accelerator not in (None, "cpu"):
         return str(accelerator)
-    threads = hardware.get("threads")
-    return hardware.get("cpu") and f"{hardware['cpu']}{f', {threads} threads' if threads else ''}"
+    return cpu and f"{cpu}{f', {threads} threads' if threads else ''}"
+
+
+def _named(values: Mapping[str, Any], prefix: str) -> str | None:
+    """What is known of the values below a name, each with its own: 'torch 2.13.0, numpy 2.4.6'."""
+    known = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+    return plain([f"{name} {value}" for name, value in known.items() if value is not None])
 
 
 def without_folders(command: str) -> str:

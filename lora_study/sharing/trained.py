@@ -55,11 +55,10 @@ def load_run(folder: str | Path) -> TrainedModel:
         raise ConfigError(
             f"{folder} has no weights, because its train.keep_weights is false; {again} --train.keep_weights true"
         )
-    trained_on = record.provenance.get("encoder") or {}
     # The commit that was trained on: a branch that the config names may have moved since.
-    encoder = dataclasses.replace(config.model, revision=trained_on.get("revision") or config.model.revision)
+    encoder = dataclasses.replace(config.model, revision=record.encoder.revision or config.model.revision)
     model = backbones.build_model(encoder, head_seed=config.resolved_seeds()["head_init"])
-    found, sha256 = backbones.describe(encoder)["sha256"], trained_on.get("sha256")
+    found, sha256 = backbones.describe(encoder)["sha256"], record.encoder.sha256
     if found and sha256 and found != sha256:
         raise ConfigError(
             f"model.backbone: the weights of {encoder.backbone!r} have SHA-256 {found}, but {folder} was trained on "

@@ -34,10 +34,10 @@ def finished_run(folder: Path, config: ExperimentConfig) -> Record | None:
     record = completed_run(folder, config)
     if record is None:
         return None
-    then = record.provenance.get("encoder") or {}
     now = backbones.describe(config.model)
     for key in ("sha256", "settings_sha256"):
-        if then.get(key) and now[key] and then[key] != now[key]:
+        then = getattr(record.encoder, key)
+        if then and now[key] and then != now[key]:
             raise _changed("model.backbone", config.model.backbone, folder)
     if (known := record.data.get("fingerprint")) and not _is_pinned(config.data):
         question = dataclasses.replace(config.data, **{name: _default(name) for name in _FEEDING})

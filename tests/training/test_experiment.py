@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import filelock
 import numpy as np
@@ -51,6 +52,8 @@ def test_the_record_holds_what_the_design_promises(runs, tiny, name):
     assert timing["train_cpu_seconds"] > 0
     assert 0 < timing["train_seconds"] <= timing["fit_seconds"] <= timing["total_seconds"]
     assert {"commit", "dirty", "versions", "hardware", "command", "seeds", "rules_sha256"} <= record.provenance.keys()
+    today = read_record(Path(__file__).parents[1] / "records" / "record_of_today.json")
+    assert record.flat.keys() == today.flat.keys(), "a record of another shape needs a fixture of its own"
 
 
 @pytest.mark.parametrize("name", MODES)

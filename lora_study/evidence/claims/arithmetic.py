@@ -155,11 +155,10 @@ def evaluate_formula(content: Mapping[str, Any] | float) -> float:
 
 def expected_trainable(record: Record) -> int | None:
     """The trainable parameters a record should have counted; None where its encoder's shape is not known here."""
-    shape = SHAPES.get((record.provenance.get("encoder") or {}).get("name", ""))
-    lora, partial = (record.config.get(section) or {} for section in ("lora", "partial"))
-    recipe = {key: lora[key] for key in ("r", "targets", "train_head") if key in lora}
-    recipe |= {key: partial[key] for key in ("pre_classifier", "blocks") if key in partial}
-    if record.mode == "lora" and lora.get("variant") == "dora":
+    shape, values = SHAPES.get(record.encoder.name or ""), record.flat
+    fields = ("lora.r", "lora.targets", "lora.train_head", "partial.pre_classifier", "partial.blocks")
+    recipe = {field.split(".")[1]: values[f"config.{field}"] for field in fields if f"config.{field}" in values}
+    if record.mode == "lora" and values.get("config.lora.variant") == "dora":
         return None  # which trains magnitudes too, and is no experiment of the article
     try:
         return trainable(record.mode, **recipe, shape=shape) if shape else None

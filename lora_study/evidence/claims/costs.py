@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from lora_study.base.errors import check
-from lora_study.config import flatten
 from lora_study.evidence.claims import power
 from lora_study.evidence.claims.evidence import Missing, Runs, different_work
 from lora_study.evidence.claims.kinds import Claim, Finding
@@ -125,7 +124,7 @@ class Ratio(Claim):
             {
                 record.seed: (record, value)
                 for record in runs.completed([f"{name}{PLAIN}", name])
-                if flatten(record.config).get("train.fast") is fast and (value := self._value(record))
+                if record.flat.get("config.train.fast") is fast and (value := self._value(record))
             }
             for name in self.experiments
         ]

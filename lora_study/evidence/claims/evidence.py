@@ -81,8 +81,7 @@ class Runs:
 
     def label(self, records: Sequence[Record]) -> str | None:
         """None if the runs are the article's recipe on the article's encoder; else what they are, in words."""
-        encoders = [record.provenance.get("encoder") or {} for record in records]
-        if any(encoder.get("stand_in") is not False or encoder.get("name") != REFERENCE for encoder in encoders):
+        if any(record.encoder.stand_in is not False or record.encoder.name != REFERENCE for record in records):
             return encoder_label(records)
         fields = {str(row.get("field")) for record in records for row in record.deviations} - set(SAME_RECIPE)
         return f"departing from the article in {', '.join(sorted(fields))}" if fields else None

@@ -1,6 +1,5 @@
 """What a claim is, what the runs say about one, and the claims that need no statistics: arithmetic and facts."""
 
-import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -10,7 +9,6 @@ from typing import Any, ClassVar, Literal
 from lora_study.base.errors import ConfigError, check
 from lora_study.base.settings import Settings
 from lora_study.base.text_tables import plain
-from lora_study.config import flatten
 from lora_study.evidence.claims.arithmetic import REFERENCE, evaluate_formula, expected_trainable
 from lora_study.evidence.claims.evidence import Missing, Runs
 from lora_study.evidence.claims.rules import CUT_DEVIATIONS, Basis, judge_cut
@@ -209,7 +207,7 @@ class Fact(Claim):
     def _examine(self, runs: Runs) -> Finding:
         found = []
         for record in runs.completed(self.experiments):
-            content = flatten(dataclasses.asdict(record))
+            content = record.flat
             values = [content[name] for name in self.fields if content.get(name) is not None]
             applies = all(content.get(key) == value for key, value in self.only_if.items())
             if applies and len(values) == len(self.fields):
