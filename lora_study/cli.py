@@ -139,28 +139,33 @@ def _ended(records: Sequence[Any], report: Path) -> int:
 
 
 def inspect(config: ExperimentConfig, json: bool = False) -> int:
-    """Show the model and count its parameters, without weights or data.
+    """Show the model and count its parameters, without network or data, and how sure a frozen head lets it be.
 
     Args:
         config: The experiment.
         json: Print one JSON object.
     """
+    from lora_study.model.confidence import cap_before_training, reads_frozen_head
     from lora_study.model.encoder import build_skeleton
     from lora_study.model.modes import apply_mode, count_parameters
 
     model = build_skeleton(config.model)
     before = count_parameters(model)
     modules = apply_mode(model, config)
-    counts = count_parameters(model)
+    counts, cap = count_parameters(model), cap_before_training(config)
     if json:
         content = {"name": config.name, "mode": config.mode, "parameters": counts.to_dict(), "lora_modules": modules}
-        print(json_format.dumps(content, indent=2))
+        print(json_format.dumps(content | {"confidence_cap": cap and cap.to_dict()}, indent=2))
         return 0
     print(f"{config.name}: mode {config.mode} on {config.model.backbone}, {before.total:,} parameters before\n")
     print(model)
     print(f"\nLoRA beside: {', '.join(modules) or 'no layer'}\n")
     for kind, count in counts.to_dict().items():
         print(f"{kind:>10} {count:>12,}  {count / counts.total:8.3%}")
+    if cap:
+        print(f"\nThe head stays as it is drawn, so whatever is trained {cap}.")
+    elif reads_frozen_head(model):
+        print("\nThe head stays as it is drawn; how sure it can be, the encoder's weights tell, which are not here.")
     return 0
 
 

@@ -1,6 +1,7 @@
 """The command line: exit statuses, one-line errors, and a miniature study from its command to its report."""
 
 import json
+import math
 import os
 import shlex
 import shutil
@@ -79,6 +80,24 @@ def test_inspect_shows_the_model_and_the_table(capsys):
     printed = capsys.readouterr().out
     assert "LinearWithLoRA" in printed
     assert "147,456" in printed
+
+
+def test_inspect_tells_how_sure_a_frozen_head_lets_it_be(capsys, experiment):
+    """For any encoder whose weights are here; a head that is trained has no such limit."""
+    arguments = ["inspect", "--config", str(experiment)]
+    assert main([*arguments, "--json"]) == 0
+    cap = json.loads(capsys.readouterr().out)["confidence_cap"]
+    assert cap["low"] < cap["high"] and cap["least_probability"] < 0.5 < cap["most_probability"]
+    assert cap["most_probability"] == pytest.approx(1 / (1 + math.exp(-cap["high"])))
+    assert main(arguments) == 0
+    assert f"below {cap['least_probability']:.3f} or above {cap['most_probability']:.3f}" in capsys.readouterr().out
+    assert main([*arguments, "--json", "--seeds.head_init", "5"]) == 0
+    assert json.loads(capsys.readouterr().out)["confidence_cap"] != cap
+    for trained in (["--lora.train_head", "true"], ["--mode", "full"]):
+        assert main([*arguments, "--json", *trained]) == 0
+        assert json.loads(capsys.readouterr().out)["confidence_cap"] is None
+    assert main(["inspect", "--config", str(CONFIGS / "reference" / "lora_default.yaml")]) == 0
+    assert "the encoder's weights tell, which are not here" in capsys.readouterr().out
 
 
 def test_print_config_shows_what_would_run_and_runs_nothing(capsys, experiment, tmp_path, monkeypatch):
