@@ -153,16 +153,15 @@ def _is_off(value: Any) -> bool:
     return value is None or value is False or value in ("", "none", [], {})  # 0 is a number and counts as set
 
 
+# JSON gives plain numbers, so that the very type tells true from 1.
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e38  # as fp32
+    return type(value) in (int, float) and abs(value) < 1e38  # as fp32
 
 
 def _is_rank(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**31
-
-
-def _is_block(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return type(value) is int and 1 <= value < 2**31
 
 
 def _is_expression(value: Any) -> bool:
@@ -193,7 +192,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "modules_to_save": (_are_names, "a list of modules"),
     "task_type": (lambda v: isinstance(v, str), "a name"),
     "layers_to_transform": (
-        lambda v: _is_block(v) or (isinstance(v, list) and all(map(_is_block, v))),
+        lambda v: all(type(block) is int for block in (v if isinstance(v, list) else [v])),
         "a number or numbers of blocks",
     ),
     "layers_pattern": (
