@@ -82,8 +82,9 @@ def confidence_cap(model: DistilBertForSequenceClassification) -> ConfidenceCap 
     """
     if not reads_frozen_head(model):
         return None
+    names = ("weight", "bias")
     gain, shift, inner, inner_bias, outer, outer_bias = (
-        parameter.detach().double().cpu() for module in _read(model) for parameter in (module.weight, module.bias)
+        module.get_parameter(name).detach().double().cpu() for module in _read(model) for name in names
     )
     slope, offset = inner * gain, inner @ shift + inner_bias  # (dim, dim), (dim,)
     slope = slope - slope.mean(dim=1, keepdim=True)  # the same on every z that sums to zero
@@ -132,11 +133,12 @@ def upper_bound(slope: Tensor, offset: Tensor, weight: Tensor) -> float:
         multiplier = torch.linalg.eigvalsh(inside)[-1].clamp(min=0) + log_gap.exp() if len(t) else log_gap.exp()
         part = root * (rising @ g)
         rest = torch.linalg.solve(multiplier * torch.eye(len(t), dtype=t.dtype) - inside, part)
-        return (g @ g + part @ rest) / multiplier + multiplier * dim + k  # Woodbury
+        found: Tensor = (g @ g + part @ rest) / multiplier + multiplier * dim + k  # Woodbury
+        return found
 
     def value_and_slope(point: np.ndarray) -> tuple[float, np.ndarray]:
         x = torch.tensor(point, requires_grad=True)
-        found = bound(*x.split([len(gain), len(loss), 1])).sum()
+        found = bound(*torch.split(x, [len(gain), len(loss), 1])).sum()
         (gradient,) = torch.autograd.grad(found, x)
         return found.item(), gradient.numpy()
 
