@@ -5,6 +5,7 @@ right. Unknown keys are errors at every level.
 """
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,7 +62,8 @@ def beside(path: Path, name: str) -> Path:
     """
     folders = [path.resolve().parent, path.parent] if path.is_symlink() else [path.parent]
     files = [folder / user_path(name) for folder in folders]
-    return next((file for file in files if file.exists()), files[0])
+    # Path.exists raises where a name is too long.
+    return next((file for file in files if os.path.exists(file)), files[0])  # noqa: PTH110
 
 
 def lay_over_extended(content: dict[str, Any], path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def test_dora_starts_from_the_seed_of_the_updates_as_lora_does():
         ("lr_ratio", -16.0, ["lora.lr_ratio: -16.0", "above 0"]),
         ("lr_ratio", float("inf"), ["lora.lr_ratio: inf"]),
         ("lr_ratio", float("nan"), ["lora.lr_ratio: nan"]),
-        ("variant", "Dora", ["lora.variant", "Got value: Dora", "'lora', 'dora'"]),
+        ("variant", "Dora", ["lora.variant: 'Dora'", "use lora, dora"]),
     ],
 )
 def test_a_mistake_in_a_variants_setting_is_one_line_that_names_it(field, value, words):
