@@ -7,6 +7,8 @@ from lora_study.base.errors import check
 from lora_study.base.settings import Settings
 from lora_study.config import check_name
 
+STUDY_FILE = "study.yaml"  # in the results: the study's title, question and limits, for the report
+
 
 @dataclass(frozen=True)
 class StudyConfig(Settings):
@@ -15,6 +17,8 @@ class StudyConfig(Settings):
     Args:
         name: Name of the study and of its results folder.
         title: One line for the head of the report.
+        question: What is asked, in plain words, for the report.
+        limits: What the study cannot say, likewise.
         experiments: Experiment files, relative to the study file, or experiments written out as in such a file:
             settings under a name, laid over what their ``extends`` names.
         seeds: Seeds every experiment is run with.
@@ -26,6 +30,8 @@ class StudyConfig(Settings):
     experiments: tuple[str | dict[str, Any], ...]
     seeds: tuple[int, ...] = (1,)
     overrides: dict[str, Any] = field(default_factory=dict)
+    question: str = ""
+    limits: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""Copy a finished study to results/published/ for committing, write its report there and its table into the README.
+"""Copy a finished study to results/published/ for committing, write its report there and its results into the README.
 
 python scripts/publish.py results/embedded
 python scripts/publish.py results/benchmarks    the benchmarks instead, before the study whose report is to show them
@@ -14,11 +14,13 @@ from typing import Any
 
 from lora_study.base.errors import ConfigError
 from lora_study.base.files import user_path, write_text
+from lora_study.config_studies import STUDY_FILE
 from lora_study.records.record import Record, read_records, run_dir, write_record
 from lora_study.report import readme_results, write_report
-from lora_study.report.benchmarks import TITLES, readme_speed
+from lora_study.report.benchmarks import TITLES, read_benchmarks, readme_speed
+from lora_study.report.speed import write_speed
 
-IN_README = ("full-embedded-encoder", "medium-embedded-encoder", "embedded")  # studies that the README shows, in order
+IN_README = ("full-embedded-encoder", "medium-embedded-encoder", "embedded")  # the README shows the first there is
 BENCHMARKS = "benchmarks"  # the folder beside the studies that holds no study
 RUN_FILES = ("predictions.parquet", "curves.csv", "adapter.safetensors")
 ABSOLUTE_PATH = re.compile(r"(?<![^\s='\"])/(?:[^\s'\"/]+/)*(?=[^\s'\"/]+)")
@@ -46,6 +48,8 @@ def publish(results_dir: Path, published: Path) -> Path:
                 if (source / file).exists():
                     shutil.copyfile(source / file, copy / file)
             write_record(without_folders(record), copy)
+        if (results_dir / STUDY_FILE).exists():
+            shutil.copyfile(results_dir / STUDY_FILE, staged / STUDY_FILE)
         write_report(staged, address=f"results/published/{target.name}", benchmarks_dir=published / BENCHMARKS)
         if target.exists():
             shutil.rmtree(target)
@@ -78,6 +82,7 @@ def publish_benchmarks(folder: Path, published: Path) -> Path:
     for name in TITLES:
         if (source := folder / f"{name}.json").exists():
             write_text(target / source.name, source.read_text(encoding="utf-8"))
+    write_speed(read_benchmarks(target)[0], target)
     return target
 
 
@@ -109,8 +114,8 @@ def main() -> int:
         else:
             target = publish(source, published)
             if target.name in IN_README:
-                shown = [readme_results(published / name) for name in IN_README if (published / name).exists()]
-                update_readme(readme, "results", "\n\n".join(shown))
+                shown = next(name for name in IN_README if (published / name).exists())
+                update_readme(readme, "results", readme_results(published / shown))
         print(target)
     except ConfigError as error:
         print(f"publish: error: {error}", file=sys.stderr)

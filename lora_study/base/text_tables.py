@@ -1,4 +1,4 @@
-"""A data frame as text: Markdown, LaTeX, CSV.
+"""A data frame as text: Markdown, CSV.
 
 Text is escaped, so that nothing in a record can become markup. A missing value is '—', and empty in CSV.
 """
@@ -27,17 +27,6 @@ def markdown_table(frame: pd.DataFrame, markdown: Collection[str] = ()) -> str:
     ]
     lines = [[escape(str(column)) for column in frame.columns], rules, *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def latex_table(frame: pd.DataFrame, title: str) -> str:
-    """A data frame as a LaTeX tabular for the package booktabs, its title in a comment above.
-
-    Args:
-        frame: The table; its index is not shown.
-        title: What the table shows, as a start for its caption.
-    """
-    style = frame.style.hide(axis="index").format(precision=2, thousands=",", na_rep=MISSING, escape="latex")
-    return f"% {' '.join(title.split())}\n" + str(style.format_index(escape="latex", axis=1).to_latex(hrules=True))
 
 
 def csv_table(frame: pd.DataFrame) -> str:

@@ -10,15 +10,17 @@ from urllib.parse import unquote
 
 from lora_study.base.errors import ConfigError
 from lora_study.base.files import atomic, user_path
-from lora_study.base.plain_yaml import dump_yaml
-from lora_study.base.text_tables import csv_table, escape, latex_table
-from lora_study.evidence.summary import parameters_table, summary_table
-from lora_study.report.exhibits import config_path, draw_up
+from lora_study.base.text_tables import csv_table, markdown_table
+from lora_study.evidence.claims.headline import headline
+from lora_study.evidence.summary import summary_table
+from lora_study.report.exhibits import KEPT, accuracies, draw_up
 from lora_study.report.figures import draw_figures
 from lora_study.report.inputs import Study, read_study
-from lora_study.report.pages import budget, report_page, title_of, verdicts_in_words
+from lora_study.report.pages import report_page, title_of
+from lora_study.report.speed import write_speed
 from lora_study.report.variants import find_variants
 from lora_study.report.webpage import html_page
+from lora_study.report.words import scope
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +37,9 @@ def write_report(
 ) -> list[Path]:
     """Write the report of a study into its results folder.
 
-    summary.csv, parameters.csv, report.md, report.html; every figure as PNG in figures/; every table as
-    CSV in tables/, and the comparison as LaTeX too; the config of each run beside its record. Figures and tables of an
-    earlier report that this one does not have are removed.
+    report.md, report.html, their figures as PNG in figures/; summary.csv with a row per experiment, and in tables/ one
+    with a row per claim and one with a row per run. Figures and tables of an earlier report that this one does not have
+    are removed. The page about speed goes into the folder of benchmarks, if there is one.
 
     Args:
         results_dir: Folder of the study, with ``EXPERIMENT/seed-N/record.json`` below it.
@@ -63,55 +65,47 @@ def write_report(
                 temporary.write_bytes(content)
         for name in leftovers:
             (results_dir / name).unlink(missing_ok=True)
+        speed = write_speed(study.benchmarks, user_path(benchmarks_dir or results_dir.resolve().parent / "benchmarks"))
     except OSError as error:
         raise ConfigError(f"the report cannot be written to {results_dir}: {error}; choose a folder you own") from error
-    return [results_dir / name for name in contents]
+    return [*(results_dir / name for name in contents), *speed]
 
 
 def report_files(study: Study) -> dict[str, bytes]:
     """Every file of a study's report: its content by its path below the results folder."""
     summary = summary_table(study.records, study.reported.rows, study.published)
     tables = draw_up(study, summary, find_variants(study.records, study.predictions, _bases(study)))
-    pictures = draw_figures(study, summary)
+    pictures = draw_figures(study)
     page = report_page(study, tables, pictures)
     images = {f"figures/{name}.png": picture.formats["svg"] for name, picture in pictures.items()}
     texts = {
         "summary.csv": csv_table(summary),
-        "parameters.csv": csv_table(parameters_table(study.records, study.reported.rows)),
         "report.md": page,
         "report.html": html_page(title_of(study), page, images),
     }
-    texts |= {f"tables/{name}.csv": csv_table(table.frame) for name, table in tables.items()}
-    if comparison := tables.get("comparison"):
-        texts["tables/comparison.tex"] = latex_table(comparison.frame, comparison.title)
-    for record in study.records:
-        if record.config:
-            texts[config_path(record)] = dump_yaml(record.config)
+    texts |= {f"tables/{name}.csv": csv_table(tables[name].frame) for name in KEPT if name in tables}
     contents = {name: text.encode() for name, text in texts.items()}
     return contents | {f"figures/{name}.png": picture.formats["png"] for name, picture in pictures.items()}
 
 
 def readme_results(results_dir: Path) -> str:
-    """The results of a study as Markdown for a README at the root of the repository.
-
-    The comparison beside the article, what runs learned from, how many claims got which verdict, and a link.
+    """The results of a study as Markdown for a README at the root of the repository: one table and one figure.
 
     Args:
-        results_dir: Folder of the study, relative to the README.
+        results_dir: Folder of the study, relative to the README; it holds the study's report.
 
     Raises:
         ConfigError: there is no record.
     """
     study = read_study(results_dir)
     summary = summary_table(study.records, study.reported.rows)
-    comparison = draw_up(study, summary, [])["comparison"]
     folder = results_dir.as_posix()
     return "\n\n".join(
         [
-            f"**{escape(comparison.title)}**",
-            comparison.markdown(),
-            f"{budget(study)}{verdicts_in_words(study)} The [report]({folder}/report.md) has the evidence for each, "
-            "all that was run and what is needed to repeat it.",
+            scope(study),
+            markdown_table(accuracies(study, summary)),
+            f"![Test accuracy, a dot per seed, beside the article's]({folder}/figures/seeds.png)",
+            f"{' '.join(headline(study.verdicts))} The [report]({folder}/report.md) has the evidence for each.",
         ]
     )
 

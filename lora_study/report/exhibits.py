@@ -1,7 +1,7 @@
 """The tables of the report as a reader sees them: which columns, under which names, from a study's evidence."""
 
-from collections import Counter
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -10,25 +10,15 @@ import pandas as pd
 
 from lora_study.base.text_tables import escape, markdown_table
 from lora_study.config import flatten
-from lora_study.evidence.claims import VERDICTS, ClaimResult
-from lora_study.evidence.predictions import confusion, reliability
-from lora_study.evidence.summary import encoder_label, facts_table, measured, parameters_table, rows_of
+from lora_study.evidence.claims import ClaimResult
+from lora_study.evidence.statistics import mean_t
+from lora_study.evidence.summary import encoder_label, facts_table, measured, memory_kind, rows_of
 from lora_study.records.record import Record
-from lora_study.report.accounts import contamination_table
 from lora_study.report.inputs import Study
-from lora_study.report.variants import Variant, deviations_table, variants_table
+from lora_study.report.variants import Variant, compare, deviations_table, variants_table
 
-# What each kind of claim is about, and the kinds that compare: the sentences a reader remembers.
-KINDS = {
-    "equality": "numbers of parameters and ratios",
-    "accuracy": "accuracies",
-    "ordering": "which is more accurate",
-    "difference": "by how many points",
-    "gap": "which generalises better",
-    "ratio": "time and memory",
-    "fact": "counts over the reviews",
-}
-SENTENCES = ("ordering", "difference", "gap", "ratio")
+REFERENCE_ROWS = ("full", "layerwise_all")  # what the other rows are compared with: every layer trained
+KEPT = ("claims", "runs")  # tables that are files too, for whoever computes with them
 
 
 @dataclass(frozen=True)
@@ -36,17 +26,15 @@ class Table:
     """A table of the report.
 
     Attributes:
-        title: What it shows, and the encoder it was measured with.
         frame: Its content; text is plain text.
         links: A column of paths below the results folder, comma-separated, which the page shows as links.
     """
 
-    title: str
     frame: pd.DataFrame
     links: str | None = None
 
     def markdown(self) -> str:
-        """The table for the page, its title not included."""
+        """The table for the page."""
         if self.links is None:
             return markdown_table(self.frame)
         frame = self.frame.copy()
@@ -56,42 +44,71 @@ class Table:
 
 def draw_up(study: Study, summary: pd.DataFrame, variants: list[Variant]) -> dict[str, Table]:
     """Every table of the report that has a row, by name."""
-    encoder = encoder_label(study.records)
-
-    def titled(what: str, frame: pd.DataFrame, **columns: str) -> Table:
-        return Table(f"{what}, {encoder}", frame, **columns)
-
-    contamination = contamination_table(study.records).rename(columns={"share": "share (%)"})
     tables = {
-        "verdict_counts": titled("Verdicts by kind of claim", _counts(study)),
-        "verdicts": titled("Verdicts on what the article says is better, and by how much", _verdicts(study, encoder)),
-        "comparison": titled("Test accuracy (%) beside the article's", _comparison(study, summary)),
-        "parts": titled("Accuracy (%) on the other parts", _parts(summary)),
-        "parameters": titled("Parameters", _parameters(study, summary)),
-        "cost": titled("Time and memory, means over seeds", _cost(summary)),
-        "claims": titled("Evidence for each verdict", _claims(study, encoder), links="runs"),
-        "deviations": titled("Departures from the article's recipe", deviations_table(study.records, variants)),
-        "variants": titled("What one setting changes", variants_table(variants)),
-        "errors": titled("Errors and calibration on the test reviews, means over seeds", _errors(study)),
-        "contamination": titled("Reviews with a copy among the others", contamination),
-        "data": titled("The data", _facts(study, _data)),
-        "machine": titled("Hardware and versions", _facts(study, _machine)),
-        "runs": titled("Runs", _runs(study), links="record"),
+        "verdicts": Table(_verdicts(study)),
+        "accuracies": Table(accuracies(study, summary)),
+        "parts": Table(_parts(summary)),
+        "parameters": Table(_parameters(summary, study)),
+        "cost": Table(_cost(study, list(summary["experiment"]))),
+        "claims": Table(_claims(study), links="runs"),
+        "deviations": Table(deviations_table(study.records, variants)),
+        "variants": Table(variants_table(variants)),
+        "data": Table(_facts(study, _data)),
+        "machine": Table(_facts(study, _machine)),
+        "runs": Table(_runs(study), links="record"),
     }
-    for benchmark in study.benchmarks:
-        tables[benchmark.exhibit] = Table(f"{benchmark.title}, {benchmark.encoder}", benchmark.table)
     return {name: table for name, table in tables.items() if not table.frame.empty}
 
 
-def verdict_counts(study: Study) -> dict[str, int]:
-    """How many claims got each verdict, in the order of `VERDICTS`."""
-    counts = Counter(result.verdict for result in study.verdicts)
-    return {verdict: counts[verdict] for verdict in VERDICTS if counts[verdict]}
+def judged(study: Study) -> list[ClaimResult]:
+    """The article's sentences that runs of this study say something about, arithmetic aside.
+
+    An accuracy is among them only where it was measured on the article's encoder: elsewhere it has no verdict.
+    """
+    return [
+        result
+        for result in study.verdicts
+        if result.basis is not None
+        and result.kind != "equality"
+        and (result.kind != "accuracy" or result.basis == "recipe")
+    ]
 
 
-def config_path(record: Record) -> str:
-    """Where the report puts the config of a run, below the results folder."""
-    return f"{record.name}/seed-{record.seed}/config.yaml"
+def plain_measured(result: ClaimResult, study: Study) -> str | None:
+    """What was measured; the encoder is in the page's head already."""
+    return result.measured and result.measured.removesuffix(f" ({encoder_label(study.records)})")
+
+
+def accuracies(study: Study, summary: pd.DataFrame) -> pd.DataFrame:
+    """Test accuracy by experiment, and the gaps between the rows here beside those between the article's."""
+    done = [record for record in study.records if record.status == "completed"]
+    runs = {name: [record for record in done if record.name == name] for name in summary["experiment"]}
+    base = next((name for name in REFERENCE_ROWS if runs.get(name)), None)
+    rows = []
+    for row in rows_of(summary):
+        line = {
+            "experiment": row.experiment,
+            "seeds": row.seeds,
+            "here (%)": row.test_accuracy,
+            "95% interval": interval_text(row.test_low, row.test_high),
+            "published run (%)": row.published_test_accuracy,
+            "article (%)": row.reported_test_accuracy,
+        }
+        if base:
+            ours, theirs = study.reported.rows.get(row.experiment), study.reported.rows.get(base)
+            known = ours and theirs and row.experiment != base
+            line |= {
+                f"here less {base} (points)": _gap(study, runs, base, row.experiment),
+                f"article less {base} (points)": f"{ours.test - theirs.test:+.2f}" if known else None,
+            }
+        rows.append(line)
+    frame = pd.DataFrame(rows)
+    return frame if study.published else frame.drop(columns="published run (%)", errors="ignore")
+
+
+def config_lines(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A nested mapping as rows of field and value."""
+    return [{"field": field, "value": value} for field, value in flatten(values).items()]
 
 
 def interval_text(low: float, high: float) -> str | None:
@@ -99,40 +116,39 @@ def interval_text(low: float, high: float) -> str | None:
     return None if pd.isna(low) else f"{low:.2f}\u00a0to\u00a0{high:.2f}"
 
 
-def _counts(study: Study) -> pd.DataFrame:
-    """One row per kind of claim and a column per verdict that was given."""
-    kinds = dict.fromkeys(result.kind for result in study.verdicts)
-    rows = []
-    for kind in kinds:
-        verdicts = [result.verdict for result in study.verdicts if result.kind == kind]
-        found = {verdict: verdicts.count(verdict) for verdict in verdict_counts(study)}
-        rows.append({"kind of claim": KINDS.get(kind, kind), "claims": len(verdicts), **found})
-    return pd.DataFrame(rows)
+def _gap(study: Study, runs: Mapping[str, list[Record]], base: str, name: str) -> str | None:
+    """Points of test accuracy above another row, with the interval over reviews and seeds where it is known."""
+    if name == base or not runs[name]:
+        return None
+    found = compare(name, base, {}, runs, study.predictions)
+    between = "" if found.low is None or found.high is None else f" ({found.low:+.2f} to {found.high:+.2f})"
+    return None if found.effect is None else f"{found.effect:+.2f}{between}".replace(" ", "\u00a0")
 
 
-def _verdicts(study: Study, encoder: str) -> pd.DataFrame:
-    """The article's sentences about which is better, by how much, on experiments of this study."""
+def _verdicts(study: Study) -> pd.DataFrame:
+    """The one table that a reader in a hurry reads."""
     rows = [
         {
-            "verdict": result.verdict,
             "claim": result.sentence,
-            "reported": result.reported,
-            "this run": _measured(result, encoder),
+            "article": result.reported,
+            "here": plain_measured(result, study),
+            "95% interval": result.interval,
+            "verdict": result.verdict,
+            "rule": result.rule,
         }
-        for result in study.verdicts
-        if result.kind in SENTENCES and set(result.experiments) <= study.curves.keys()
+        for result in judged(study)
     ]
     return pd.DataFrame(rows).astype("string")
 
 
-def _claims(study: Study, encoder: str) -> pd.DataFrame:
+def _claims(study: Study) -> pd.DataFrame:
     rows = [
         {
             "verdict": result.verdict,
             "claim": result.sentence,
-            "reported": result.reported,
-            "this run": _measured(result, encoder),
-            "interval": result.interval,
+            "article": result.reported,
+            "here": plain_measured(result, study),
+            "95% interval": result.interval,
             "evidence": result.evidence,
             "rule": result.rule,
             "if the article is right": result.power,
@@ -145,72 +161,66 @@ def _claims(study: Study, encoder: str) -> pd.DataFrame:
     return pd.DataFrame(rows).astype("string")
 
 
-def _measured(result: ClaimResult, encoder: str) -> str | None:
-    """What was measured; the encoder is in the table's title already."""
-    return result.measured and result.measured.removesuffix(f" ({encoder})")
-
-
-def _comparison(study: Study, summary: pd.DataFrame) -> pd.DataFrame:
-    columns = {
-        "experiment": summary.experiment,
-        "this run": summary.test_accuracy,
-        "95% interval": [interval_text(row.test_low, row.test_high) for row in rows_of(summary)],
-        "published run": summary.published_test_accuracy,
-        "article": summary.reported_test_accuracy,
-        "difference (points)": summary.difference,
-        "spread over seeds": summary.test_spread,
-        "seeds": summary.seeds,
-        "failed runs": summary.failed,
-    }
-    if not study.published:
-        del columns["published run"]
-    return pd.DataFrame(columns)
-
-
 def _parts(summary: pd.DataFrame) -> pd.DataFrame:
     columns = {
         "experiment": "experiment",
-        "val_accuracy": "this run, val",
-        "reported_val_accuracy": "article, val",
-        "train_accuracy": "this run, train",
-        "reported_train_accuracy": "article, train",
+        "val_accuracy": "validation, here (%)",
+        "reported_val_accuracy": "validation, article (%)",
+        "train_accuracy": "training, here (%)",
+        "reported_train_accuracy": "training, article (%)",
     }
     return summary[list(columns)].rename(columns=columns)
 
 
-def _parameters(study: Study, summary: pd.DataFrame) -> pd.DataFrame:
-    frame = parameters_table(study.records, study.reported.rows)
-    frame = frame.rename(columns={"trainable_share": "share (%)", "reported_trainable": "article, trainable"})
-    return frame.assign(**{"ratio to lora_default": summary.trainable_ratio})
-
-
-def _cost(summary: pd.DataFrame) -> pd.DataFrame:
+def _parameters(summary: pd.DataFrame, study: Study) -> pd.DataFrame:
+    reported = [study.reported.rows.get(name) for name in summary["experiment"]]
     columns = {
-        "experiment": "experiment",
-        "mode": "mode",
-        "train_seconds": "train seconds",
-        "fit_seconds": "fit seconds",
-        "peak_memory_mib": "peak memory (MiB)",
-        "memory_kind": "memory is",
+        "experiment": summary["experiment"],
+        "trained parameters": summary["trainable"],
+        "of all parameters": summary["total"],
+        "share (%)": summary["trainable_share"],
+        "trained, article": pd.array([row.trainable if row else None for row in reported], dtype="Int64"),
     }
-    return summary[list(columns)].rename(columns=columns)
+    return pd.DataFrame(columns)
 
 
-def _errors(study: Study) -> pd.DataFrame:
+def _cost(study: Study, names: Sequence[str]) -> pd.DataFrame:
+    """Time and memory with their intervals over seeds, and beside those of full fine-tuning."""
+    done = [record for record in study.records if record.status == "completed"]
+    runs = {name: {record.seed: record for record in done if record.name == name} for name in names}
+    full = runs.get("full", {})
     rows = []
-    for name, runs in study.predictions.items():
-        counts = confusion(runs.values())
-        rows.append(
-            {
-                "experiment": name,
-                "negative found (%)": _share(counts[0, 0], counts[0].sum()),
-                "positive found (%)": _share(counts[1, 1], counts[1].sum()),
-                "called positive (%)": _share(counts[:, 1].sum(), counts.sum()),
-                "calibration error (points)": 100 * reliability(runs.values()).error,
-                "test reviews": int(counts.sum()),
-            }
-        )
-    return pd.DataFrame(rows)
+    for name in names:
+        kinds = {memory_kind(record) for record in [*runs[name].values(), *full.values()]}
+        line = {"experiment": name, "training steps": _over_seeds(runs[name], "timing.train_seconds", 1, "s")}
+        # Different quantities, such as resident memory and GPU memory, have no mean.
+        one_kind = len(kinds) == 1
+        line["peak memory"] = _over_seeds(runs[name], "memory.peak_bytes", 2**-20, "MiB") if one_kind else None
+        if full and name != "full":
+            line["of full's training time"] = _over_full(runs[name], full, "timing.train_seconds")
+            line["of full's peak memory"] = _over_full(runs[name], full, "memory.peak_bytes") if one_kind else None
+        line["memory is"] = next(iter(kinds)) if one_kind else None
+        rows.append(line)
+    return pd.DataFrame(rows).astype("string")
+
+
+def _over_seeds(runs: Mapping[int, Record], path: str, factor: float, unit: str) -> str | None:
+    values = [factor * value for record in runs.values() if (value := measured(record, path)) is not None]
+    if not values:
+        return None
+    between = "" if len(values) == 1 else " ({:,.1f} to {:,.1f})".format(*mean_t(values).interval())
+    return f"{math.fsum(values) / len(values):,.1f} {unit}{between}".replace(" ", "\u00a0")
+
+
+def _over_full(runs: Mapping[int, Record], full: Mapping[int, Record], path: str) -> str | None:
+    """The geometric mean of the ratios over the seeds both have, with its interval."""
+    both = [(measured(runs[seed], path), measured(full[seed], path)) for seed in runs.keys() & full.keys()]
+    logs = [math.log(one / other) for one, other in both if one and other]
+    if not logs:
+        return None
+    ends = mean_t(logs).interval() if len(logs) > 1 else ()
+    between = " ({:.2f} to {:.2f})".format(*(math.exp(min(end, 99)) for end in ends)) if ends else ""
+    return f"{math.exp(math.fsum(logs) / len(logs)):.2f}{between}".replace(" ", "\u00a0")
 
 
 def _runs(study: Study) -> pd.DataFrame:
@@ -219,11 +229,11 @@ def _runs(study: Study) -> pd.DataFrame:
             "experiment": record.name,
             "seed": record.seed,
             "status": record.status,
-            "test (%)": None if (test := measured(record, "metrics.test.accuracy")) is None else 100 * test,
-            "val (%)": None if (val := measured(record, "metrics.val.accuracy")) is None else 100 * val,
+            **{f"{part} (%)": _percent(record, f"metrics.{part}.accuracy") for part in ("test", "val", "train")},
             "best epoch": measured(record, "metrics.best_epoch"),
-            "fit seconds": measured(record, "timing.fit_seconds"),
-            "total seconds": measured(record, "timing.total_seconds"),
+            "training (s)": measured(record, "timing.train_seconds"),
+            "all (s)": measured(record, "timing.total_seconds"),
+            "peak memory (MiB)": _scaled(record, "memory.peak_bytes", 2**-20),
             "error": record.error,
             "record": f"{record.name}/seed-{record.seed}/record.json",
         }
@@ -231,36 +241,36 @@ def _runs(study: Study) -> pd.DataFrame:
         for record in study.records
         if record.name == name
     ]
-    numbers = ("test (%)", "val (%)", "fit seconds", "total seconds")
+    numbers = ("test (%)", "val (%)", "train (%)", "training (s)", "all (s)", "peak memory (MiB)")
     return pd.DataFrame(rows).astype({"best epoch": "Int64"} | dict.fromkeys(numbers, "float64"))
 
 
-def _facts(study: Study, facts: Callable[[Record], list[dict[str, Any]]]) -> pd.DataFrame:
+def _percent(record: Record, path: str) -> float | None:
+    return _scaled(record, path, 100)
+
+
+def _scaled(record: Record, path: str, factor: float) -> float | None:
+    value = measured(record, path)
+    return None if value is None else factor * value
+
+
+def _facts(study: Study, facts: Callable[[Record], Mapping[str, Any]]) -> pd.DataFrame:
     """A table of what ``facts`` says of each record, and for which experiments."""
     by_experiment: dict[str, list[dict[str, Any]]] = {name: [] for name in study.curves}
     for record in study.records:
-        by_experiment[record.name] += facts(record)
+        by_experiment[record.name] += config_lines(facts(record))
     return facts_table(by_experiment)
 
 
-def _data(record: Record) -> list[dict[str, Any]]:
-    # The copies have a table of their own; records of before hold near copies, which are no longer looked for.
-    told = ("overlap.within.", "overlap.across.", "overlap.near.", "overlap.repeats")
-    return [fact for fact in _fields(record.data) if not fact["field"].startswith(told)]
+def _data(record: Record) -> dict[str, Any]:
+    # Records of before hold near copies, which are no longer looked for.
+    overlap = {key: value for key, value in (record.data.get("overlap") or {}).items() if key != "near"}
+    return {**record.data, "overlap": overlap} if overlap else record.data
 
 
-def _machine(record: Record) -> list[dict[str, Any]]:
+def _machine(record: Record) -> dict[str, Any]:
     keys = ("encoder", "hardware", "versions", "commit", "dirty")
-    return _fields({key: record.provenance[key] for key in keys if key in record.provenance})
-
-
-def _fields(nested: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [{"field": field, "value": value} for field, value in flatten(nested).items()]
-
-
-def _share(part: float, of: float) -> float | None:
-    """A percentage; None where there is nothing to take it of."""
-    return 100 * float(part) / float(of) if of else None
+    return {key: record.provenance[key] for key in keys if key in record.provenance}
 
 
 def _links(paths: str) -> str:

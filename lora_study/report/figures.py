@@ -4,15 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
-import pandas as pd
-
 from lora_study.evidence.predictions import reliability
-from lora_study.evidence.summary import encoder_label, rows_of
+from lora_study.evidence.summary import all_measured, encoder_label, rows_of
+from lora_study.records.record import Record
 from lora_study.report import plots
-from lora_study.report.benchmarks import ratio_text
+from lora_study.report.benchmarks import Benchmark, ratio_text
 from lora_study.report.inputs import Study
 
-LINES = len(plots.COLOURS)  # learning curves in one figure: more would share colours
+MOST_PANELS = 16  # loss curves of more experiments are in their curves.csv
 
 
 @dataclass(frozen=True)
@@ -23,74 +22,63 @@ class Picture:
     alt: str
 
 
-def draw_figures(study: Study, summary: pd.DataFrame) -> dict[str, Picture]:
+def draw_figures(study: Study) -> dict[str, Picture]:
     """The figures for which there are data, by file name."""
-    return {
-        **_accuracies(study, summary),
-        **_layerwise(study, summary),
-        **_learning_curves(study),
-        **_calibration(study),
-        **_speeds(study),
-    }
+    return {**_seeds(study), **_losses(study), **_calibration(study)}
 
 
-def _accuracies(study: Study, summary: pd.DataFrame) -> dict[str, Picture]:
-    if summary["test_accuracy"].isna().all():
+def draw_speed(benchmark: Benchmark) -> Picture:
+    """The figure of one benchmark."""
+    title = f"{benchmark.title} beside others, with range"
+    plot = partial(plots.ratios, benchmark.ratios, title, benchmark.encoder)
+    values = "; ".join(
+        f"{row.row}, {ratio_text(row.ratio, row.low, row.high)} times that of {row.over}"
+        for row in rows_of(benchmark.ratios)
+    )
+    height = 1.7 + max(0.3 * len(benchmark.ratios), 0.42 * len(benchmark.table))
+    return Picture(plots.draw(plot, 6.2, height), f"{title}, {benchmark.encoder}: {values}")
+
+
+def _seeds(study: Study) -> dict[str, Picture]:
+    ours, published = _accuracies(study, study.records), _accuracies(study, study.published)
+    if not any(ours.values()):
         return {}
     encoder = encoder_label(study.records)
     values = "; ".join(
-        f"{row.experiment} {_percent(row.test_accuracy)}"
-        + ("" if pd.isna(row.reported_test_accuracy) else f", reported {_percent(row.reported_test_accuracy)}")
-        for row in rows_of(summary)
+        f"{name} {', '.join(f'{value:.2f}%' for value in found) or 'not measured'}"
+        + (f", article {study.reported.rows[name].test:.2f}%" if name in study.reported.rows else "")
+        for name, found in ours.items()
     )
-    beside = partial(plots.ours_and_reported, summary, study.reported, encoder)
-    against = partial(plots.accuracy_by_trainable, summary, study.reported, encoder)
+    shown = {name: found for name, found in published.items() if found}
+    plot = partial(plots.seeds, ours, shown, study.reported, encoder)
+    height = 1.7 + 0.36 * len(ours) + 0.15 * bool(shown)
     return {
-        "ours_and_reported": Picture(
-            plots.draw(beside, height=2.2 + 0.5 * len(summary)),
-            f"Test accuracy of each experiment beside the reported one, {encoder}: {values}",
-        ),
-        "accuracy_by_trainable": Picture(
-            plots.draw(against, height=4.4), f"Test accuracy against trainable parameters, {encoder}: {values}"
-        ),
+        "seeds": Picture(plots.draw(plot, height=height), f"Test accuracy of every seed, {encoder}: {values}"),
     }
 
 
-def _layerwise(study: Study, summary: pd.DataFrame) -> dict[str, Picture]:
-    rows = study.reported.layerwise
-    found = summary[summary["experiment"].isin(list(rows)) & summary["test_accuracy"].notna()]
-    if not (found["mode"] == "partial").any():
+def _accuracies(study: Study, records: list[Record]) -> dict[str, list[float]]:
+    """Test accuracies in percent by experiment, those of completed runs alone."""
+    done = [record for record in records if record.status == "completed"]
+    return {
+        name: [100 * value for value in all_measured((r for r in done if r.name == name), "metrics.test.accuracy")]
+        for name in study.curves
+    }
+
+
+def _losses(study: Study) -> dict[str, Picture]:
+    drawn = {n: rows for n, rows in study.curves.items() if not rows.empty and rows["train_loss"].notna().any()}
+    if not 0 < len(drawn) <= MOST_PANELS:
         return {}
     encoder = encoder_label(study.records)
-    ours = dict(zip(found["experiment"], found["test_accuracy"], strict=True))
-    values = "; ".join(
-        f"{name} {_percent(ours[name]) if name in ours else 'not run'}, reported {_percent(row.test)}"
-        for name, row in rows.items()
+    ends = "; ".join(
+        f"{name} seed {seed:g} from {run.iloc[0]:.2f} to {run.iloc[-1]:.2f}"
+        for name, rows in drawn.items()
+        for seed, run in rows.dropna(subset=["train_loss"]).groupby("seed")["train_loss"]
     )
-    drawn = plots.draw(partial(plots.layerwise, summary, rows, encoder), height=4.4)
-    return {"layerwise": Picture(drawn, f"Test accuracy as more layers are trained, {encoder}: {values}")}
-
-
-def _learning_curves(study: Study) -> dict[str, Picture]:
-    encoder = encoder_label(study.records)
-    pictures = {}
-    for file, column, what in (
-        ("validation_accuracy", "val_accuracy", "Validation accuracy per epoch"),
-        ("training_loss", "train_loss", "Training loss per epoch"),
-    ):
-        for start in range(0, len(study.curves), LINES):
-            # An experiment without curves keeps its colour, so that the others have theirs in every figure.
-            curves = dict(list(study.curves.items())[start : start + LINES])
-            drawn = {name: rows for name, rows in curves.items() if not rows.empty and rows[column].notna().any()}
-            if not drawn:
-                continue
-            plot = partial(plots.learning_curves, curves, column, encoder)
-            ends = "; ".join(f"{name} from {_ends(rows, column)}" for name, rows in drawn.items())
-            pictures[file if start == 0 else f"{file}_{start // LINES + 1}"] = Picture(
-                plots.draw(plot, height=3.8 + 0.12 * len(curves)),
-                f"{what}, mean and range over seeds, {encoder}: {ends}",
-            )
-    return pictures
+    height = 1.3 + 1.75 * ((len(drawn) + 1) // 2)
+    formats = plots.draw(partial(plots.losses, drawn, encoder), height=height, panels=len(drawn))
+    return {"loss": Picture(formats, f"Training loss by step, {encoder}: {ends}")}
 
 
 def _calibration(study: Study) -> dict[str, Picture]:
@@ -101,30 +89,3 @@ def _calibration(study: Study) -> dict[str, Picture]:
     values = "; ".join(f"{name} {100 * each.error:.1f} points" for name, each in found.items())
     drawn = plots.draw(partial(plots.calibration, found, encoder), height=4.4 + 0.12 * len(found))
     return {"calibration": Picture(drawn, f"Calibration on the test reviews, {encoder}; expected error: {values}")}
-
-
-def _speeds(study: Study) -> dict[str, Picture]:
-    pictures = {}
-    for benchmark in study.benchmarks:
-        title = f"{benchmark.title} beside others, with range"
-        plot = partial(plots.ratios, benchmark.ratios, title, benchmark.encoder)
-        values = "; ".join(
-            f"{row.row}, {ratio_text(row.ratio, row.low, row.high)} times that of {row.over}"
-            for row in rows_of(benchmark.ratios)
-        )
-        height = 1.7 + max(0.3 * len(benchmark.ratios), 0.42 * len(benchmark.table))
-        pictures[benchmark.exhibit] = Picture(
-            plots.draw(plot, height=height), f"{title}, {benchmark.encoder}: {values}"
-        )
-    return pictures
-
-
-def _ends(rows: pd.DataFrame, column: str) -> str:
-    """The first and last epoch's mean, as in the drawing."""
-    means = rows.groupby("epoch")[column].mean().dropna() * (100 if column == "val_accuracy" else 1)
-    unit = "%" if column == "val_accuracy" else ""
-    return f"{means.iloc[0]:.2f}{unit} to {means.iloc[-1]:.2f}{unit}"
-
-
-def _percent(value: float) -> str:
-    return "missing" if pd.isna(value) else f"{value:.2f}%"

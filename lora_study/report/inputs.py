@@ -15,6 +15,8 @@ import pandas as pd
 
 from lora_study.base.errors import ConfigError
 from lora_study.base.files import user_path
+from lora_study.config_files import read_yaml
+from lora_study.config_studies import STUDY_FILE
 from lora_study.evidence.claims import ClaimResult, evaluate, load_claims
 from lora_study.evidence.predictions import read_predictions
 from lora_study.evidence.reported import Reported, load_reported
@@ -22,7 +24,8 @@ from lora_study.evidence.summary import comparable, in_order
 from lora_study.records.record import Record, read_records, run_dir
 from lora_study.report.benchmarks import Benchmark, read_benchmarks
 
-CURVES = ("epoch", "train_loss", "val_accuracy")
+CURVES = ("step", "train_loss")
+WORDS = ("title", "question", "limits")  # what a study says of itself
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Study:
         predictions: For each experiment the predictions of its completed runs by seed, where they can be read.
         verdicts: One result per claim.
         benchmarks: Speed beside other tools, where it was measured.
+        words: The study's title, question and limits, where its folder has them.
         warnings: One line per record or file that was left out.
     """
 
@@ -51,6 +55,7 @@ class Study:
     predictions: dict[str, dict[int, pd.DataFrame]]
     verdicts: list[ClaimResult]
     benchmarks: list[Benchmark]
+    words: dict[str, str]
     warnings: list[str]
 
 
@@ -98,6 +103,8 @@ def read_study(
     beside = user_path(benchmarks_dir or root.parent / "benchmarks").resolve()
     benchmarks, unreadable_benchmarks = read_benchmarks(beside)
     problems += [line.replace(f"{beside}{os.sep}", "../benchmarks/") for line in unreadable_benchmarks]
+    words, unusable = _words(root / STUDY_FILE)
+    problems += unusable
     # Paths within the study, so that the report does not depend on where the folders are.
     problems = [line.replace(f"{root}{os.sep}", "").replace(f"{copy}{os.sep}", "") for line in problems]
     return Study(
@@ -110,8 +117,18 @@ def read_study(
         predictions=predictions,
         verdicts=verdicts,
         benchmarks=benchmarks,
+        words=words,
         warnings=list(dict.fromkeys(problems)),
     )
+
+
+def _words(path: Path) -> tuple[dict[str, str], list[str]]:
+    """What a study says of itself, and why it cannot be read; nothing where there is no such file."""
+    try:
+        content = read_yaml(path) if path.exists() else {}
+    except ConfigError as error:
+        return {}, [str(error)]
+    return {name: str(content[name]) for name in WORDS if content.get(name)}, []
 
 
 def _compared(reported: Reported, records: list[Record]) -> Reported:

@@ -1,4 +1,4 @@
-"""Drawings of a study. Every function takes data and an Axes, draws, and returns the Axes.
+"""Drawings of a study. Every function takes data and Axes, draws, and returns the Axes.
 
 `draw` makes the figure around one of them and returns its bytes. It uses neither pyplot nor the user's
 matplotlibrc, so there is nothing to close, nothing global changes, and the same data give the same bytes.
@@ -7,27 +7,23 @@ matplotlibrc, so there is nothing to close, nothing global changes, and the same
 import io
 import math
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib.style
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
-from matplotlib.transforms import Bbox
+from matplotlib.ticker import MaxNLocator
 
 from lora_study.evidence.predictions import Reliability
-from lora_study.evidence.reported import Reported, ReportedRow
-from lora_study.evidence.statistics import wilson
+from lora_study.evidence.reported import Reported
 from lora_study.evidence.summary import rows_of
 
 # Okabe and Ito's colours (https://jfly.uni-koeln.de/color/), without yellow, which is too pale for lines on white.
 INK, GREY, GRID, PAPER = "#262626", "#595959", "#e4e4e4", "#ffffff"  # the page gives these its own colours
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", INK)
 MARKERS = ("o", "s", "^", "v", "P", "X", "*")
-POINT: dict[str, Any] = {"capsize": 3, "markersize": 7}
 # A legend under the label of the x axis, a fixed number of lines away from the axis.
 BELOW: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.45, 0), "borderaxespad": 4.2}
 STYLE = {
@@ -48,143 +44,111 @@ STYLE = {
     "svg.hashsalt": "lora-study",
     "text.parse_math": False,  # a dollar sign in a name is a dollar sign
 }
+WIDTH = 5.2  # inches; on a phone the words of a wider figure are too small
+CHANCE = math.log(2)  # the loss of a model that says one half to everything
+SMOOTH = 5  # logged losses in a running mean
 
 
-def draw(plot: Callable[[Axes], object], width: float = 6.2, height: float = 4.2) -> dict[str, bytes]:
+def draw(plot: Callable[..., object], width: float = WIDTH, height: float = 4.2, panels: int = 0) -> dict[str, bytes]:
     """The figure that a plot draws.
 
     Args:
-        plot: What to draw.
+        plot: What to draw; takes an Axes, or with panels a list of them.
         width: In inches.
         height: In inches.
+        panels: Number of panels, two beside each other, with one scale; 0 for a single Axes.
 
     Returns:
         {'png': bytes, 'svg': bytes}.
     """
     with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(width, height), layout="constrained")
-        plot(figure.subplots())
+        if panels:
+            rows, columns = math.ceil(panels / 2), min(panels, 2)
+            axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
+            for unused in axes[panels:]:
+                unused.set_axis_off()
+            plot(list(axes[:panels]))
+        else:
+            plot(figure.subplots())
         return {
             "png": _bytes(figure, "png", dpi=160, metadata={"Software": None}),
             "svg": _bytes(figure, "svg", metadata={"Date": None, "Creator": None}),
         }
 
 
-def accuracy_by_trainable(summary: pd.DataFrame, reported: Reported, encoder: str, ax: Axes) -> Axes:
-    """Test accuracy against trainable parameters: ours with 95% intervals, the reported points hollow.
+def seeds(
+    ours: Mapping[str, Sequence[float]],
+    published: Mapping[str, Sequence[float]],
+    reported: Reported,
+    encoder: str,
+    ax: Axes,
+) -> Axes:
+    """Test accuracy of every run: a dot per seed, beside the reported number and the published runs.
 
     Args:
-        summary: `tables.summary_table`.
-        reported: The reported rows; those of the summary's experiments are drawn.
-        encoder: Which encoder was run, for the title.
-        ax: Where to draw; the x axis becomes logarithmic.
+        ours: Test accuracies (percent) by experiment, from top to bottom.
+        published: Those of the published copy of the study.
+        reported: The reported rows.
+        encoder: Which encoder was run, for the legend.
+        ax: Where to draw.
     """
-    points = []
-    for row, colour in _coloured(summary):
-        theirs = reported.rows.get(row.experiment)
-        if not pd.isna(row.test_accuracy) and not pd.isna(row.trainable):
-            ax.errorbar(row.trainable, row.test_accuracy, _error(row), fmt="o", color=colour, **POINT)
-            low, high = (row.test_low, row.test_high) if not pd.isna(row.test_low) else (row.test_accuracy,) * 2
-            points.append((row.trainable, row.test_accuracy, low, high, row.experiment))
-        if theirs is not None and theirs.trainable is not None:
-            ax.plot(theirs.trainable, theirs.test, "D", color=colour, markerfacecolor=PAPER, markersize=7)
-            points.append((theirs.trainable, theirs.test, theirs.test, theirs.test, row.experiment))
-    ax.set_xscale("log")
-    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-    ax.xaxis.set_minor_formatter(NullFormatter())
-    if points:  # whole decades, so that at least two ticks have a label
-        decades = [math.log10(x) for x, *_ in points]
-        ax.set_xlim(10 ** math.floor(min(decades)), 10 ** (math.floor(max(decades)) + 1))
-    ax.margins(y=0.12)
-    ax.set(xlabel="trainable parameters", ylabel="test accuracy (%)")
-    ax.set_title(_title("Test accuracy against trainable parameters", encoder))
-    _legend(ax, reported, published=False)
-    _label(ax, points)
-    return ax
-
-
-def ours_and_reported(summary: pd.DataFrame, reported: Reported, encoder: str, ax: Axes) -> Axes:
-    """Test accuracy of each experiment: ours and reported with 95% intervals, and the published run's if there is one.
-
-    The arguments are those of `accuracy_by_trainable`.
-    """
-    for y, row in enumerate(rows_of(summary)):
-        theirs = reported.rows.get(row.experiment)
-        if not pd.isna(row.test_accuracy):
-            ax.errorbar(row.test_accuracy, y - 0.13, xerr=_error(row), fmt="o", color=COLOURS[0], **POINT)
-        if not pd.isna(row.published_test_accuracy):
-            ax.plot(row.published_test_accuracy, y, "s", color=GREY, markersize=5)
-        if theirs is not None:
-            low, high = wilson(round(theirs.test / 100 * reported.test_reviews), reported.test_reviews)
-            error = [[theirs.test - 100 * low], [100 * high - theirs.test]]
-            ax.errorbar(theirs.test, y + 0.13, xerr=error, fmt="D", color=COLOURS[1], mfc=PAPER, **POINT)
-    ax.set_yticks(range(len(summary)), summary["experiment"])
-    ax.set_ylim(len(summary) - 0.4, -0.6)  # the first experiment on top
+    for y, name in enumerate(ours):
+        ax.plot(ours[name], [y - 0.14] * len(ours[name]), "o", color=COLOURS[0], alpha=0.8, markersize=7)
+        others = published.get(name, [])
+        ax.plot(others, [y] * len(others), "s", color=GREY, mfc=PAPER, markersize=5)
+        if name in reported.rows:
+            ax.plot(reported.rows[name].test, y + 0.14, "D", color=COLOURS[1], mfc=PAPER, markersize=7)
+    ax.plot([], [], "o", color=COLOURS[0], label=textwrap.fill(f"here, a dot per seed; {encoder}", 60))
+    if published:
+        ax.plot([], [], "s", color=GREY, mfc=PAPER, markersize=5, label="published runs of this study")
+    ax.plot([], [], "D", color=COLOURS[1], mfc=PAPER, label=f"the article, one seed; {reported.encoder}")
+    ax.set_yticks(range(len(ours)), list(ours))
+    ax.set_ylim(len(ours) - 0.4, -0.6)  # the first experiment on top
     ax.grid(axis="y", visible=False)
-    ax.set(xlabel="test accuracy (%), with 95% interval")
-    ax.set_title(_title("Test accuracy beside the reported one", encoder))
-    _legend(ax, reported, published=bool(summary["published_test_accuracy"].notna().any()), by_colour=True)
+    ax.margins(x=0.08)
+    ax.set(xlabel="test accuracy (%)")
+    ax.legend(**BELOW, ncols=1)
     return ax
 
 
-def learning_curves(curves: Mapping[str, pd.DataFrame], column: str, encoder: str, ax: Axes) -> Axes:
-    """One line per experiment: a quantity per epoch, the mean over seeds, with a band from the lowest to the highest.
+def losses(curves: Mapping[str, pd.DataFrame], encoder: str, axes: Sequence[Axes]) -> Sequence[Axes]:
+    """Training loss by step: a panel per experiment, in it a line per seed, thin as logged and thick its running mean.
 
     Args:
-        curves: For each experiment the rows of its runs' ``curves.csv`` and their seed; an empty frame only keeps a
-            colour.
-        column: 'train_loss', or 'val_accuracy' (a fraction there, in percent here).
+        curves: For each experiment the rows of its runs' ``curves.csv`` and their seed.
         encoder: Which encoder was run, for the title.
-        ax: Where to draw.
+        axes: Where to draw, one for each experiment.
     """
-    is_accuracy = column == "val_accuracy"
-    banded = False
-    for index, (name, rows) in enumerate(curves.items()):
-        if rows.empty or rows[column].isna().all():
-            continue
-        runs = rows.dropna(subset=[column]).groupby(["epoch", "seed"])[column].mean() * (100 if is_accuracy else 1)
-        values = runs.groupby("epoch").agg(["mean", "min", "max"])
-        style = _line_style(index)
-        ax.plot(values.index, values["mean"], label=name, **style)
-        if rows["seed"].nunique() > 1:
-            band = {"color": style["color"], "alpha": 0.18, "linewidth": 0}
-            ax.fill_between(values.index, values["min"], values["max"], **band)
-            banded = True
-    what, unit = ("Validation accuracy", " (%)") if is_accuracy else ("Training loss", "")
-    ax.margins(x=0.1)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    ax.set(xlabel="epoch", ylabel=what.lower() + unit)
-    ax.set_title(_title(f"{what} per epoch{', mean and range over seeds' if banded else ''}", encoder))
-    if ax.lines:
-        ax.legend(**BELOW, ncols=2)
-    return ax
-
-
-def layerwise(summary: pd.DataFrame, reported: Mapping[str, ReportedRow], encoder: str, ax: Axes) -> Axes:
-    """Test accuracy as ever more layers are trained, from the head alone to all: ours with intervals, and reported.
-
-    Args:
-        summary: `tables.summary_table`.
-        reported: The rows of the layerwise experiment, from the fewest trained layers to all.
-        encoder: Which encoder was run, for the title.
-        ax: Where to draw.
-    """
-    ours = [row for name in reported for row in rows_of(summary[summary.experiment == name])]
-    ours = [row for row in ours if not pd.isna(row.test_accuracy)]
-    places = {name: place for place, name in enumerate(reported)}
-    ax.plot(range(len(reported)), [row.test for row in reported.values()], "D--", color=COLOURS[1], mfc=PAPER)
-    ax.errorbar(
-        [places[row.experiment] for row in ours],
-        [row.test_accuracy for row in ours],
-        np.hstack([_error(row) for row in ours]) if ours else None,
-        fmt="o-",
-        color=COLOURS[0],
-        **POINT,
+    numbers = sorted({int(seed) for rows in curves.values() for seed in rows["seed"].unique()})
+    for ax, (name, rows) in zip(axes, curves.items(), strict=True):
+        for seed, run in rows.dropna(subset=["train_loss"]).groupby("seed"):
+            colour = COLOURS[numbers.index(int(seed)) % len(COLOURS)]
+            ax.plot(run["step"], run["train_loss"], color=colour, linewidth=0.7, alpha=0.4)
+            ax.plot(run["step"], running_mean(run), color=colour, linewidth=1.6, label=f"seed {seed:g}")
+        ax.axhline(CHANCE, color=GREY, linestyle="--", linewidth=1, label="guessing (0.69)")
+        ax.set_title(name, fontsize=9.5, pad=5)
+    for ax in axes[-2:]:
+        ax.tick_params(labelbottom=True)
+        ax.set_xlabel("optimizer step")
+    for ax in axes[::2]:
+        ax.set_ylabel("training loss")
+    axes[0].set_ylim(bottom=0)
+    found: dict[Any, Any] = {}
+    for ax in axes:
+        found |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure = axes[0].get_figure(root=True)
+    assert figure is not None, "the Axes was removed from its figure"
+    figure.legend(
+        found.values(), found.keys(), loc="outside lower center", ncols=4, handlelength=1.5, columnspacing=1.2
     )
-    ax.set_xticks(range(len(reported)), list(reported), rotation=30, ha="right", rotation_mode="anchor")
-    ax.set(xlabel="trained, from the head alone to every layer", ylabel="test accuracy (%)")
-    ax.set_title(_title("Test accuracy as more layers are trained (dashed, hollow: reported)", encoder))
-    return ax
+    figure.suptitle(_title("Training loss by step", encoder), x=0.02, ha="left", fontsize=10.5)
+    return axes
+
+
+def running_mean(run: pd.DataFrame) -> pd.Series:
+    """Of one run's logged training losses."""
+    return run["train_loss"].rolling(SMOOTH, min_periods=1).mean()
 
 
 def calibration(found: Mapping[str, Reliability], encoder: str, ax: Axes) -> Axes:
@@ -200,6 +164,7 @@ def calibration(found: Mapping[str, Reliability], encoder: str, ax: Axes) -> Axe
         label = f"{name}, error {100 * each.error:.1f} points"
         ax.plot(each.predicted, each.observed, label=label, **_line_style(index))
     ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="predicted probability of positive")
+    ax.xaxis.set_major_locator(MaxNLocator(6))
     ax.set(ylabel="share of positive")
     ax.set_title(_title("Calibration on the test reviews", encoder))
     if found:
@@ -240,11 +205,6 @@ def ratios(found: pd.DataFrame, title: str, encoder: str, ax: Axes) -> Axes:
     return ax
 
 
-def _coloured(summary: pd.DataFrame) -> list[tuple[Any, str]]:
-    """The rows with a colour each, the same in every figure."""
-    return [(row, COLOURS[index % len(COLOURS)]) for index, row in enumerate(rows_of(summary))]
-
-
 def _line_style(index: int) -> dict[str, Any]:
     """Colour, marker and dashes of the line of an experiment."""
     return {
@@ -256,46 +216,6 @@ def _line_style(index: int) -> dict[str, Any]:
 
 def _title(what: str, encoder: str) -> str:
     return f"{what}\n{encoder}"
-
-
-def _error(row: Any) -> np.ndarray:
-    """Distances from the accuracy down and up to the ends of its interval, of shape (2, 1)."""
-    return np.array([[row.test_accuracy - row.test_low], [row.test_high - row.test_accuracy]])
-
-
-def _legend(ax: Axes, reported: Reported, published: bool, by_colour: bool = False) -> None:
-    """What the marker shapes mean, below the axis where no point can be."""
-    ours, theirs = (COLOURS[0], COLOURS[1]) if by_colour else (GREY, GREY)
-    ax.plot([], [], "o", color=ours, label="this run, 95% interval")
-    if published:
-        ax.plot([], [], "s", color=GREY, markersize=5, label="published run")
-    ax.plot([], [], "D", color=theirs, markerfacecolor=PAPER, label=f"reported, {reported.encoder}")
-    ax.legend(**BELOW, ncols=3, handletextpad=0.3, columnspacing=1.5)
-
-
-def _label(ax: Axes, points: list[tuple[float, float, float, float, str]]) -> None:
-    """Name each point (x, y, low, high, name) at the first place beside it where the name covers nothing else.
-
-    A point without such a place stays unnamed: among very many points, names on top of each other help nobody.
-    """
-    figure = ax.get_figure(root=True)
-    assert figure is not None, "the Axes was removed from its figure"
-    figure.draw_without_rendering()  # settles the layout: positions in pixels are now final
-    taken = []
-    for x, _, low, high, _ in points:
-        (left, bottom), (_, top) = ax.transData.transform([(x, low), (x, high)])
-        taken.append(Bbox.from_extents(left - 7, bottom - 7, left + 7, top + 7))
-    frame = ax.get_window_extent()
-    for x, y, low, high, name in points:
-        for anchor, dx, dy in [(y, 9, 0), (y, -9, 0), (high, 0, 13), (low, 0, -13), (high, 9, 5), (low, 9, -5)]:
-            side = "left" if dx > 0 else "right" if dx < 0 else "center"
-            note = ax.annotate(name, (x, anchor), (dx, dy), textcoords="offset points", color=INK, ha=side, va="center")
-            box = note.get_window_extent()
-            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
-            if inside and not box.count_overlaps(taken):
-                taken.append(box)
-                break
-            note.remove()
 
 
 def _bytes(figure: Figure, format: str, **options: Any) -> bytes:

@@ -69,7 +69,7 @@ def find_variants(records: Iterable[Record], predictions: Predictions, bases: It
         ]
         base, changes = min(found, key=lambda pair: len(pair[1]), default=("", {}))
         if 0 < len(changes) <= MOST_CHANGES:
-            variants.append(_compare(name, base, changes, runs, predictions))
+            variants.append(compare(name, base, changes, runs, predictions))
     return variants
 
 
@@ -134,13 +134,14 @@ def _changes(base: Record, other: Record) -> dict[str, tuple[Any, Any]]:
     return without(changes, NO_OTHER_RESULT) or changes  # what only costs is measured where nothing else differs
 
 
-def _compare(
+def compare(
     name: str,
     base: str,
     changes: Mapping[str, tuple[Any, Any]],
     runs: Mapping[str, list[Record]],
     predictions: Predictions,
 ) -> Variant:
+    """One experiment beside another, over the seeds both have; the changes are only noted."""
     seeds = sorted({run.seed for run in runs[base]} & {run.seed for run in runs[name]})
     means = [
         mean([run for run in runs[each] if run.seed in seeds or not seeds], "metrics.test.accuracy")

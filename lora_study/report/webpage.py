@@ -23,28 +23,34 @@ from lora_study.report.plots import GREY, GRID, INK, PAPER
 THEME = {INK: "currentColor", GREY: "var(--soft)", GRID: "var(--line)", PAPER: "var(--paper)"}
 PX_PER_PT = 1.5  # the largest a drawing gets on the page: a little larger than on paper
 SHORT, PROSE = 24, 40  # characters up to which a cell is not broken in print, and from which it is given width
+# The one HTML that a page's Markdown may hold: a fold's beginning and end. All other is shown as text.
+FOLD = re.compile(r"<details>\n<summary>[^<>]*</summary>\n?|</details>\n?")
 
 
 def html_page(title: str, markdown: str, svg_images: Mapping[str, bytes]) -> str:
     """Render Markdown as one self-contained HTML page.
 
-    Raw HTML in the Markdown is shown as text. Every table gets a container that scrolls sideways, so that a wide one
-    does not widen the page on a phone.
+    Raw HTML in the Markdown is shown as text, but for folds. A table scrolls in a container of its own; on a narrow
+    screen its rows are cards, in which every cell says the name of its column.
 
     Args:
         title: Title of the page, plain text.
         markdown: CommonMark with tables.
         svg_images: For each image address in the Markdown, matplotlib's SVG to put in its place.
     """
-    parser = MarkdownIt("commonmark", {"html": False}).enable("table")
+    parser = MarkdownIt("commonmark").enable("table")
 
     def image(self: Any, tokens: list[Token], index: int, options: Any, env: Any) -> str:
         token = tokens[index]
         alt = self.renderInlineAsText(token.children, options, env)
         return inline_svg(svg_images[str(token.attrs["src"])].decode(), alt)
 
-    def heading_open(self: Any, tokens: list[Token], index: int, options: Any, env: Any) -> str:
-        return f'<{tokens[index].tag} id="{_slug(tokens[index + 1])}">'
+    def html_block(self: Any, tokens: list[Token], index: int, options: Any, env: Any) -> str:
+        content = tokens[index].content
+        return content if FOLD.fullmatch(content) else html.escape(content)
+
+    def html_inline(self: Any, tokens: list[Token], index: int, options: Any, env: Any) -> str:
+        return html.escape(tokens[index].content)
 
     def table_open(self: Any, tokens: list[Token], index: int, options: Any, env: Any) -> str:
         label = html.escape(_label(tokens[:index]))
@@ -53,25 +59,16 @@ def html_page(title: str, markdown: str, svg_images: Mapping[str, bytes]) -> str
     def table_close(self: Any, tokens: list[Token], index: int, options: Any, env: Any) -> str:
         return "</table></div>\n"
 
-    def td_open(self: Any, tokens: list[Token], index: int, options: Any, env: Any) -> str:
-        if (text := tokens[index + 1].content) in VERDICTS:
-            tokens[index].attrSet("class", f"verdict {text.replace(' ', '-')}")
-        elif len(text) <= SHORT or (len(text) > PROSE and " " in text):
-            tokens[index].attrSet("class", "short" if len(text) <= SHORT else "prose")
-        return str(self.renderToken(tokens, index, options, env))
-
-    for rule in (image, heading_open, table_open, table_close, td_open):
+    for rule in (image, html_block, html_inline, table_open, table_close):
         parser.add_render_rule(rule.__name__, rule)
     tokens = parser.parse(markdown)
-    sections = [after for token, after in pairwise(tokens) if token.tag == "h2" and token.nesting > 0]
-    links = [f'<a href="#{_slug(heading)}">{html.escape(_text(heading))}</a>' for heading in sections]
+    _describe_cells(tokens)
     template = files("lora_study.report").joinpath("page.html").read_text(encoding="utf-8")
     script = re.findall(r"<script>(.*?)</script>", template, flags=re.DOTALL)
     assert len(script) == 1, "page.html has one script, whose hash is all its policy allows"
     return Template(template).substitute(
         title=html.escape(title),
         script_hash=base64.b64encode(hashlib.sha256(script[0].encode()).digest()).decode(),
-        contents="\n".join(links),
         body=parser.renderer.render(tokens, parser.options, {}),
     )
 
@@ -92,8 +89,24 @@ def inline_svg(svg: str, alt: str) -> str:
     return f'<svg role="img" aria-label="{html.escape(alt)}" style="max-width: {most}"{attributes}>{drawing}'
 
 
-def _slug(heading: Token) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", _text(heading).lower()).strip("-")
+def _describe_cells(tokens: list[Token]) -> None:
+    """Give every cell of every table the name of its column, and a class by what it holds."""
+    names: list[str] = []
+    column = 0
+    for token, after in pairwise(tokens):
+        if token.type == "thead_open":
+            names = []
+        elif token.type == "th_open":
+            names.append(_text(after))
+        elif token.type == "tr_open":
+            column = 0
+        elif token.type == "td_open":
+            token.attrSet("data-label", names[column])
+            column += 1
+            if (text := after.content) in VERDICTS:
+                token.attrSet("class", f"verdict {text.replace(' ', '-')}")
+            elif len(text) <= SHORT or (len(text) > PROSE and " " in text):
+                token.attrSet("class", "short" if len(text) <= SHORT else "prose")
 
 
 def _text(inline: Token) -> str:
@@ -101,10 +114,10 @@ def _text(inline: Token) -> str:
 
 
 def _label(before: list[Token]) -> str:
-    """The title of a table: the strong words of the paragraph before it."""
-    inline = next((token for token in reversed(before) if token.type == "inline"), None)
-    children = inline.children or [] if inline else []
-    kinds = [child.type for child in children]
-    if "strong_open" not in kinds:
-        return "table"
-    return "".join(child.content for child in children[kinds.index("strong_open") : kinds.index("strong_close")])
+    """What a table is about: the fold or the heading it stands under."""
+    for place, token in reversed(list(enumerate(before))):
+        if token.type == "html_block" and (found := re.search(r"<summary>(.*)</summary>", token.content)):
+            return found[1]
+        if token.type == "heading_open":
+            return _text(before[place + 1])
+    return "table"

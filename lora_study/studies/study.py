@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from lora_study.base.files import user_path
+from lora_study.base.files import user_path, write_text
+from lora_study.base.plain_yaml import dump_yaml
 from lora_study.base.progress import duration
 from lora_study.config import ExperimentConfig
-from lora_study.config_studies import StudyConfig
+from lora_study.config_studies import STUDY_FILE, StudyConfig
 from lora_study.records.record import Record, run_dir
 from lora_study.records.run_folder import BusyError, locked, writing_to
 from lora_study.studies.launchers import Launcher
@@ -38,8 +39,13 @@ def run_study(
     Raises:
         ConfigError: see `run_all`.
     """
+    results_dir = user_path(results_dir)
     runs = [dataclasses.replace(experiment, seed=seed) for seed in study.seeds for experiment in experiments]
-    return run_all(runs, user_path(results_dir), launcher, command)
+    records = run_all(runs, results_dir, launcher, command)
+    words = {"title": study.title, "question": study.question, "limits": study.limits}
+    with writing_to(results_dir):
+        write_text(results_dir / STUDY_FILE, dump_yaml({name: text for name, text in words.items() if text}))
+    return records
 
 
 def run_all(runs: Sequence[ExperimentConfig], results_dir: Path, launcher: Launcher, command: str) -> list[Record]:

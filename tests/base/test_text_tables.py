@@ -5,7 +5,7 @@ import io
 import pandas as pd
 from markdown_it import MarkdownIt
 
-from lora_study.base.text_tables import csv_table, latex_table, markdown_table
+from lora_study.base.text_tables import csv_table, markdown_table
 
 NUMBERS = pd.DataFrame({"n": pd.array([1234567, None], dtype="Int64"), "x": [1234.5, None], "s": [None, "ok"]})
 
@@ -33,26 +33,6 @@ def test_markdown_numbers():
 def test_markdown_of_a_column_may_be_given():
     frame = pd.DataFrame({"a": ["*x*"], "b": ["*x*"]})
     assert markdown_table(frame, markdown=["b"]).splitlines()[-1] == r"| \*x\* | *x* |"
-
-
-def test_latex_is_a_booktabs_tabular_under_its_title():
-    assert latex_table(NUMBERS, "A 100% true\n\\input{x}").splitlines() == [
-        r"% A 100% true \input{x}",
-        r"\begin{tabular}{rrl}",
-        r"\toprule",
-        r"n & x & s \\",
-        r"\midrule",
-        r"1,234,567 & 1,234.50 & — \\",
-        r"— & — & ok \\",
-        r"\bottomrule",
-        r"\end{tabular}",
-    ]
-
-
-def test_latex_shows_the_text_of_cells_and_heads():
-    head, _, cell = latex_table(pd.DataFrame({"a_b (%)": ["#$&_{}\\x"]}), "t").splitlines()[3:6]
-    assert head == r"a\_b (\%) \\"
-    assert cell == r"\#\$\&\_\{\}\textbackslash x \\"
 
 
 def test_csv_reads_back():

@@ -12,8 +12,6 @@ from lora_study.base.errors import ConfigError
 from lora_study.report import write_report
 from lora_study.report.benchmarks import TITLES, read_benchmarks, readme_speed
 
-SECTION = "## Speed beside other tools"
-
 
 def only(folder):
     """The one benchmark of a folder without problems."""
@@ -156,35 +154,36 @@ def results(tmp_path):
     return folder
 
 
-def test_a_report_shows_the_benchmarks_beside_its_folder(results):
-    write_report(results)
-    page = (results / "report.md").read_text().partition(SECTION)[2].partition("\n## ")[0]
-    for name in ("training_cpu", "inference"):
-        link = f"../benchmarks/{name.replace('_', '-')}.json"
-        assert f"]({link})" in page and (results / link).exists()
-        for path in (f"figures/speed_{name}.png", f"tables/speed_{name}.csv"):
-            assert (results / path).exists()
-        assert f"(figures/speed_{name}.png)" in page and f"(tables/speed_{name}.csv)" in page
+def test_speed_has_a_page_beside_the_benchmarks_that_the_report_links(results):
+    written = write_report(results)
+    folder = results.parent / "benchmarks"
+    files = {"speed.md", "speed.html", "speed_training_cpu.png", "speed_inference.png"}
+    assert files <= {path.name for path in written} and all((folder / name).exists() for name in files)
+    report = (results / "report.md").read_text()
+    assert "](../benchmarks/speed.html)" in report and "](../benchmarks/speed.md)" in report
+    assert "reviews/s" not in report and not list(results.glob("*/speed_*"))
+    page = (folder / "speed.md").read_text()
+    for name in ("training-cpu", "inference"):
+        assert f"]({name}.json)" in page and f"](speed_{name.replace('-', '_')}.png)" in page
     assert "LoRA q,v, 2.50\u00a0(2.25\u00a0to\u00a03.00) times that of PEFT + Trainer" in page
     assert TITLES["training-cpu"] in page and "stand-in encoder: all-MiniLM-L6-v2" in page
-    assert "Speed beside other tools" in (results / "report.html").read_text()
+    assert "Speed beside other tools" in (folder / "speed.html").read_text()
 
 
-def test_without_benchmarks_there_is_no_section_and_nothing_is_left_of_an_earlier_one(results):
-    write_report(results)
+def test_without_benchmarks_there_is_no_page_about_speed(results):
     shutil.rmtree(results.parent / "benchmarks")
     write_report(results)
-    assert SECTION not in (results / "report.md").read_text()
-    assert not list(results.glob("*/speed_*"))
+    assert "speed.html" not in (results / "report.md").read_text()
+    assert not (results.parent / "benchmarks").exists()
 
 
 def test_a_malformed_benchmark_is_a_warning_of_the_report(results):
-    (results.parent / "benchmarks" / "inference.json").write_text("no JSON")
+    folder = results.parent / "benchmarks"
+    (folder / "inference.json").write_text("no JSON")
     write_report(results)
     page = (results / "report.md").read_text()
-    assert "- ../benchmarks/inference.json is left out: " in page.partition("## Warnings")[2].partition("\n## ")[0]
-    assert (results / "figures" / "speed_training_cpu.png").exists()
-    assert not (results / "figures" / "speed_inference.png").exists()
+    assert "> - ../benchmarks/inference.json is left out: " in page
+    assert (folder / "speed_training_cpu.png").exists() and not (folder / "speed_inference.png").exists()
 
 
 def test_text_of_a_benchmark_cannot_become_markup_or_mathematics(results):
@@ -196,7 +195,7 @@ def test_text_of_a_benchmark_cannot_become_markup_or_mathematics(results):
         ),
     )
     write_report(results)
-    page = (results / "report.html").read_text()
+    page = (results.parent / "benchmarks" / "speed.html").read_text()
     assert page.count("<script") == 1 and "<b>" not in page and 'href="http' not in page
 
 

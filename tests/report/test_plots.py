@@ -2,18 +2,17 @@
 
 import io
 from functools import partial
-from itertools import combinations
 
 import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from fabricate import curves, failed, record
+from fabricate import curves
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from lora_study.evidence.predictions import Reliability
 from lora_study.evidence.reported import load_reported
-from lora_study.evidence.summary import summary_table
 from lora_study.report import plots
 
 REPORTED = load_reported()
@@ -22,13 +21,8 @@ RATIOS = pd.DataFrame(
     [("LoRA", "PEFT", 2.0, 1.5, 2.25), ("LoRA", "script", 1.75, 1.75, 1.75), ("full, $x_{$", "PEFT", 0.5, 0.25, 1.0)],
     columns=["row", "over", "ratio", "low", "high"],
 )
+ACCURACIES = {"lora_default": [77.0, 79.5], "full": [80.8], "mine": []}
 NAMES = ("last_two_layers", "lora_default", "lora_best", "full")
-
-
-@pytest.fixture(scope="module")
-def summary():
-    accuracies = (0.69, 0.78, 0.802, 0.808)
-    return summary_table([record(name, 1, test) for name, test in zip(NAMES, accuracies, strict=True)], REPORTED.rows)
 
 
 @pytest.fixture
@@ -49,90 +43,63 @@ def drawn_points(ax):
     return {(float(x), float(y)) for line in ax.lines for x, y in zip(*line.get_data(), strict=True)}
 
 
-def all_plots(summary, histories):
+def all_plots(histories):
     return {
-        "trainable": partial(plots.accuracy_by_trainable, summary, REPORTED, ENCODER),
-        "reported": partial(plots.ours_and_reported, summary, REPORTED, ENCODER),
-        "loss": partial(plots.learning_curves, histories, "train_loss", ENCODER),
-        "val": partial(plots.learning_curves, histories, "val_accuracy", ENCODER),
-        "layers": partial(plots.layerwise, summary, REPORTED.layerwise, ENCODER),
-        "calibration": partial(plots.calibration, {}, ENCODER),
-        "ratios": partial(plots.ratios, RATIOS, "Speed", ENCODER),
+        "seeds": (partial(plots.seeds, ACCURACIES, {"full": [80.0]}, REPORTED, ENCODER), 0),
+        "losses": (partial(plots.losses, histories, ENCODER), len(histories)),
+        "calibration": (partial(plots.calibration, {}, ENCODER), 0),
+        "ratios": (partial(plots.ratios, RATIOS, "Speed", ENCODER), 0),
     }
 
 
-def test_every_plot_returns_its_axes_and_names_the_encoder(summary, histories):
-    for plot in all_plots(summary, histories).values():
-        ax = Figure().add_subplot()
+def test_every_plot_returns_its_axes_and_names_the_encoder_once(histories):
+    for plot, panels in all_plots(histories).values():
+        figure = Figure(figsize=(6, 4))
+        ax = list(figure.subplots(1, panels)) if panels else figure.add_subplot()
         assert plot(ax) is ax
-        assert ENCODER in ax.get_title(loc="left") + ax.get_title()
-        assert ax.get_xlabel()
+        words = [text.get_text().replace("\n", " ") for text in figure.findobj(Text)]
+        assert sum(ENCODER in text for text in words) == 1
 
 
-def test_the_same_data_give_the_same_bytes_and_leave_matplotlib_alone(summary, histories):
+def test_the_same_data_give_the_same_bytes_and_leave_matplotlib_alone(histories):
     before = dict(matplotlib.rcParams)
-    for plot in all_plots(summary, histories).values():
-        first = plots.draw(plot)
+    for plot, panels in all_plots(histories).values():
+        first = plots.draw(plot, panels=panels)
         with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9}):  # a user's own settings
-            assert plots.draw(plot) == first
+            assert plots.draw(plot, panels=panels) == first
         assert first["png"].startswith(b"\x89PNG") and b"Matplotlib" not in first["png"]
         assert b"<svg" in first["svg"] and b"<dc:date>" not in first["svg"]
     assert dict(matplotlib.rcParams) == before
 
 
-def test_accuracy_by_trainable_shows_ours_and_reported(summary, ax):
-    plots.accuracy_by_trainable(summary, REPORTED, ENCODER, ax)
-    points = drawn_points(ax)
-    assert ax.get_xscale() == "log"
-    assert {(row.trainable, row.test_accuracy) for row in summary.itertuples()} <= points
-    assert {(row.trainable, row.test) for row in REPORTED.rows.values()} <= points
-    assert "reported, distilbert-base-uncased" in [text.get_text() for text in ax.get_legend().get_texts()]
+def test_every_seed_has_a_dot_beside_the_article_s_number(ax):
+    plots.seeds(ACCURACIES, {}, REPORTED, ENCODER, ax)
+    assert [label.get_text() for label in ax.get_yticklabels()] == list(ACCURACIES)
+    dots = {(x, round(y)) for x, y in drawn_points(ax)}
+    assert dots == {(77.0, 0), (79.5, 0), (89.44, 0), (80.8, 1), (92.31, 1)}
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels == [f"here, a dot per seed; {ENCODER}", "the article, one seed; distilbert-base-uncased"]
 
 
-def test_names_of_points_do_not_overlap(summary, ax):
-    plots.accuracy_by_trainable(summary, REPORTED, ENCODER, ax)
-    ax.figure.draw_without_rendering()
-    boxes = [text.get_window_extent() for text in ax.texts]
-    assert sorted(text.get_text() for text in ax.texts) == sorted(2 * NAMES)
-    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
-    frame = ax.get_window_extent()
-    assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 for box in boxes)
+def test_published_runs_are_drawn_where_there_are_some(ax):
+    plots.seeds(ACCURACIES, {"full": [75.0]}, REPORTED, ENCODER, ax)
+    assert (75.0, 1.0) in drawn_points(ax)
+    assert "published runs of this study" in [text.get_text() for text in ax.get_legend().get_texts()]
 
 
-def test_ours_and_reported_has_a_row_per_experiment(summary, ax):
-    plots.ours_and_reported(summary, REPORTED, ENCODER, ax)
-    assert [label.get_text() for label in ax.get_yticklabels()] == list(NAMES)
-    accuracies = {round(x, 2) for x, _ in drawn_points(ax)}
-    assert {69.0, 78.0, 80.2, 80.8, 86.22, 89.44, 92.39, 92.31} <= accuracies
-    assert "published run" not in [text.get_text() for text in ax.get_legend().get_texts()]
-
-
-def test_published_run_is_drawn_where_there_is_one(ax):
-    summary = summary_table([record()], REPORTED.rows, published=[record(test=0.75)])
-    plots.ours_and_reported(summary, REPORTED, ENCODER, ax)
-    assert 75.0 in {round(x, 2) for x, _ in drawn_points(ax)}
-    assert "published run" in [text.get_text() for text in ax.get_legend().get_texts()]
-
-
-def test_learning_curves_are_means_over_seeds_in_a_band_of_their_range(ax):
+def test_losses_are_a_line_per_seed_and_their_running_mean():
     both = pd.concat([history(0.02, seed=1), history(0.06, seed=2)])
-    one = history(0.0)
-    plots.learning_curves({"both": both, "one": one, "nothing": pd.DataFrame()}, "val_accuracy", ENCODER, ax)
-    assert [line.get_label() for line in ax.lines] == ["both", "one"]
-    expected = [100 * (0.6 + 0.06 * epoch - 0.04) for epoch in (1, 2, 3)]
-    np.testing.assert_allclose(ax.lines[0].get_data(), [[1, 2, 3], expected])
-    (band,) = ax.collections
-    heights = band.get_paths()[0].vertices[:, 1]
-    np.testing.assert_allclose([heights.min(), heights.max()], [expected[0] - 2, expected[2] + 2])
-    assert "range over seeds" in ax.get_title(loc="left") + ax.get_title()
-
-
-def test_layerwise_puts_ours_over_the_reported_row(ax):
-    rows = {name: REPORTED.rows[name] for name in NAMES}
-    summary = summary_table([record("full", test=0.8), record("lora_best", test=0.7)], rows)
-    plots.layerwise(summary, rows, ENCODER, ax)
-    assert {(2.0, 70.0), (3.0, 80.0), (0.0, 86.22), (3.0, 92.31)} <= drawn_points(ax)
-    assert [label.get_text() for label in ax.get_xticklabels()] == list(NAMES)
+    axes = list(Figure().subplots(1, 2))
+    plots.losses({"both": both, "one": history(0.0, seed=2)}, ENCODER, axes)
+    assert [ax.get_title(loc="center") + ax.get_title(loc="left") for ax in axes] == ["both", "one"]
+    lines = [[line for line in ax.lines if len(line.get_xdata()) > 2] for ax in axes]
+    assert [len(found) for found in lines] == [4, 2]
+    first = both[both["seed"] == 1].dropna(subset=["train_loss"])
+    np.testing.assert_allclose(lines[0][0].get_data(), [first["step"], first["train_loss"]])
+    smooth = [first["train_loss"].iloc[max(0, i - 4) : i + 1].mean() for i in range(len(first))]
+    np.testing.assert_allclose(lines[0][1].get_ydata(), smooth)
+    assert lines[1][0].get_color() == lines[0][2].get_color() != lines[0][0].get_color()  # seed 2 in both
+    assert all(np.log(2) in [line.get_ydata()[0] for line in ax.lines] for ax in axes)
 
 
 def test_calibration_draws_each_bin_and_the_error_of_each_experiment(ax):
@@ -154,10 +121,3 @@ def test_ratios_are_bars_with_their_range_and_a_line_at_one(ax):
     ] == [[1, 1]]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["LoRA", "full, $x_{$"]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["over PEFT", "over script"]
-
-
-@pytest.mark.parametrize("runs", [[], [failed("full")]])
-def test_plots_without_results_are_empty_but_drawn(runs):
-    summary = summary_table(runs, REPORTED.rows)
-    for plot in all_plots(summary, {"full": pd.DataFrame()}).values():
-        assert plots.draw(plot)["png"]

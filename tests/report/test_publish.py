@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from fabricate import record, write_run
 from fabricate_benchmarks import inference, training, write_benchmarks
+from fabricate_predictions import write_whole_run
 
 from lora_study.records.record import read_record
 
@@ -71,25 +72,40 @@ def test_a_malformed_benchmark_is_not_published(root, monkeypatch, capsys):
     assert not (root / "results" / "published").exists() and (root / "docs" / "speed.md").read_text() == SPEED
 
 
-def test_the_published_report_shows_the_published_benchmarks(root, monkeypatch):
+def test_the_published_report_links_the_published_benchmarks(root, monkeypatch):
     write_benchmarks(root / "results" / "published" / "benchmarks", inference=inference())
     assert publish(monkeypatch, "results/embedded") == 0
-    target = root / "results" / "published" / "embedded"
-    page = (target / "report.md").read_text()
-    assert "(../benchmarks/inference.json)" in page and (target / "figures" / "speed_inference.png").exists()
-    assert "training-cpu" not in page  # measured, but not published
+    target = root / "results" / "published"
+    assert "(../benchmarks/speed.html)" in (target / "embedded" / "report.md").read_text()
+    page = (target / "benchmarks" / "speed.md").read_text()
+    assert "(inference.json)" in page and "training-cpu" not in page  # measured, but not published
     readme = (root / "README.md").read_text()
-    assert "old results" not in readme and "beside the article's" in readme
+    assert "old results" not in readme and readme.count("![") == 1
 
 
-def test_the_readme_shows_the_larger_study_first_and_others_not_at_all(root, monkeypatch):
+def test_what_is_published_is_what_somebody_reads(root, monkeypatch):
+    write_whole_run(root / "results" / "embedded", record("full"))
+    (root / "results" / "embedded" / "study.yaml").write_text("title: Mine\n")
+    assert publish(monkeypatch, "results/embedded") == 0
+    target = root / "results" / "published" / "embedded"
+    whole = {"record.json", "predictions.parquet", "curves.csv"}
+    assert {path.name for path in (target / "full" / "seed-1").iterdir()} == whole
+    assert {path.relative_to(target).as_posix() for path in target.rglob("*") if "seed-1" not in path.parts} - {
+        *("full", "lora_default", "figures", "tables")
+    } == {
+        *("study.yaml", "report.md", "report.html", "summary.csv", "tables/claims.csv", "tables/runs.csv"),
+        *("figures/seeds.png", "figures/loss.png", "figures/calibration.png"),
+    }
+    assert (target / "report.md").read_text().startswith("# Mine\n")
+
+
+def test_the_readme_shows_the_largest_study_alone(root, monkeypatch):
     for name in ("embedded", "medium-embedded-encoder", "of_my_own"):
         write_run(root / "results" / name, record())
         assert publish(monkeypatch, f"results/{name}") == 0
     readme = (root / "README.md").read_text()
-    places = [readme.find(f"(results/published/{name}/report.md)") for name in ("medium-embedded-encoder", "embedded")]
-    assert 0 < places[0] < places[1]
-    assert "of_my_own" not in readme
+    assert "(results/published/medium-embedded-encoder/report.md)" in readme
+    assert "published/embedded" not in readme and "of_my_own" not in readme
 
 
 def test_a_page_without_markers_is_a_readable_mistake(root, monkeypatch, capsys):

@@ -1,0 +1,203 @@
+"""What the report says in sentences. All of it is made from the records and the verdicts; nothing is typed by hand."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import pandas as pd
+
+from lora_study.base.text_tables import escape
+from lora_study.config import flatten
+from lora_study.evidence.claims.rules import INCONCLUSIVE, NO_VERDICT, WORDS
+from lora_study.evidence.summary import all_measured, encoder_label
+from lora_study.records.record import Record
+from lora_study.report.exhibits import judged
+from lora_study.report.inputs import Study
+from lora_study.report.plots import running_mean
+
+REFERENCE_COMMAND = "make reproduce PROFILE=reference"
+HOLDS, AGAINST = ([pair[side] for pair in WORDS.values()] for side in (0, 1))
+# A run that guesses has a loss of 0.69; one that is still there after so much of its training is named.
+GUESSING, LATE = 0.66, 0.15
+
+
+def scope(study: Study) -> str:
+    """What was run, on which encoder and reviews, with how many seeds, and what that makes of its numbers."""
+    done = [record for record in study.records if record.status == "completed"]
+    failed = len(study.records) - len(done)
+    encoder, reported = escape(encoder_label(study.records).replace("encoder: ", "encoder ")), study.reported
+    seeds = sorted({sum(record.name == name for record in done) for name in study.curves})
+    each = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else count(seeds[0], "seed")
+    failures = f" and {count(failed, 'failed run')}" if failed else ""
+    runs = f"{count(len(study.curves), 'experiment')}, {each} each ({count(len(done), 'completed run')}{failures})"
+    words = f"Beside {escape(reported.article)}: {runs}. "
+    words += budget(study) + f"Run with the **{encoder}**. "
+    if is_stand_in(study):
+        return words + (
+            f"**{escape(reported.encoder)}, the article's, was not run**: accuracies here and there are of different "
+            "models, and only the direction of a gap between two rows is judged."
+        )
+    return words + f"The article's: {escape(reported.encoder)}, one seed for each row."
+
+
+def budget(study: Study) -> str:
+    """What each run learned from and was tested on, as a sentence and a space; empty where the runs differ."""
+    budgets = set()
+    for record in study.records:
+        if record.status == "completed":
+            sizes, settings = record.data.get("sizes") or {}, flatten(record.config)
+            learned = sizes.get("train"), settings.get("data.max_length"), settings.get("train.epochs")
+            budgets.add((*learned, sizes.get("test")))
+    for reviews, tokens, epochs, tested in budgets if len(budgets) == 1 else ():
+        if reviews and tokens and epochs and tested:
+            return (
+                f"Each run trains on {reviews:,} reviews of at most {tokens} tokens for {count(epochs, 'epoch')} and "
+                f"is tested on {tested:,}. "
+            )
+    return ""
+
+
+def is_stand_in(study: Study) -> bool:
+    """Whether any run used another encoder in place of the article's."""
+    encoders = [record.provenance.get("encoder") or {} for record in study.records]
+    return any(encoder.get("stand_in") for encoder in encoders)
+
+
+def in_plain_words(study: Study) -> Iterator[str]:
+    """What was asked, what was seen, what that means for the article's claims, and what it cannot say."""
+    if question := study.words.get("question"):
+        yield f"**Asked.** {escape(question)}"
+    yield f"**Seen.** {' '.join(_seen(study)) or 'No sentence of the article can be held against these runs.'}"
+    yield f"**What it means.** {_meaning(study)}"
+    if limits := study.words.get("limits"):
+        yield f"**What it cannot say.** {escape(limits)}"
+
+
+def legend(study: Study) -> str:
+    """The words of the verdicts that were given, explained."""
+    results = judged(study)
+    given = {result.verdict for result in results}
+    words = []
+    if given & {*WORDS["stand-in"]}:
+        words.append("*Same* or *other direction* is the most that another encoder or recipe can show.")
+    if INCONCLUSIVE in given:
+        words.append("*Inconclusive*: these runs cannot tell.")
+    if NO_VERDICT in given:
+        words.append("*No verdict*: fewer than three seeds, or a number that only the article's encoder could confirm.")
+    absent = [result for result in study.verdicts if result.basis is None and result.kind != "accuracy"]
+    if absent:
+        words.append(f"{count(len(absent), 'other claim')} had no run here; see *Evidence for each claim*.")
+    return " ".join(words)
+
+
+def starts(curves: Mapping[str, pd.DataFrame]) -> str:
+    """The runs that guessed for long before they began to learn, which means over epochs hide."""
+    late = []
+    for name, rows in curves.items():
+        for seed, run in rows.dropna(subset=["train_loss"]).groupby("seed") if not rows.empty else ():
+            last = run["step"].iloc[-1]
+            learned = run["step"][running_mean(run) < GUESSING]
+            first = learned.iloc[0] if len(learned) else last
+            if first > LATE * last:
+                until = f"until step {first:,.0f} of {last:,.0f}" if len(learned) else f"for all {last:,.0f} steps"
+                late.append(f"{escape(name)} seed {seed:g} {until}")
+    if not late:
+        return "Every run left the loss of guessing (0.69) early."
+    return f"Guessing for more than {LATE:.0%} of the training (running mean above {GUESSING}): {'; '.join(late)}."
+
+
+def confidence(study: Study) -> str:
+    """Between which probabilities models with a frozen and with a trained head stay, and why."""
+    spans: dict[bool, list[tuple[str, float, float]]] = {True: [], False: []}
+    for name, runs in study.predictions.items():
+        record = next(record for record in study.records if record.name == name and record.status == "completed")
+        every = pd.concat(run["probability"] for run in runs.values())
+        spans[_is_frozen(record)].append((name, every.min(), every.max()))
+    if not spans[True]:
+        return ""
+    words = f"With a head that stays as it was drawn ({_names(spans[True])}), probabilities lie {_between(spans[True])}"
+    if spans[False]:
+        words += f"; with a trained head ({_names(spans[False])}) {_between(spans[False])}"
+    return words + (
+        ". Such a head turns normalised activations into logits of bounded size, so that no training makes the "
+        "model surer; `lora-study inspect` computes the bound."
+    )
+
+
+def copies(study: Study) -> str:
+    """How many test reviews have a copy in the training part, where all runs agree on it."""
+    found = {
+        (record.data["overlap"].get("across", {}).get("test_in_train"), (record.data.get("sizes") or {}).get("test"))
+        for record in study.records
+        if record.data.get("overlap")
+    }
+    for number, tested in found if len(found) == 1 else ():
+        if number is not None and tested:
+            return (
+                f"{number:,} of the {tested:,} test reviews ({number / tested:.2%}) have a copy in the training part "
+                "(equal up to white space), and so are no test."
+            )
+    return ""
+
+
+def count(number: int, what: str) -> str:
+    """A number with its noun: '1 seed', '2 seeds'."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def spent(study: Study) -> str:
+    """The wall time of all runs together."""
+    times = all_measured(study.records, "timing.total_seconds")
+    if not times:
+        return "No run has recorded its time."
+    words = f"All {count(len(study.records), 'run')} together took {sum(times) / 3600:,.2f} hours of wall time"
+    if untimed := len(study.records) - len(times):
+        words += f"; {untimed} of them ended without recording a time"
+    return words + ". Runs that were repeated, and runs for choosing settings, are not in these records."
+
+
+def _seen(study: Study) -> Iterator[str]:
+    results = judged(study)
+    for start, verdicts in (
+        ("Holds here:", HOLDS),
+        ("The other way round here:", AGAINST),
+        ("Cannot be told from these runs:", [INCONCLUSIVE]),
+    ):
+        if group := [result for result in results if result.verdict in verdicts]:
+            yield f"{start} {'; '.join(escape(result.sentence.rstrip('.')) for result in group)}."
+    if numbers := sum(result.verdict == NO_VERDICT for result in results):
+        yield f"{count(numbers, 'comparison')} {'has' if numbers == 1 else 'have'} a number and no verdict."
+
+
+def _meaning(study: Study) -> str:
+    decided = [result for result in judged(study) if result.verdict != NO_VERDICT]
+    if not decided:
+        return "These are numbers without a verdict: they speak neither for nor against the article."
+    if any(result.basis == "recipe" for result in decided):
+        return "The article's recipe was run on its encoder: the verdicts are on its own numbers."
+    pointing = [result for result in decided if result.basis == "stand-in"]
+    facts = [result for result in decided if result.basis in ("cut", "arithmetic")]
+    words = []
+    if pointing:
+        held, against = (sum(result.verdict in verdicts for result in pointing) for verdicts in (HOLDS, AGAINST))
+        words.append(
+            f"With another model or recipe, {held} of the {count(len(pointing), 'sentence')} that could be judged "
+            f"{'points' if held == 1 else 'point'} the article's way and {against} the other way; its accuracies are "
+            "neither confirmed nor refuted."
+        )
+    if facts:
+        held = sum(result.verdict in HOLDS for result in facts)
+        words.append(f"{held} of {count(len(facts), 'count')} over the reviews fit the article's.")
+    return " ".join(words)
+
+
+def _is_frozen(record: Record) -> bool:
+    """Whether the head stays as it was drawn."""
+    targets: Sequence[str] = flatten(record.config).get("lora.targets") or ()
+    return record.mode == "lora" and record.parameters.get("head") == 0 and "head" not in targets
+
+
+def _names(spans: Sequence[tuple[str, float, float]]) -> str:
+    return escape(", ".join(name for name, *_ in spans))
+
+
+def _between(spans: Sequence[tuple[str, float, float]]) -> str:
+    return f"between {min(low for _, low, _ in spans):.2f} and {max(high for *_, high in spans):.2f}"
