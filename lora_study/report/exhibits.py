@@ -96,11 +96,9 @@ def accuracies(study: Study, summary: pd.DataFrame) -> pd.DataFrame:
         }
         if base:
             ours, theirs = study.reported.rows.get(row.experiment), study.reported.rows.get(base)
-            known = ours and theirs and row.experiment != base
-            line |= {
-                f"here less {base} (points)": _gap(study, runs, base, row.experiment),
-                f"article less {base} (points)": f"{ours.test - theirs.test:+.2f}" if known else None,
-            }
+            reported = f"{ours.test - theirs.test:+.2f}" if ours and theirs and row.experiment != base else None
+            line[f"here less {base} (points)"] = _gap(study, runs, base, row.experiment)
+            line[f"article less {base} (points)"] = reported
         rows.append(line)
     frame = pd.DataFrame(rows)
     return frame if study.published else frame.drop(columns="published run (%)", errors="ignore")

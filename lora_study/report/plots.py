@@ -120,10 +120,12 @@ def losses(curves: Mapping[str, pd.DataFrame], encoder: str, axes: Sequence[Axes
         encoder: Which encoder was run, for the title.
         axes: Where to draw, one for each experiment.
     """
-    numbers = sorted({int(seed) for rows in curves.values() for seed in rows["seed"].unique()})
+    seeds_run = sorted({int(seed) for rows in curves.values() for seed in rows["seed"].unique()})
+    colours = {seed: COLOURS[index % len(COLOURS)] for index, seed in enumerate(seeds_run)}
     for ax, (name, rows) in zip(axes, curves.items(), strict=True):
-        for seed, run in rows.dropna(subset=["train_loss"]).groupby("seed"):
-            colour = COLOURS[numbers.index(int(seed)) % len(COLOURS)]
+        for seed in sorted(rows["seed"].unique()):
+            run = rows[(rows["seed"] == seed) & rows["train_loss"].notna()]
+            colour = colours[seed]
             ax.plot(run["step"], run["train_loss"], color=colour, linewidth=0.7, alpha=0.4)
             ax.plot(run["step"], running_mean(run), color=colour, linewidth=1.6, label=f"seed {seed:g}")
         ax.axhline(CHANCE, color=GREY, linestyle="--", linewidth=1, label="guessing (0.69)")
