@@ -1,4 +1,4 @@
-"""What a model said about each test review: reading it, its errors and its calibration.
+"""What a model said about each test review: reading it, and its calibration.
 
 A review is called positive if the probability of class 1 is above one half.
 """
@@ -63,14 +63,6 @@ def read_predictions(folder: Path, record: Record) -> pd.DataFrame:
 def correct(rows: pd.DataFrame) -> pd.Series:
     """Whether each prediction is right, as 0.0 or 1.0."""
     return ((rows["probability"] > 0.5) == (rows["label"] == 1)).astype("float64")
-
-
-def confusion(runs: Iterable[pd.DataFrame]) -> np.ndarray:
-    """Test reviews by true class (rows) and predicted class (columns), of shape (2, 2), the mean over runs."""
-    cells = (2 * (rows["label"] == 1) + (rows["probability"] > 0.5) for rows in runs)
-    counts = np.array([np.bincount(cell, minlength=4) for cell in cells], dtype="float64")
-    mean: np.ndarray = counts.mean(axis=0)
-    return mean.reshape(2, 2)
 
 
 def reliability(runs: Iterable[pd.DataFrame], bins: int = BINS) -> Reliability:

@@ -42,7 +42,6 @@ SUMMARY = {
     "reported_test_accuracy": "float64",
     "reported_val_accuracy": "float64",
     "reported_train_accuracy": "float64",
-    "difference": "float64",  # test_accuracy - reported_test_accuracy
     "trainable": "Int64",
     "total": "Int64",
     "trainable_share": "float64",  # percent of total
@@ -51,18 +50,6 @@ SUMMARY = {
     "fit_seconds": "float64",
     "peak_memory_mib": "float64",
     "memory_kind": "string",
-}
-
-PARAMETERS = {
-    "experiment": "string",
-    "mode": "string",
-    "total": "Int64",
-    "trainable": "Int64",
-    "lora": "Int64",
-    "head": "Int64",
-    "base": "Int64",
-    "trainable_share": "float64",
-    "reported_trainable": "Int64",
 }
 
 
@@ -112,28 +99,8 @@ def summary_table(
             }
         )
         if row:
-            accuracy = rows[-1]["test_accuracy"]
             rows[-1] |= {f"reported_{part}_accuracy": getattr(row, part) for part in ("test", "val", "train")}
-            rows[-1]["difference"] = None if accuracy is None else accuracy - row.test
     return pd.DataFrame(rows, columns=list(SUMMARY)).astype(SUMMARY)
-
-
-def parameters_table(records: Iterable[Record], reported: Mapping[str, ReportedRow]) -> pd.DataFrame:
-    """Parameters per experiment, with the columns of `PARAMETERS`.
-
-    lora, head and base count the trainable parameters of each kind; reported_trainable is the article's count on
-    distilbert-base-uncased.
-    """
-    runs = _averaged(records)
-    rows = [
-        {
-            "experiment": name,
-            **_counts(_standing(runs, name)),
-            "reported_trainable": reported[name].trainable if name in reported else None,
-        }
-        for name in in_order(runs["name"], reported)
-    ]
-    return pd.DataFrame(rows, columns=list(PARAMETERS)).astype(PARAMETERS)
 
 
 def _measurements(runs: pd.DataFrame) -> dict[str, Any]:
@@ -165,7 +132,7 @@ def _measurements(runs: pd.DataFrame) -> dict[str, Any]:
 
 def _counts(standing: pd.DataFrame) -> dict[str, Any]:
     """What the runs that speak for an experiment share: mode, encoder and the numbers of parameters."""
-    counts = {key: _shared(standing, f"parameters.{key}") for key in ("total", "trainable", "lora", "head", "base")}
+    counts = {key: _shared(standing, f"parameters.{key}") for key in ("total", "trainable")}
     share = _ratio(counts["trainable"], counts["total"])
     return {
         "mode": standing["mode"].iloc[0],

@@ -1,7 +1,7 @@
 """The tables of the report as a reader sees them: which columns, under which names, from a study's evidence."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -12,12 +12,17 @@ from lora_study.base.text_tables import escape, markdown_table
 from lora_study.config import flatten
 from lora_study.evidence.claims import ClaimResult
 from lora_study.evidence.statistics import mean_t
-from lora_study.evidence.summary import encoder_label, facts_table, measured, memory_kind, rows_of
+from lora_study.evidence.summary import encoder_label, facts_table, measured, rows_of
 from lora_study.records.record import Record
 from lora_study.report.inputs import Study
 from lora_study.report.variants import Variant, compare, deviations_table, variants_table
 
 REFERENCE_ROWS = ("full", "layerwise_all")  # what the other rows are compared with: every layer trained
+# What a run costs: the column's name, that of the ratio, where a record has it, in which unit, and the summary's mean.
+COSTS = (
+    ("training steps", "training time", "timing.train_seconds", 1.0, "s", "train_seconds"),
+    ("peak memory", "peak memory", "memory.peak_bytes", 2**-20, "MiB", "peak_memory_mib"),
+)
 KEPT = ("claims", "runs")  # tables that are files too, for whoever computes with them
 
 
@@ -49,7 +54,7 @@ def draw_up(study: Study, summary: pd.DataFrame, variants: list[Variant]) -> dic
         "accuracies": Table(accuracies(study, summary)),
         "parts": Table(_parts(summary)),
         "parameters": Table(_parameters(summary, study)),
-        "cost": Table(_cost(study, list(summary["experiment"]))),
+        "cost": Table(_cost(study, summary)),
         "claims": Table(_claims(study), links="runs"),
         "deviations": Table(deviations_table(study.records, variants)),
         "variants": Table(variants_table(variants)),
@@ -182,23 +187,25 @@ def _parameters(summary: pd.DataFrame, study: Study) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def _cost(study: Study, names: Sequence[str]) -> pd.DataFrame:
+def _cost(study: Study, summary: pd.DataFrame) -> pd.DataFrame:
     """Time and memory with their intervals over seeds, and beside those of full fine-tuning."""
-    done = [record for record in study.records if record.status == "completed"]
-    runs = {name: {record.seed: record for record in done if record.name == name} for name in names}
+    runs: dict[str, dict[int, Record]] = {name: {} for name in summary["experiment"]}
+    for record in study.records:
+        if record.status == "completed":
+            runs[record.name][record.seed] = record
     full = runs.get("full", {})
+    kinds = {row.experiment: str(row.memory_kind) for row in rows_of(summary)}
     rows = []
-    for name in names:
-        kinds = {memory_kind(record) for record in [*runs[name].values(), *full.values()]}
-        line = {"experiment": name, "training steps": _over_seeds(runs[name], "timing.train_seconds", 1, "s")}
-        # Different quantities, such as resident memory and GPU memory, have no mean.
-        one_kind = len(kinds) == 1
-        line["peak memory"] = _over_seeds(runs[name], "memory.peak_bytes", 2**-20, "MiB") if one_kind else None
-        if full and name != "full":
-            line["of full's training time"] = _over_full(runs[name], full, "timing.train_seconds")
-            line["of full's peak memory"] = _over_full(runs[name], full, "memory.peak_bytes") if one_kind else None
-        line["memory is"] = next(iter(kinds)) if one_kind else None
-        rows.append(line)
+    for row in rows_of(summary):
+        line: dict[str, Any] = {"experiment": row.experiment}
+        for title, what, path, factor, unit, mean in COSTS:
+            # The summary has no mean of runs that were computed in different ways, or of two kinds of memory.
+            alike, ran = pd.notna(getattr(row, mean)), runs[row.experiment]
+            line[title] = _over_seeds(ran, path, factor, unit) if alike else None
+            if full:
+                beside = alike and row.experiment != "full" and kinds[row.experiment] == kinds["full"]
+                line[f"of full's {what}"] = _over_full(ran, full, path) if beside else None
+        rows.append(line | {"memory is": row.memory_kind})
     return pd.DataFrame(rows).astype("string")
 
 

@@ -26,7 +26,7 @@ def write_speed(benchmarks: Sequence[Benchmark], folder: Path) -> list[Path]:
         picture = pictures[benchmark.exhibit]
         blocks += [
             f"## {escape(benchmark.title)}",
-            f"{escape(benchmark.encoder)}. {escape(benchmark.about)}",
+            f"With the {escape(benchmark.encoder.replace('encoder: ', 'encoder '))}. {escape(benchmark.about)}",
             f"{escape(benchmark.source)} All measurements are in [the record]({benchmark.name}.json).",
             f"![{escape(picture.alt)}]({benchmark.exhibit}.png)",
             markdown_table(benchmark.table),

@@ -1,5 +1,6 @@
 """What the report says in sentences. All of it is made from the records and the verdicts; nothing is typed by hand."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
@@ -15,8 +16,8 @@ from lora_study.report.plots import running_mean
 
 REFERENCE_COMMAND = "make reproduce PROFILE=reference"
 HOLDS, AGAINST = ([pair[side] for pair in WORDS.values()] for side in (0, 1))
-# A run that guesses has a loss of 0.69; one that is still there after so much of its training is named.
-GUESSING, LATE = 0.66, 0.15
+CONSISTENT = WORDS["cut"][0]
+GUESSING = 0.66  # training loss; a run that guesses has 0.69
 
 
 def scope(study: Study) -> str:
@@ -89,19 +90,21 @@ def legend(study: Study) -> str:
 
 
 def starts(curves: Mapping[str, pd.DataFrame]) -> str:
-    """The runs that guessed for long before they began to learn, which means over epochs hide."""
-    late = []
+    """When the runs began to learn, and which took more than twice as long as most, which means over epochs hide."""
+    first: dict[str, float] = {}
     for name, rows in curves.items():
         for seed, run in rows.dropna(subset=["train_loss"]).groupby("seed") if not rows.empty else ():
-            last = run["step"].iloc[-1]
             learned = run["step"][running_mean(run) < GUESSING]
-            first = learned.iloc[0] if len(learned) else last
-            if first > LATE * last:
-                until = f"until step {first:,.0f} of {last:,.0f}" if len(learned) else f"for all {last:,.0f} steps"
-                late.append(f"{escape(name)} seed {seed:g} {until}")
+            first[f"{escape(name)} seed {seed:g}"] = learned.iloc[0] if len(learned) else math.inf
+    usual = sorted(first.values())[len(first) // 2]
+    late = {run: step for run, step in first.items() if step == math.inf or step > 2 * usual}
+    said = f"Most runs had left the loss of guessing (0.69; running mean below {GUESSING}) by step {usual:,.0f}"
+    if usual == math.inf:
+        said = "Most runs never left the loss of guessing (0.69)"
     if not late:
-        return "Every run left the loss of guessing (0.69) early."
-    return f"Guessing for more than {LATE:.0%} of the training (running mean above {GUESSING}): {'; '.join(late)}."
+        return f"{said}, and none took more than twice as long."
+    steps = (f"{run} {'never' if step == math.inf else f'at step {step:,.0f}'}" for run, step in late.items())
+    return f"{said}; much later: {', '.join(steps)}."
 
 
 def confidence(study: Study) -> str:
@@ -157,7 +160,8 @@ def spent(study: Study) -> str:
 def _seen(study: Study) -> Iterator[str]:
     results = judged(study)
     for start, verdicts in (
-        ("Holds here:", HOLDS),
+        ("Holds here:", [verdict for verdict in HOLDS if verdict != CONSISTENT]),
+        ("Consistent with these reviews:", [CONSISTENT]),
         ("The other way round here:", AGAINST),
         ("Cannot be told from these runs:", [INCONCLUSIVE]),
     ):

@@ -404,7 +404,9 @@ class TestRatios:
         assert alone.verdict == "not run" and "plain layers" in alone.evidence and "levers 0.620" in alone.evidence
         plain = self.costs({"lora_default_plain": [164, 166, 163], "full_plain": [200, 200, 200]})
         result = verdict("ratio.time.lora_default", [*ours, *plain], tmp_path)
-        assert result.measured == "0.822" and "with this study's levers 0.620" in result.evidence
+        assert (
+            result.measured == "0.822 of full's training time" and "with this study's levers 0.620" in result.evidence
+        )
         assert (
             result.verdict == "reproduced" and "full_plain/seed-2" in result.runs and "full/seed-2" not in result.runs
         )
@@ -415,7 +417,11 @@ class TestRatios:
         for run in runs:
             run.memory["peak_bytes"] = (80 if run.name == "lora_default" else 100) * 2**20 + run.seed
         result = verdict("ratio.memory.lora_default", runs, tmp_path)
-        assert result.verdict == "reproduced" and result.measured == "0.800" and "resident set" in result.evidence
+        assert (
+            result.verdict == "reproduced"
+            and result.measured.startswith("0.800 of ")
+            and "resident set" in result.evidence
+        )
         del runs[0].memory["peak_bytes_with_scoring"]
         assert "2 seeds" in verdict("ratio.memory.lora_default", runs, tmp_path).evidence
 
@@ -447,7 +453,7 @@ class TestRatios:
         }
         other = dataclasses.replace(runs[0], config=overlay(runs[0].config, changes))
         del other.config["model"]["attention_dropout"]  # an older record
-        assert verdict("ratio.time.lora_default", [other, runs[1]], tmp_path).measured == "0.500"
+        assert verdict("ratio.time.lora_default", [other, runs[1]], tmp_path).measured.startswith("0.500 of full's")
 
 
 class TestFacts:

@@ -6,7 +6,7 @@ import pytest
 from fabricate import record
 from fabricate_predictions import predictions
 
-from lora_study.evidence.predictions import confusion, read_predictions, reliability
+from lora_study.evidence.predictions import read_predictions, reliability
 
 
 def frame(labels, probabilities):
@@ -43,13 +43,6 @@ def test_half_a_file_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(ValueError, match="Parquet"):
         read_predictions(tmp_path, run)
-
-
-def test_confusion_counts_true_by_predicted_and_averages_runs():
-    one = frame([0, 0, 0, 1, 1], [0.1, 0.5, 0.9, 0.4, 0.6])
-    np.testing.assert_array_equal(confusion([one]), [[2, 1], [1, 1]])
-    other = frame([0, 0, 0, 1, 1], [0.1, 0.2, 0.3, 0.9, 0.6])
-    np.testing.assert_array_equal(confusion([one, other]), [[2.5, 0.5], [0.5, 1.5]])
 
 
 def test_reliability_of_a_calibrated_and_of_an_overconfident_model():

@@ -166,7 +166,7 @@ def test_speed_has_a_page_beside_the_benchmarks_that_the_report_links(results):
     for name in ("training-cpu", "inference"):
         assert f"]({name}.json)" in page and f"](speed_{name.replace('-', '_')}.png)" in page
     assert "LoRA q,v, 2.50\u00a0(2.25\u00a0to\u00a03.00) times that of PEFT + Trainer" in page
-    assert TITLES["training-cpu"] in page and "stand-in encoder: all-MiniLM-L6-v2" in page
+    assert TITLES["training-cpu"] in page and "stand-in encoder all-MiniLM-L6-v2" in page
     assert "Speed beside other tools" in (folder / "speed.html").read_text()
 
 

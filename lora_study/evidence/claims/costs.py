@@ -74,7 +74,9 @@ class Ratio(Claim):
         beside = f"; with this study's levers {_mean(with_levers)}" if with_levers else ""
         found = self._costs(runs, fast=False)
         names, seeds = " and ".join(self.experiments), len(found.logs)
-        what = "seconds of training steps" if self.quantity == "timing.train_seconds" else "peak memory while training"
+        timed = self.quantity == "timing.train_seconds"
+        what = "seconds of training steps" if timed else "peak memory while training"
+        unit = "training time" if timed else "peak memory"
         if not found.logs:
             raise Missing(f"no seed of {names} has {what} for both with plain layers (train.fast: false){beside}")
         if fields := different_work(found.records):
@@ -88,7 +90,7 @@ class Ratio(Claim):
             basis=basis,
             sign=sign,
             seeds=seeds,
-            measured=_mean(found.logs),
+            measured=f"{_mean(found.logs)} of {self.experiments[1]}'s {unit}",
             interval=interval,
             runs=runs.folders(found.records),
             label=label,
