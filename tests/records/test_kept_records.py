@@ -84,7 +84,7 @@ def test_it_is_judged(tmp_path):
     time = judged("ratio.time.lora_default", runs, tmp_path)
     assert (time.verdict, time.measured) == (
         "same direction",
-        "0.508 (stand-in encoder: all-MiniLM-L6-v2 rewritten as DistilBERT)",
+        "0.508 of full's training time (stand-in encoder: all-MiniLM-L6-v2 rewritten as DistilBERT)",
     )
     memory = judged("ratio.memory.lora_default", runs, tmp_path)
     assert memory.verdict == "same direction" and memory.measured.startswith("0.419")
