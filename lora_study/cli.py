@@ -262,14 +262,14 @@ def predict(
     from lora_study.base.progress import duration
     from lora_study.data.stream import given_reviews, open_reviews
     from lora_study.sharing.predict import check_output, prepare, write_predictions
-    from lora_study.sharing.trained import completed_record, load_run
+    from lora_study.sharing.trained import completed_experiment, load_run
 
     if bool(texts) == bool(file):
         raise ConfigError("predict takes either texts or a --file of them")
     check(not text_column or bool(file), "--text-column", text_column, "it needs a --file")
     if output:
         check_output(output, file)
-    trained_on = completed_record(run).config["data"].get("text_column")
+    trained_on = completed_experiment(run).data.text_column
     with open_reviews(file, text_column, trained_on) if file else nullcontext(given_reviews(texts)) as reviews:
         trained = load_run(run)
         prepare(trained, precision)
@@ -309,19 +309,14 @@ def _run_command(arguments: list[str], debug: bool) -> int:
     """Parse and call; a mistake is one line."""
     try:
         return _call(arguments)
-    except ConfigError as error:
-        if debug:
-            raise
-        print(f"lora-study: error: {one_line(error)}", file=sys.stderr)
-        return 2
     except BrokenPipeError:  # whoever read our output, such as head, has seen enough
         streams.drop_output()
         return 0
-    except OSError as error:  # a full disk, a folder that vanished: a traceback would explain nothing more
+    except (ConfigError, OSError) as error:  # a full disk, a folder that vanished: a traceback would say no more
         if debug:
             raise
         print(f"lora-study: error: {one_line(error)}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, ConfigError) else 1
 
 
 def _call(arguments: list[str]) -> int:

@@ -14,8 +14,7 @@ from lora_study.lora.weights import read_weights
 from lora_study.model import encoder as backbones
 from lora_study.model.modes import HEAD, apply_mode
 from lora_study.records.record import Record, RecordError, read_record
-
-ADAPTER = "adapter.safetensors"
+from lora_study.records.run_folder import ADAPTER
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,11 @@ def load_run(folder: str | Path) -> TrainedModel:
     model.load_state_dict(read_weights(path, expected, again), strict=False)
     model.eval()  # type: ignore[no-untyped-call]
     return TrainedModel(model, backbones.build_tokenizer(encoder), config, record, folder)
+
+
+def completed_experiment(folder: Path) -> ExperimentConfig:
+    """What a completed run was run with; errors as of `completed_record`, or its record holds no such config."""
+    return experiment_from(completed_record(folder).config, str(folder / "record.json"))
 
 
 def completed_record(folder: Path) -> Record:

@@ -354,6 +354,9 @@ def test_the_column_that_a_run_was_trained_on_is_taken_first(run, tmp_path, caps
     assert "no text" in capsys.readouterr().err
     (tmp_path / "r.csv").write_text("review\ngood film\n")
     assert main(arguments) == 0
+    (copied / "record.json").write_text(json.dumps(content | {"config": {"data": {"text_column": 5}}}))
+    assert main(arguments) == 2
+    assert "record.json: data.text_column: 5 is not valid" in capsys.readouterr().err
 
 
 def test_a_closed_standard_input_is_one_line(classify, monkeypatch):
