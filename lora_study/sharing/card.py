@@ -82,18 +82,6 @@ def model_card(record: Record, kind: Kind) -> ModelCard:
             transformers, "onnx" a whole model in ONNX.
     """
     base, imdb = _base(record), record.data.get("source") in IMDB_SOURCES
-    data = ModelCardData(
-        language="en" if imdb else None,
-        license=base.licence,
-        library_name=LIBRARIES[kind],
-        pipeline_tag="text-classification",
-        base_model=base.hub_name,
-        datasets=[IMDB] if imdb else None,
-        metrics=["accuracy", "f1"],
-        tags=["lora_study", *(["lora"] if record.mode == "lora" else []), "sentiment-analysis"],
-        model_name=record.name,
-        eval_results=_eval_results(record, imdb) or None,
-    )
     values = record.flat
     label, command = Runs([record], Path()).label([record]), record.provenance.get("command")
 
@@ -107,7 +95,7 @@ def model_card(record: Record, kind: Kind) -> ModelCard:
         return show
 
     card: ModelCard = ModelCard.from_template(
-        data,
+        _metadata(record, kind, base, imdb),
         template_str=files(__package__).joinpath("card.md.jinja").read_text(encoding="utf-8"),
         said=lambda path: escape(plain(values.get(path)) or UNKNOWN),
         count=number(",.0f"),
@@ -132,6 +120,22 @@ def model_card(record: Record, kind: Kind) -> ModelCard:
         article=escape(load_reported().article),
     )
     return card
+
+
+def _metadata(record: Record, kind: Kind, base: Base, imdb: bool) -> ModelCardData:
+    """What the hub reads at the head of a card."""
+    return ModelCardData(
+        language="en" if imdb else None,
+        license=base.licence,
+        library_name=LIBRARIES[kind],
+        pipeline_tag="text-classification",
+        base_model=base.hub_name,
+        datasets=[IMDB] if imdb else None,
+        metrics=["accuracy", "f1"],
+        tags=["lora_study", *(["lora"] if record.mode == "lora" else []), "sentiment-analysis"],
+        model_name=record.name,
+        eval_results=_eval_results(record, imdb) or None,
+    )
 
 
 def write_card(record: Record, kind: Kind, folder: Path) -> None:

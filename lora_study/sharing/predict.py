@@ -32,6 +32,7 @@ Precision = Literal["32-true", "bf16-true", "auto"]
 LABELS = ("negative", "positive")  # of class 0 and class 1
 CHUNK = 2048  # reviews in memory, sorted by length so that a batch needs little padding
 COLUMNS = ("id", "label", "probability")
+ENDINGS = (".csv", ".jsonl")
 DIGITS = 6  # of a probability as it is written
 
 
@@ -117,7 +118,7 @@ def check_output(output: Path, file: str | None) -> None:
     Raises:
         ConfigError: it is one of these.
     """
-    check(output.suffix.lower() in WRITERS, "--output", str(output), f"use {' or '.join(WRITERS)}")
+    check(output.suffix.lower() in ENDINGS, "--output", str(output), f"use {' or '.join(ENDINGS)}")
     check(not output.is_dir(), "--output", str(output), "it is a folder")
     target = Path(os.path.realpath(output))  # a link's target is what gets written
     check(not target.is_symlink(), "--output", str(output), "it is a link that leads back to itself")
@@ -156,10 +157,10 @@ def write_predictions(trained: TrainedModel, reviews: Iterable[Review], output: 
     if output is None:
         # If the terminal shows the rows, a bar would be in their way.
         with contextlib.nullcontext() if sys.stdout.isatty() else progress() as done:
-            totals = _write_rows(trained, sound, WRITERS[".csv"](sys.stdout), done)
+            totals = _write_rows(trained, sound, _row_writer(".csv", sys.stdout), done)
     else:
         with progress() as done, atomic(output) as temporary, temporary.open("w", encoding="utf-8") as stream:
-            totals = _write_rows(trained, sound, WRITERS[output.suffix.lower()](stream), done)
+            totals = _write_rows(trained, sound, _row_writer(output.suffix.lower(), stream), done)
             if faults and not totals[0]:
                 raise faults[0]
     if faults:
@@ -193,28 +194,20 @@ def _write_rows(
     return count, truncated
 
 
-def csv_writer(stream: TextIO) -> Callable[[dict[str, Any]], None]:
-    """Write the header and return what writes a row; each is flushed, so that the reader of a pipe need not wait."""
-    rows = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-    rows.writeheader()
+def _row_writer(ending: str, stream: TextIO) -> Callable[[dict[str, Any]], None]:
+    """What writes a row, at once: the reader of a pipe need not wait."""
+    table = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+    if ending == ".csv":
+        table.writeheader()
 
     def write(row: dict[str, Any]) -> None:
-        rows.writerow(row)
+        if ending == ".csv":
+            table.writerow(row)
+        else:
+            stream.write(json.dumps(row) + "\n")
         stream.flush()
 
     return write
-
-
-def jsonl_writer(stream: TextIO) -> Callable[[dict[str, Any]], None]:
-    """Return what writes a row as a JSON object on a line of its own."""
-
-    def write(row: dict[str, Any]) -> None:
-        stream.write(json.dumps(row) + "\n")
-
-    return write
-
-
-WRITERS = {".csv": csv_writer, ".jsonl": jsonl_writer}
 
 
 @torch.inference_mode()
