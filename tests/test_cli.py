@@ -305,7 +305,7 @@ def test_a_miniature_study_writes_every_file_of_the_design_and_skips_what_is_don
     failed = read_record(results / "wrong" / "seed-1" / "record.json")
     assert failed.status == "failed"
     assert "'nowhere'" in failed.error
-    for name in ("summary.csv", "study.yaml", "report.md", "report.html"):
+    for name in ("summary.csv", "parameters.csv", "study.yaml", "report.md", "report.html"):
         assert (results / name).stat().st_size > 0, name
     assert {path.stem for path in (results / "figures").glob("*.png")} == {"seeds", "loss", "calibration"}
     summary = pd.read_csv(results / "summary.csv")

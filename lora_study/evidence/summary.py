@@ -52,6 +52,18 @@ SUMMARY = {
     "memory_kind": "string",
 }
 
+PARAMETERS = {
+    "experiment": "string",
+    "mode": "string",
+    "total": "Int64",
+    "trainable": "Int64",
+    "lora": "Int64",
+    "head": "Int64",
+    "base": "Int64",
+    "trainable_share": "float64",
+    "reported_trainable": "Int64",
+}
+
 
 def runs_table(records: Iterable[Record]) -> pd.DataFrame:
     """The records as one flat table: a row per run, a column per value, by its dotted name as in `Record.flat`.
@@ -103,6 +115,24 @@ def summary_table(
     return pd.DataFrame(rows, columns=list(SUMMARY)).astype(SUMMARY)
 
 
+def parameters_table(records: Iterable[Record], reported: Mapping[str, ReportedRow]) -> pd.DataFrame:
+    """Parameters per experiment, with the columns of `PARAMETERS`.
+
+    lora, head and base count the trainable parameters of each kind; reported_trainable is the article's count on
+    distilbert-base-uncased.
+    """
+    runs = _averaged(records)
+    rows = [
+        {
+            "experiment": name,
+            **_counts(_standing(runs, name)),
+            "reported_trainable": reported[name].trainable if name in reported else None,
+        }
+        for name in in_order(runs["name"], reported)
+    ]
+    return pd.DataFrame(rows, columns=list(PARAMETERS)).astype(PARAMETERS)
+
+
 def _measurements(runs: pd.DataFrame) -> dict[str, Any]:
     """What the completed runs of one experiment measured, averaged where that makes sense."""
     done = runs[runs["status"] == "completed"]
@@ -132,7 +162,7 @@ def _measurements(runs: pd.DataFrame) -> dict[str, Any]:
 
 def _counts(standing: pd.DataFrame) -> dict[str, Any]:
     """What the runs that speak for an experiment share: mode, encoder and the numbers of parameters."""
-    counts = {key: _shared(standing, f"parameters.{key}") for key in ("total", "trainable")}
+    counts = {key: _shared(standing, f"parameters.{key}") for key in ("total", "trainable", "lora", "head", "base")}
     share = _ratio(counts["trainable"], counts["total"])
     return {
         "mode": standing["mode"].iloc[0],

@@ -12,7 +12,7 @@ from lora_study.base.errors import ConfigError
 from lora_study.base.files import atomic, user_path
 from lora_study.base.text_tables import csv_table, markdown_table
 from lora_study.evidence.claims.headline import headline
-from lora_study.evidence.summary import summary_table
+from lora_study.evidence.summary import parameters_table, summary_table
 from lora_study.report.exhibits import KEPT, accuracies, draw_up
 from lora_study.report.figures import draw_figures
 from lora_study.report.inputs import Study, read_study
@@ -37,9 +37,9 @@ def write_report(
 ) -> list[Path]:
     """Write the report of a study into its results folder.
 
-    report.md, report.html, their figures as PNG in figures/; summary.csv with a row per experiment, and in tables/ one
-    with a row per claim and one with a row per run. Figures and tables of an earlier report that this one does not have
-    are removed. The page about speed goes into the folder of benchmarks, if there is one.
+    report.md, report.html, their figures as PNG in figures/; summary.csv and parameters.csv with a row per experiment,
+    and in tables/ one with a row per claim and one with a row per run. Figures and tables of an earlier report that
+    this one does not have are removed. The page about speed goes into the folder of benchmarks, if there is one.
 
     Args:
         results_dir: Folder of the study, with ``EXPERIMENT/seed-N/record.json`` below it.
@@ -80,6 +80,7 @@ def report_files(study: Study) -> dict[str, bytes]:
     images = {f"figures/{name}.png": picture.formats["svg"] for name, picture in pictures.items()}
     texts = {
         "summary.csv": csv_table(summary),
+        "parameters.csv": csv_table(parameters_table(study.records, study.reported.rows)),
         "report.md": page,
         "report.html": html_page(title_of(study), page, images),
     }

@@ -7,7 +7,7 @@ import pytest
 from fabricate import failed, record
 
 from lora_study.evidence.reported import load_reported
-from lora_study.evidence.summary import comparable, encoder_label, facts_table, summary_table
+from lora_study.evidence.summary import comparable, encoder_label, facts_table, parameters_table, summary_table
 
 ROWS = load_reported().rows
 
@@ -161,11 +161,22 @@ def test_a_failed_run_does_not_speak_for_those_that_ended():
     assert (row["mode"], row.trainable, row.total, row.failed) == ("lora", 73_728, 22_785_410, 1)
     assert row_of(rows, "full").trainable_ratio == pytest.approx(22_711_682 / 73_728)
     assert row_of(summary_table([broken], ROWS), "lora_default").trainable == 9
+    counts = row_of(parameters_table(runs, ROWS), "lora_default")
+    assert (counts["mode"], counts.lora) == ("lora", 73_728)
+    assert row_of(parameters_table([broken], ROWS), "lora_default").lora == 9
 
 
-def test_counts_of_parameters_that_are_missing_stay_missing():
+def test_parameters_table():
+    row = row_of(parameters_table([record("last_two_layers")], ROWS), "last_two_layers")
+    assert (row.total, row.trainable, row.lora, row["head"], row.base) == (22_711_682, 148_610, 0, 148_610, 0)
+    assert row.trainable_share == pytest.approx(100 * 148_610 / 22_711_682)
+    assert row.reported_trainable == 592_130
+
+
+@pytest.mark.parametrize("table", [parameters_table, summary_table])
+def test_counts_of_parameters_that_are_missing_stay_missing(table):
     nothing = dataclasses.replace(failed("mine"), parameters={})
-    assert row_of(summary_table([nothing], ROWS), "mine")[["total", "trainable", "trainable_share"]].isna().all()
+    assert row_of(table([nothing], ROWS), "mine")[["total", "trainable", "trainable_share"]].isna().all()
 
 
 def test_the_encoder_is_named():

@@ -11,7 +11,7 @@ from lora_study.config import to_dict
 from lora_study.config_files import experiment_from
 from lora_study.evidence.claims import evaluate, load_claims
 from lora_study.evidence.reported import load_reported
-from lora_study.evidence.summary import runs_table, summary_table
+from lora_study.evidence.summary import parameters_table, runs_table, summary_table
 from lora_study.records.record import Record, read_record, read_records, write_record
 
 TODAY = Path(__file__).parent / "record_of_today.json"
@@ -72,6 +72,8 @@ def test_it_is_summarised_with_other_seeds():
     }
     assert {name: row[name] for name in expected} == pytest.approx(expected)
     assert row["test_spread"] == pytest.approx(9.375 / 2**0.5) and row["memory_kind"] == "resident set"
+    (counts,) = parameters_table([today()], ROWS).to_dict("records")
+    assert (counts["lora"], counts["head"], counts["base"]) == (73_728, 0, 0)
 
 
 def test_it_is_judged(tmp_path):

@@ -93,7 +93,15 @@ def test_what_is_published_is_what_somebody_reads(root, monkeypatch):
     assert {path.relative_to(target).as_posix() for path in target.rglob("*") if "seed-1" not in path.parts} - {
         *("full", "lora_default", "figures", "tables")
     } == {
-        *("study.yaml", "report.md", "report.html", "summary.csv", "tables/claims.csv", "tables/runs.csv"),
+        *(
+            "study.yaml",
+            "report.md",
+            "report.html",
+            "summary.csv",
+            "parameters.csv",
+            "tables/claims.csv",
+            "tables/runs.csv",
+        ),
         *("figures/seeds.png", "figures/loss.png", "figures/calibration.png"),
     }
     assert (target / "report.md").read_text().startswith("# Mine\n")

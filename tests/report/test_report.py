@@ -81,7 +81,7 @@ def unfolded(page):
 def test_writes_few_files(study):
     folder, files = study
     assert set(files) == {
-        *("summary.csv", "report.md", "report.html"),
+        *("summary.csv", "parameters.csv", "report.md", "report.html"),
         *(f"figures/{name}.png" for name in FIGURES),
         *(f"tables/{name}.csv" for name in TABLES),
     }
@@ -89,6 +89,7 @@ def test_writes_few_files(study):
     assert list(summary.index) == list(NAMES)
     assert summary.loc["lora_default", "test_accuracy"] == 78.0
     assert summary.loc["full", "failed"] == 1
+    assert pd.read_csv(folder / "parameters.csv").loc[3, "reported_trainable"] == 66_955_010
 
 
 def test_the_same_records_give_the_same_bytes_anywhere(study, tmp_path):
