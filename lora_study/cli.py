@@ -152,7 +152,7 @@ def inspect(config: ExperimentConfig, json: bool = False) -> int:
     model = build_skeleton(config.model)
     before = count_parameters(model)
     modules = apply_mode(model, config)
-    counts, cap = count_parameters(model), cap_before_training(config)
+    counts, cap = count_parameters(model), cap_before_training(config, model)
     if json:
         content = {"name": config.name, "mode": config.mode, "parameters": counts.to_dict(), "lora_modules": modules}
         print(json_format.dumps(content | {"confidence_cap": cap and cap.to_dict()}, indent=2))

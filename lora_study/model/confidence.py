@@ -17,8 +17,8 @@ from transformers import DistilBertForSequenceClassification
 
 from lora_study.config import ExperimentConfig
 from lora_study.lora import lora_layers
-from lora_study.model.encoder import build_model, build_skeleton, describe
-from lora_study.model.modes import HEAD, apply_mode
+from lora_study.model.encoder import build_model, describe
+from lora_study.model.modes import HEAD
 
 STEPS = 40  # of the search; for the stand-in, more gain less than 1%
 
@@ -54,14 +54,18 @@ class ConfidenceCap:
         )
 
 
-def cap_before_training(config: ExperimentConfig) -> ConfidenceCap | None:
+def cap_before_training(
+    config: ExperimentConfig, skeleton: DistilBertForSequenceClassification
+) -> ConfidenceCap | None:
     """The cap of an experiment; None where its head is trained, or the encoder's weights are not on this machine.
 
+    Args:
+        config: The experiment.
+        skeleton: Its model in its mode, which needs no weights.
+
     Raises:
-        ConfigError: the weights are here and cannot be used, or the mode's settings do not fit the model.
+        ConfigError: the weights are here and cannot be used.
     """
-    skeleton = build_skeleton(config.model)
-    apply_mode(skeleton, config)
     if not reads_frozen_head(skeleton) or describe(config.model)["sha256"] is None:
         return None
     return confidence_cap(
