@@ -11,9 +11,7 @@ from lora_study.report.words import count
 HELD: dict[str, Callable[[Record], object]] = {
     "the commit, with no change to it": lambda r: r.provenance.get("commit") and r.provenance.get("dirty") is False,
     "versions of the libraries": lambda r: r.provenance.get("versions"),
-    "the encoder's revision or checksum": lambda r: (
-        (encoder := r.provenance.get("encoder") or {}).get("revision") or encoder.get("sha256")
-    ),
+    "the encoder's revision or checksum": lambda r: r.encoder.revision or r.encoder.sha256,
     "the resolved config": lambda r: r.config,
     "the command": lambda r: r.provenance.get("command"),
     "the seed of each random choice": lambda r: r.provenance.get("seeds"),

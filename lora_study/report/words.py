@@ -58,8 +58,7 @@ def budget(study: Study) -> str:
 
 def is_stand_in(study: Study) -> bool:
     """Whether any run used another encoder in place of the article's."""
-    encoders = [record.provenance.get("encoder") or {} for record in study.records]
-    return any(encoder.get("stand_in") for encoder in encoders)
+    return any(record.encoder.stand_in for record in study.records)
 
 
 def in_plain_words(study: Study) -> Iterator[str]:
