@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lora_study.base.errors import ConfigError, check
-from lora_study.base.files import from_anywhere, user_path
+from lora_study.base.files import exists, from_anywhere, user_path
 from lora_study.base.settings import Settings, setting
 
 EMBEDDED = "embedded"  # the stand-in for reviews or encoder from PyPI
@@ -397,10 +397,10 @@ class ExperimentConfig(Settings):
 def local_folder(backbone: str) -> Path | None:
     """The folder a backbone names, or None if it is the name of a hub model."""
     folder = user_path(backbone)
-    if folder.is_dir():
+    if exists(folder) and folder.is_dir():
         return folder
     hub_name = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", backbone) is not None
-    check(hub_name and not folder.exists(), "model.backbone", backbone, "there is no such folder")
+    check(hub_name and not exists(folder), "model.backbone", backbone, "there is no such folder")
     return None
 
 
@@ -438,5 +438,5 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def check_source(source: str, field: str = "data.source") -> None:
     """Refuse a source that is neither one with a name nor a path where something is, naming the field."""
-    if source not in NAMED_SOURCES and not user_path(source).exists():
+    if source not in NAMED_SOURCES and not exists(user_path(source)):
         raise ConfigError(f"{field}: {source!r} does not exist; use {', '.join(NAMED_SOURCES)} or an existing path")

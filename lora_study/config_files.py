@@ -5,13 +5,12 @@ right. Unknown keys are errors at every level.
 """
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lora_study.base.errors import ConfigError, check, one_line
-from lora_study.base.files import read_text, user_path
+from lora_study.base.files import exists, read_text, user_path
 from lora_study.base.plain_yaml import load_yaml
 from lora_study.base.settings import build, check_names, fitted
 from lora_study.config import RETIRED, ExperimentConfig, flatten, without_retired
@@ -62,8 +61,7 @@ def beside(path: Path, name: str) -> Path:
     """
     folders = [path.resolve().parent, path.parent] if path.is_symlink() else [path.parent]
     files = [folder / user_path(name) for folder in folders]
-    # Path.exists raises where a name is too long.
-    return next((file for file in files if os.path.exists(file)), files[0])  # noqa: PTH110
+    return next((file for file in files if exists(file)), files[0])
 
 
 def lay_over_extended(content: dict[str, Any], path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:

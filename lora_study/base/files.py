@@ -29,12 +29,17 @@ def user_path(path: str | Path) -> Path:
         raise ConfigError(f"{str(path)!r}: there is no such home folder; write the path out") from error
 
 
+def exists(path: Path) -> bool:
+    """Whether something is there; Path.exists raises where no file can have that name, such as one that is too long."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
 def from_anywhere(path: str) -> str:
     """A path that means the same in any folder: absolute if something exists there, else (a name, say) unchanged."""
     given = user_path(path)
     if given.is_absolute():
         return path if given == Path(path) else str(given)
-    there = Path.cwd() / given if os.path.exists(given) else None  # noqa: PTH110 - Path.exists raises for some
+    there = Path.cwd() / given if exists(given) else None
     return path if there is None else str(there.resolve() if ".." in given.parts else there)
 
 

@@ -183,6 +183,7 @@ def test_undecodable_parquet_text_is_refused_with_its_row(tmp_path: Path) -> Non
 
 def test_missing_path_and_folder_without_reviews_are_refused(tmp_path: Path) -> None:
     assert "does not exist; use hub, embedded" in refusal("Hub")
+    assert "does not exist; use hub, embedded" in refusal("x" * 5000)  # no file can have that name
     assert "give the folder aclImdb/" in refusal(tmp_path)
 
 
