@@ -12,9 +12,9 @@ import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
-from lora_study.base.progress import PlainProgress
 from lora_study.config import TrainConfig
 from lora_study.training import devices
+from lora_study.training.log_lines import PlainProgress
 
 
 def make_trainer(config: TrainConfig, device: torch.device, precision: str, callbacks: Sequence[Callback]) -> L.Trainer:
