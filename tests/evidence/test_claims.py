@@ -583,6 +583,14 @@ class TestBadInput:
             self.load(tmp_path, f"claims: [{{id: a, kind: equality, sentence: A., source: b, reported: 3, {fields}}}]")
         assert complaint in str(caught.value) and "\n" not in str(caught.value)
 
+    @pytest.mark.parametrize("kind", ["difference", "gap"])
+    def test_a_claim_of_how_much_needs_the_number(self, kind, tmp_path):
+        """An ordering does not: which of two is better can be said without it."""
+        text = "claims: [{{id: a, kind: {}, sentence: A., source: b, experiments: [full, lora_best]}}]"
+        assert self.load(tmp_path, text.format("ordering"))[0].reported is None
+        with pytest.raises(ConfigError, match="reported is missing"):
+            self.load(tmp_path, text.format(kind))
+
     def test_a_missing_file(self, tmp_path):
         with pytest.raises(ConfigError, match="does not exist"):
             load_claims(tmp_path / "none.yaml")

@@ -86,7 +86,21 @@ class Accuracy(Claim):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference(Claim):
+class _InPoints(Claim):
+    """A claim about the first experiment beside the second, in percentage points of accuracy."""
+
+    reported: float | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.needs(2)
+
+    def _reported(self) -> str | None:
+        return None if self.reported is None else f"{self.reported:+.2f} points"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference(_InPoints):
     """A reported difference of test accuracies, the first experiment's less the second's, judged likewise.
 
     Args:
@@ -95,13 +109,6 @@ class Difference(Claim):
 
     kind: ClassVar[str] = "difference"
     reported: float
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.needs(2)
-
-    def _reported(self) -> str:
-        return f"{self.reported:+.2f} points"
 
     def _rule(self) -> str:
         return PREDICTION
@@ -138,7 +145,7 @@ class Difference(Claim):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ordering(Claim):
+class Ordering(_InPoints):
     """The first experiment is more accurate than the second on the same test reviews.
 
     Args:
@@ -148,13 +155,6 @@ class Ordering(Claim):
     kind: ClassVar[str] = "ordering"
     is_test: ClassVar[bool] = True
     reported: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.needs(2)
-
-    def _reported(self) -> str | None:
-        return None if self.reported is None else f"{self.reported:+.2f} points"
 
     def _rule(self) -> str:
         return TEST
@@ -194,7 +194,7 @@ class Ordering(Claim):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gap(Claim):
+class Gap(_InPoints):
     """The first experiment loses less accuracy from training to test reviews than the second.
 
     Args:
@@ -204,13 +204,6 @@ class Gap(Claim):
     kind: ClassVar[str] = "gap"
     is_test: ClassVar[bool] = True
     reported: float
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.needs(2)
-
-    def _reported(self) -> str:
-        return f"{self.reported:+.2f} points"
 
     def _rule(self) -> str:
         return TEST
