@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from tiny_experiments import tiny_content
 
 from lora_study.cli import COMMANDS, main
 from lora_study.flags import parse
@@ -26,18 +27,8 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 def experiment(tiny_backbone, reviews_csv, tmp_path):
     """A file of an experiment that takes a second."""
     path = tmp_path / "experiment.yaml"
-    content = {
-        "name": "tiny",
-        "model": {"backbone": str(tiny_backbone)},
-        "data": {
-            "source": str(reviews_csv),
-            "sizes": {"train": 48, "val": 20, "test": 30},
-            "max_length": 16,
-            "cache_dir": str(tmp_path / "cache"),
-        },
-        "train": {"epochs": 1, "precision": "32-true", "accelerator": "cpu", "threads": 1},
-    }
-    path.write_text(yaml.safe_dump(content))
+    content = tiny_content(tiny_backbone, reviews_csv, tmp_path / "cache", (48, 20, 30))
+    path.write_text(yaml.safe_dump({"name": "tiny", **content}))
     return path
 
 

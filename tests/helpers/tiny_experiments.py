@@ -1,4 +1,4 @@
-"""Experiments of every mode that take about a second each; the fixture `tiny` of conftest.py fills in the paths."""
+"""Experiments that take about a second each; the fixture `tiny` of conftest.py fills in the paths of those by mode."""
 
 from pathlib import Path
 
@@ -33,3 +33,19 @@ def tiny_experiment(backbone: Path, reviews: Path, cache: Path, variant: str, **
         "train": FAST,
     }
     return experiment_from(overlay(overlay(base, MODES[variant]), changes))
+
+
+def tiny_content(
+    backbone: Path, reviews: Path, cache: Path, sizes: tuple[int, int, int], *, max_length: int = 16, **train
+) -> dict:
+    """What an experiment's file says that trains for one epoch on so many reviews, validates and tests on so many."""
+    return {
+        "model": {"backbone": str(backbone)},
+        "data": {
+            "source": str(reviews),
+            "sizes": dict(zip(("train", "val", "test"), sizes, strict=True)),
+            "max_length": max_length,
+            "cache_dir": str(cache),
+        },
+        "train": {"epochs": 1, "precision": "32-true", "accelerator": "cpu", "threads": 1, **train},
+    }

@@ -14,6 +14,17 @@ def padding_mask(lengths: list[int], seq: int) -> torch.Tensor:
     return (torch.arange(seq) < torch.tensor(lengths)[:, None])[:, None, None, :]
 
 
+def assert_same_outputs_and_gradients(ours, theirs, inputs):
+    torch.testing.assert_close(ours, theirs)
+    weights = torch.randn_like(ours)
+    for mine, other in zip(
+        torch.autograd.grad((ours * weights).sum(), inputs),
+        torch.autograd.grad((theirs * weights).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("scaling", [None, 0.5])
 def test_agrees_with_torch_in_output_and_gradients(masked, scaling):
@@ -22,14 +33,7 @@ def test_agrees_with_torch_in_output_and_gradients(masked, scaling):
     mask = padding_mask([7, 4, 1], 7) if masked else None
     ours, _ = matrix_product_attention(torch.nn.Identity(), *heads, mask, scaling=scaling)
     theirs = F.scaled_dot_product_attention(*heads, attn_mask=mask, scale=scaling).transpose(1, 2)
-    torch.testing.assert_close(ours, theirs)
-    weights = torch.randn_like(ours)
-    for mine, other in zip(
-        torch.autograd.grad((ours * weights).sum(), heads),
-        torch.autograd.grad((theirs * weights).sum(), heads),
-        strict=True,
-    ):
-        torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-4)
+    assert_same_outputs_and_gradients(ours, theirs, heads)
 
 
 def test_dropout_drops_attention_probabilities_and_keeps_their_mean():
@@ -57,14 +61,7 @@ def test_dropout_has_the_gradients_of_the_mask_it_drew():
     scores = (heads[0] @ heads[1].transpose(2, 3) * 6**-0.5).masked_fill(~mask, -1e4)
     theirs = ((scores.softmax(-1) * kept / Masks(0.4).keep) @ heads[2]).transpose(1, 2)
     assert 0.2 < kept.float().mean() < 0.6
-    torch.testing.assert_close(ours, theirs)
-    weights = torch.randn_like(ours)
-    for mine, other in zip(
-        torch.autograd.grad((ours * weights).sum(), heads),
-        torch.autograd.grad((theirs * weights).sum(), heads),
-        strict=True,
-    ):
-        torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-4)
+    assert_same_outputs_and_gradients(ours, theirs, heads)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load, save_file
+from tiny_experiments import tiny_content
 
 from lora_study.base.errors import ConfigError
 from lora_study.config_files import experiment_from, overlay
@@ -33,16 +34,8 @@ VARIANTS = {
 def runs(tiny_backbone, reviews_csv, tmp_path_factory):
     """A folder with one finished run per variant."""
     results = tmp_path_factory.mktemp("results")
-    base = {
-        "model": {"backbone": str(tiny_backbone)},
-        "data": {
-            "source": str(reviews_csv),
-            "sizes": {"train": 120, "val": 40, "test": 60},
-            "max_length": 32,
-            "cache_dir": str(results / "cache"),
-        },
-        "train": {"learning_rate": 0.01, "epochs": 1, "precision": "32-true", "accelerator": "cpu", "threads": 1},
-    }
+    sizes, cache = (120, 40, 60), results / "cache"
+    base = tiny_content(tiny_backbone, reviews_csv, cache, sizes, max_length=32, learning_rate=0.01)
     for name, changes in VARIANTS.items():
         record = run_experiment(experiment_from(overlay(overlay(base, {"name": name}), changes)), results)
         assert record.status == "completed", record.error

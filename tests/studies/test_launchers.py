@@ -16,6 +16,7 @@ import vanishing
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_experiments import tiny_content
 
 from lora_study.base.errors import ConfigError
 from lora_study.config_files import experiment_from
@@ -32,16 +33,7 @@ from lora_study.training.experiment import run_experiment
 @pytest.fixture
 def runs(tiny_backbone: Path, reviews_csv: Path, tmp_path: Path):
     """Four runs of about a second: two experiments with two seeds."""
-    base = {
-        "model": {"backbone": str(tiny_backbone)},
-        "data": {
-            "source": str(reviews_csv),
-            "sizes": {"train": 48, "val": 20, "test": 30},
-            "max_length": 16,
-            "cache_dir": str(tmp_path / "cache"),
-        },
-        "train": {"epochs": 1, "precision": "32-true", "accelerator": "cpu", "threads": 1, "learning_rate": 0.01},
-    }
+    base = tiny_content(tiny_backbone, reviews_csv, tmp_path / "cache", (48, 20, 30), learning_rate=0.01)
     modes = [{"name": "lora", "lora": {"r": 2, "alpha": 1}}, {"name": "full", "mode": "full"}]
     return [experiment_from(base | mode | {"seed": seed}) for seed in (1, 2) for mode in modes]
 

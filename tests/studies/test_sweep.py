@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from tiny_experiments import tiny_content
 
 from lora_study.base.errors import ConfigError
 from lora_study.cli import main
@@ -458,18 +459,8 @@ def test_a_trained_sweep_from_the_command_line_never_scores_the_test_reviews_of_
                 yield run, work(run, results_dir, command)
 
     monkeypatch.setattr("lora_study.studies.launchers.make_launcher", lambda name, workers: InThisProcess())
-    base = {
-        "name": "tiny",
-        "model": {"backbone": str(tiny_backbone)},
-        "data": {
-            "source": str(reviews_csv),
-            "sizes": {"train": 96, "val": 40, "test": 30},
-            "max_length": 16,
-            "cache_dir": str(tmp_path / "cache"),
-        },
-        "train": {"epochs": 1, "precision": "32-true", "accelerator": "cpu", "threads": 1, "learning_rate": 0.01},
-    }
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    base = tiny_content(tiny_backbone, reviews_csv, tmp_path / "cache", (96, 40, 30), learning_rate=0.01)
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({"name": "tiny", **base}))
     content = {"name": "mini", "title": "Mini", "experiment": "base.yaml", "parameters": {"lora.r": [1, 4]}}
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(content))
     results = tmp_path / "out"
