@@ -60,16 +60,17 @@ with interrupts.handled("interrupted; in one line"):
 @pytest.mark.parametrize(
     "busy",
     [
-        "time.sleep(60)",
-        "hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)",  # C code that never looks at signals
-        "__import__('threading').Lock().acquire() and __import__('threading').Event().wait()",
-        "[list(map(lambda n: n, range(1000))) for _ in iter(int, 1)]",
-        "subprocess.run(['sleep', '60'])",
+        "say(); time.sleep(60)",
+        "say(); hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)",  # C code that never looks at signals
+        "say(); __import__('threading').Lock().acquire() and __import__('threading').Event().wait()",
+        "say(); [list(map(lambda n: n, range(1000))) for _ in iter(int, 1)]",
+        # The command itself is ready: a signal between fork and exec is lost on a child, which would then sleep on.
+        "subprocess.run(['sh', '-c', 'echo ready; exec sleep 60'])",
     ],
     ids=["asleep", "in C", "waiting", "computing", "for a command"],
 )
 def test_a_request_to_stop_is_one_line_whatever_the_main_thread_does(number, busy):
-    process = start("-c", f"{SCRIPT}    say()\n    {busy}")
+    process = start("-c", f"{SCRIPT}    {busy}")
     assert process.stdout.readline() == "ready\n"
     assert stop(process, number) == ["interrupted; in one line"]
     assert process.returncode == 130
