@@ -44,6 +44,7 @@ class FeatureDataModule(L.LightningDataModule):
         reviews: A data module that is set up.
         classifier: The classifier whose trunk computes the features, on the device to compute on.
         autocast_dtype: Type to compute in; None is fp32.
+        parts: The parts that are wanted.
 
     Attributes:
         features: Per part, the first token's hidden state: (reviews, dim), fp32.
@@ -55,13 +56,14 @@ class FeatureDataModule(L.LightningDataModule):
         reviews: ReviewDataModule,
         classifier: DistilBertForSequenceClassification,
         autocast_dtype: torch.dtype | None,
+        parts: Sequence[str] = ("train", "val", "test"),
     ) -> None:
         super().__init__()
         self.reviews = reviews
         self.features: dict[str, Tensor] = {}
         self.seconds: dict[str, float] = {}
-        with progress("features of ", sum(len(part) for part in reviews.parts.values())) as done:
-            for part in reviews.parts:
+        with progress("features of ", sum(len(reviews.parts[part]) for part in parts)) as done:
+            for part in parts:
                 start = time.perf_counter()
                 self.features[part] = trunk_features(classifier, reviews.eval_dataloader(part), autocast_dtype, done)
                 self.seconds[part] = time.perf_counter() - start

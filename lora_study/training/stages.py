@@ -102,7 +102,7 @@ class Training:
 
     def feature_seconds(self, part: str) -> float:
         """The seconds that computing the trunk's features of a part took; 0 where there are none."""
-        return self.batches.seconds[part] if isinstance(self.batches, FeatureDataModule) else 0.0
+        return self.batches.seconds.get(part, 0.0) if isinstance(self.batches, FeatureDataModule) else 0.0
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,8 @@ def prepare(
     batches: ReviewDataModule | FeatureDataModule = reviews.batches
     if config.train.cache_trunk:
         built.model.to(computer.device)  # type: ignore[arg-type]
-        batches = FeatureDataModule(reviews.batches, built.model, computer.dtype)
+        parts = ("train", "val", "test") if config.score_test else ("train", "val")
+        batches = FeatureDataModule(reviews.batches, built.model, computer.dtype, parts)
         classifier = ReviewClassifier(HeadOnFeatures(built.model), config.train)
     else:
         classifier = ReviewClassifier(built.model, config.train, lr_ratio=config.lora.lr_ratio)

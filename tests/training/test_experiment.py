@@ -18,6 +18,7 @@ from lora_study.config_files import experiment_from
 from lora_study.model.classifier import ReviewClassifier
 from lora_study.records.record import read_record
 from lora_study.sharing.trained import load_run
+from lora_study.training import head_features
 from lora_study.training.experiment import run_experiment
 
 
@@ -131,6 +132,19 @@ def test_a_cached_trunk_gives_what_a_live_one_gives_without_dropout(tiny, tiny_b
     for part in ("train", "val", "test"):
         assert cached.metrics[part]["loss"] == pytest.approx(live.metrics[part]["loss"], abs=1e-5)
         assert cached.metrics[part]["accuracy"] == pytest.approx(live.metrics[part]["accuracy"], abs=0.011)
+
+
+def test_a_trial_of_a_sweep_computes_no_features_of_test_reviews(tiny, tmp_path, monkeypatch):
+    def counting(classifier, batches, *others):
+        read.append(len(batches.dataset))
+        return compute(classifier, batches, *others)
+
+    read, compute = [], head_features.trunk_features
+    monkeypatch.setattr(head_features, "trunk_features", counting)
+    assert run_experiment(tiny("cached", score_test=False), tmp_path).metrics["train"]["n"] == 240
+    assert read == [240, 60]
+    assert run_experiment(tiny("cached"), tmp_path / "tested").metrics["test"]["n"] == 100
+    assert read == [240, 60, 240, 60, 100]
 
 
 def test_dropout_acts_during_training_unless_switched_off(tiny, tiny_backbone, runs, tmp_path):
