@@ -32,7 +32,7 @@ class Costs:
 
     Attributes:
         logs: Logarithm of the first's over the second's.
-        records: The runs.
+        records: The runs, the first and the second of each seed in turn.
     """
 
     logs: list[float]
@@ -41,7 +41,7 @@ class Costs:
 
 @dataclass(frozen=True, kw_only=True)
 class Ratio(Claim):
-    """The first experiment's time or memory over the second's, on the same machine, work and seeds.
+    """The first experiment's time or memory over the second's, seed by seed on one machine and the same work.
 
     The article's layers are plain ones, so the claim is judged by runs with `train.fast: false`; the ratio with this
     study's levers stands beside it. Without a reported ratio the claim is that it is below 1. A reported one is of one
@@ -79,8 +79,12 @@ class Ratio(Claim):
         unit = "training time" if timed else "peak memory"
         if not found.logs:
             raise Missing(f"no seed of {names} has {what} for both with plain layers (train.fast: false){beside}")
-        if fields := different_work(found.records):
-            raise Missing(f"{names} did different work: {', '.join(fields)}{beside}")
+        alike = self._alike(found)
+        if not alike.logs:
+            raise Missing(f"{names} did different work: {', '.join(different_work(found.records[:2]))}{beside}")
+        if left_out := seeds - len(alike.logs):
+            beside += f"; {left_out} seed{'s' * (left_out > 1)} of other work or another machine left out"
+        found, seeds = alike, len(alike.logs)
         label = runs.label(found.records)
         basis: Basis = "recipe" if not label else "number" if self.reported else "stand-in"
         sign, interval, chances = self._judge(found.logs, basis)
@@ -135,6 +139,20 @@ class Ratio(Claim):
             [math.log(first / second) for (_, first), (_, second) in both],
             [record for pair in both for record, _ in pair],
         )
+
+    @staticmethod
+    def _alike(found: Costs) -> Costs:
+        """The most seeds whose runs all did the same work on the same machine."""
+        groups: list[Costs] = []
+        for log, *pair in zip(found.logs, found.records[::2], found.records[1::2], strict=True):
+            if different_work(pair):
+                continue
+            group = next((group for group in groups if not different_work([*group.records, *pair])), None)
+            if group is None:
+                groups.append(group := Costs([], []))
+            group.logs.append(log)
+            group.records.extend(pair)
+        return max(groups, key=lambda group: len(group.logs), default=Costs([], []))
 
     def _value(self, record: Record) -> float | None:
         """The quantity; None for the memory of an older record, whose peak may be that of scoring."""
