@@ -57,7 +57,8 @@ class Record:
         config: The resolved config, as nested mappings.
         deviations: {field, article, here}: where the config departs from the article's recipe.
         parameters: trainable, total, lora, head, base (the last three count trainable parameters).
-        metrics: train, val, test -> accuracy (fraction), n, loss ...; test also f1 and auroc. Also best_epoch.
+        metrics: train, val, test -> accuracy (fraction), n, loss ...; test also f1 and auroc. Also best_epoch,
+            and lora -> what LoRA promises, as measured on the run (see training/checks.py).
         timing: train_seconds (steps only), train_cpu_seconds (processor time in them, all threads together),
             fit_seconds (with validation), test_seconds, total_seconds, train_examples_per_second.
         memory: peak_bytes (while training), peak_bytes_with_scoring (of the whole run), kind (what they count). Records
@@ -104,7 +105,7 @@ _SHAPE: dict[str, Any] = {
     },
     "deviations": [{}],
     "parameters": _COUNTS,
-    "metrics": {"best_epoch": _NUMBER, "train": _NUMBERS, "val": _NUMBERS, "test": _NUMBERS},
+    "metrics": {"best_epoch": _NUMBER, **dict.fromkeys(("train", "val", "test", "lora"), _NUMBERS)},
     "timing": _NUMBERS,
     "memory": {"peak_bytes": _NUMBER, "peak_bytes_with_scoring": _NUMBER},
     "data": {"sizes": _COUNTS, "share_truncated": _NUMBERS, "overlap": {"within": _COUNTS, "across": _COUNTS}},

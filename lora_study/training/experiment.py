@@ -15,6 +15,7 @@ from lora_study.config import ExperimentConfig
 from lora_study.records.record import Record, read_record, run_dir
 from lora_study.records.run_folder import ADAPTER, locked, prepare_folder, write_run
 from lora_study.training import devices
+from lora_study.training.checks import check_lora
 from lora_study.training.finished import finished_run
 from lora_study.training.places import Place, find_place
 from lora_study.training.recording import Run, begin, files_of, reason, record_of, write_failed
@@ -89,6 +90,9 @@ def _go_through_stages(run: Run, place: Place, checkpoint: Path, clock: float, r
             )
             run.trained = train(run.training)
             run.scored = score(config, run.reviews, run.built, run.training)
+            # A trial of a sweep is one of many; under FSDP no process has the whole model.
+            if config.mode == "lora" and config.score_test and config.train.strategy != "fsdp" and place.rank == 0:
+                run.checked = check_lora(config, run.reviews, run.built)
     except ConfigError:
         raise
     except Exception as error:  # whatever went wrong, the record says so

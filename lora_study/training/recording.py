@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from lora_study.model import encoder
 from lora_study.records.record import Record, rules_sha256, run_dir
 from lora_study.records.run_folder import locked, prepare_folder, write_run
 from lora_study.training.callbacks import Curves
+from lora_study.training.checks import NOT_CHECKED
 from lora_study.training.finished import finished_run
 from lora_study.training.stages import Built, Computer, Reviews, Scored, Trained, Training
 
@@ -30,6 +31,7 @@ class Run:
     Attributes:
         config: What is run.
         origin: Where it comes from, for the record: command, commit, versions, seeds, rules and time.
+        checked: What LoRA promises, as measured on this run (see `checks.check_lora`).
         error: Why it failed, one line.
     """
 
@@ -41,6 +43,7 @@ class Run:
     training: Training | None = None
     trained: Trained | None = None
     scored: Scored | None = None
+    checked: dict[str, float | None] = field(default_factory=NOT_CHECKED.copy)
     error: str | None = None
 
 
@@ -82,7 +85,7 @@ def record_of(run: Run, seconds: float | None) -> Record:
         new_record(run.config, run.origin["command"], run.error),
         status="failed" if run.error or not run.scored else "completed",
         parameters=run.built.parameters if run.built else {},
-        metrics=_metrics(run.training, run.scored) if run.training and run.scored else {},
+        metrics=_metrics(run.training, run.scored) | {"lora": run.checked} if run.training and run.scored else {},
         timing=_timing(run, seconds),
         memory=_memory(run.training, run.scored) if run.training and run.scored else {},
         data=run.reviews.description if run.reviews else {},

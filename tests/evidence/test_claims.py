@@ -99,7 +99,7 @@ class TestTheShippedFile:
 
     def test_what_we_set_ourselves_is_no_claim(self):
         fields = [field for claim in CLAIMS.values() for field in getattr(claim, "fields", ())]
-        assert fields and all(field.startswith("data.") for field in fields)
+        assert fields and not any(field.startswith(("config.", "deviations")) for field in fields)
 
     def test_without_runs_only_arithmetic_is_decided(self, tmp_path):
         results = evaluate(list(CLAIMS.values()), [], tmp_path)
@@ -444,6 +444,16 @@ class TestRatios:
             result = verdict("ratio.time.lora_default", [runs[0], other], tmp_path)
             assert result.verdict == "not run" and f"different work: {section}.{field}" in result.evidence
 
+    def test_seeds_of_another_machine_are_left_out_and_counted(self, tmp_path):
+        runs = self.costs({"lora_default": [50, 52, 51, 10, 51], "full": [100, 101, 102, 100, 100]})
+        elsewhere = {"hardware": {"cpu": "another"}}
+        for index in (3, 8, 4):  # both runs of seed 4, and one of seed 5
+            runs[index] = dataclasses.replace(runs[index], provenance=runs[index].provenance | elsewhere)
+        result = verdict("ratio.time.lora_default", runs, tmp_path)
+        assert result.measured.startswith("0.505 of full's") and result.verdict == "reproduced"
+        assert "3 seeds" in result.evidence and "2 seeds of other work or another machine left out" in result.evidence
+        assert result.runs == tuple(f"{name}/seed-{seed}" for name in ("full", "lora_default") for seed in (1, 2, 3))
+
     def test_what_costs_nothing_may_differ(self, tmp_path):
         runs = self.costs({"lora_default": [50], "full": [100]})
         changes = {
@@ -457,6 +467,24 @@ class TestRatios:
 
 
 class TestFacts:
+    @pytest.mark.parametrize(
+        ("name", "field", "holds", "fails"),
+        [
+            ("lora.starts_at_base", "start_difference", 0.0, 1e-7),
+            ("lora.leaves_weights", "changed_tensors", 0, 1),
+            ("lora.merges", "merge_difference", 9e-5, 1.1e-4),
+        ],
+    )
+    def test_what_lora_promises_holds_in_every_run_or_not(self, name, field, holds, fails, tmp_path):
+        def run(value, seed=1):
+            return record("lora_best", seed, metrics={"lora": {field: value}})
+
+        assert verdict(name, [record("lora_best")], tmp_path).verdict == "not run"
+        assert verdict(name, [run(None)], tmp_path).verdict == "not run"
+        assert verdict(name, [run(holds)], tmp_path).verdict == "agrees"
+        assert verdict(name, [run(holds), run(fails, seed=2)], tmp_path).verdict == "does not agree"
+        assert verdict(name, [record("full", metrics={"lora": {field: fails}})], tmp_path).verdict == "not run"
+
     FULL_DATA = {  # noqa: RUF012
         "split": "pooled",
         "deduplicate": False,

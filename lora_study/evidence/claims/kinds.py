@@ -173,6 +173,7 @@ class Fact(Claim):
         fields: Dotted names in the record; the numbers of several are added.
         reported: The value.
         less: Taken off the number.
+        within: How far a number may lie from the reported one, where rounding keeps it from being exact.
         deviation: How much a number varies between random cuts of the same reviews (standard deviation), where the
             reported one is of the article's own cut; None for what every cut has.
         only_if: Dotted names and values that a run must have to count.
@@ -182,6 +183,7 @@ class Fact(Claim):
     fields: tuple[str, ...]
     reported: bool | float | str
     less: float = 0.0
+    within: float = 0.0
     deviation: float | None = None
     only_if: dict[str, Any] = field(default_factory=dict)
 
@@ -191,15 +193,18 @@ class Fact(Claim):
         check(self.deviation is None or self.deviation > 0, "deviation", self.deviation, "use a number above 0")
         numeric = not isinstance(self.reported, bool | str)
         check(
-            numeric or not (self.less or self.deviation), "reported", self.reported, "less and deviation need a number"
+            numeric or not (self.less or self.within or self.deviation),
+            *("reported", self.reported, "less, within and deviation need a number"),
         )
+        check(self.within >= 0, "within", self.within, "use 0 or more")
+        check(not (self.within and self.deviation), "within", self.within, "leave it out beside a deviation")
 
     def _reported(self) -> str:
         return _value(self.reported)
 
     def _rule(self) -> str:
         if self.deviation is None:
-            return "exact"
+            return f"within {self.within:g}" if self.within else "exact"
         return (
             f"within {CUT_DEVIATIONS:g} deviations of the difference between two random cuts ({self.deviation:g} each)"
         )
@@ -214,7 +219,7 @@ class Fact(Claim):
                 found.append((record, sum(values) - self.less if len(values) > 1 or self.less else values[0]))
         if not found:
             conditions = ", ".join(f"{key} {_value(value)}" for key, value in self.only_if.items())
-            raise Missing(f"no run has {' and '.join(self.fields)}{f' with {conditions}' if conditions else ''}")
+            raise Missing(f"no record has {' and '.join(self.fields)}{f' with {conditions}' if conditions else ''}")
         distinct = list(dict.fromkeys(_value(value) for _, value in found))
         less = f" less {self.less:g}" if self.less else ""
         return Finding(
@@ -229,7 +234,7 @@ class Fact(Claim):
         if isinstance(self.reported, bool | str) or isinstance(value, bool | str):
             return type(value) is type(self.reported) and value == self.reported
         if self.deviation is None:
-            return bool(value == self.reported)
+            return bool(abs(value - self.reported) <= self.within)
         return judge_cut(value, self.reported, self.deviation)
 
 
