@@ -195,7 +195,7 @@ def claims(results_dir: Path, json: bool = False) -> int:
     from lora_study.base.text_tables import markdown_table
     from lora_study.evidence.claims import claims_json, claims_table
     from lora_study.evidence.claims.headline import age_of_rules, headline
-    from lora_study.report.inputs import read_study
+    from lora_study.report.material import read_study
 
     study = read_study(results_dir)
     for line in study.warnings:

@@ -15,7 +15,7 @@ from lora_study.evidence.claims.headline import headline
 from lora_study.evidence.summary import parameters_table, summary_table
 from lora_study.report.exhibits import KEPT, accuracies, draw_up
 from lora_study.report.figures import draw_figures
-from lora_study.report.inputs import Study, read_study
+from lora_study.report.material import Study, read_study
 from lora_study.report.pages import report_page, title_of
 from lora_study.report.speed import write_speed
 from lora_study.report.variants import find_variants

@@ -14,7 +14,7 @@ from lora_study.evidence.claims import ClaimResult
 from lora_study.evidence.statistics import mean_t
 from lora_study.evidence.summary import encoder_label, facts_table, measured, rows_of
 from lora_study.records.record import Record
-from lora_study.report.inputs import Study
+from lora_study.report.material import Study
 from lora_study.report.variants import Variant, compare, deviations_table, variants_table
 
 REFERENCE_ROWS = ("full", "layerwise_all")  # what the other rows are compared with: every layer trained

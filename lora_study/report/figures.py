@@ -9,7 +9,7 @@ from lora_study.evidence.summary import all_measured, encoder_label, rows_of
 from lora_study.records.record import Record
 from lora_study.report import plots
 from lora_study.report.benchmarks import Benchmark, ratio_text
-from lora_study.report.inputs import Study
+from lora_study.report.material import Study
 
 MOST_PANELS = 16  # loss curves of more experiments are in their curves.csv
 

@@ -9,7 +9,7 @@ from lora_study.evidence.summary import encoder_label
 from lora_study.report import words
 from lora_study.report.exhibits import KEPT, Table
 from lora_study.report.figures import Picture
-from lora_study.report.inputs import Study
+from lora_study.report.material import Study
 from lora_study.report.repeating import checklist, commands
 
 

@@ -11,7 +11,7 @@ from lora_study.evidence.claims.rules import INCONCLUSIVE, NO_VERDICT, WORDS
 from lora_study.evidence.summary import all_measured, encoder_label
 from lora_study.records.record import Record
 from lora_study.report.exhibits import judged
-from lora_study.report.inputs import Study
+from lora_study.report.material import Study
 from lora_study.report.plots import running_mean
 
 REFERENCE_COMMAND = "make reproduce PROFILE=reference"

@@ -2,7 +2,7 @@
 
 Nothing else: no other exception, no endless wait, no gigabytes of memory, no file written or changed outside the
 input's own folder, and none of the code run that some inputs hold. No model is built. The kinds of input are in
-`inputs.py`, the ways to damage them in `damage.py`.
+`fuzz_inputs.py`, the ways to damage them in `damage.py`.
 
     .venv/bin/python tests/faults/fuzz.py --inputs 10000
 """
@@ -24,8 +24,8 @@ from pathlib import Path
 import hypothesis
 import pandas as pd
 from damage import Traps
+from fuzz_inputs import Files, Kind, kinds
 from huggingface_hub import constants
-from inputs import Files, Kind, kinds
 
 from lora_study.base.errors import ConfigError
 from lora_study.base.text_tables import markdown_table

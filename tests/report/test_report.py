@@ -17,7 +17,7 @@ from lora_study.evidence.summary import summary_table
 from lora_study.records.record import run_dir
 from lora_study.report import readme_results, write_report
 from lora_study.report.exhibits import draw_up
-from lora_study.report.inputs import read_study
+from lora_study.report.material import read_study
 from lora_study.report.pages import report_page
 from lora_study.report.variants import find_variants
 from lora_study.report.webpage import html_page
