@@ -75,9 +75,9 @@ class BucketSampler(Sampler[list[int]]):
         generator = np.random.default_rng((self.seed, epoch))
         order = generator.permutation(len(self.lengths))
         if self.window == 1:
-            return cut(order, self.batch_size)
-        windows = [np.array(rows) for rows in cut(order, self.window * self.batch_size)]
-        batches = cut(np.concatenate([longest_first(self.lengths, rows) for rows in windows]), self.batch_size)
+            return batched(order, self.batch_size)
+        windows = [np.array(rows) for rows in batched(order, self.window * self.batch_size)]
+        batches = batched(np.concatenate([longest_first(self.lengths, rows) for rows in windows]), self.batch_size)
         return [batches[position] for position in generator.permutation(len(batches))]
 
 
@@ -90,7 +90,7 @@ def evaluation_batches(
     that do not fill a batch are left out, as by the article's loaders.
     """
     rows = np.arange(len(lengths) - len(lengths) % batch_size if drop_last else len(lengths))
-    return cut(longest_first(lengths, rows)[rank::world_size], batch_size)
+    return batched(longest_first(lengths, rows)[rank::world_size], batch_size)
 
 
 def collate(
@@ -119,7 +119,7 @@ def collate(
     }
 
 
-def cut(order: np.ndarray, size: int) -> list[list[int]]:
+def batched(order: np.ndarray, size: int) -> list[list[int]]:
     """Consecutive pieces of a given size; the last may be smaller."""
     return [order[start : start + size].tolist() for start in range(0, len(order), size)]
 
