@@ -1,6 +1,7 @@
-"""Copy a finished study to results/published/ for committing, write its report there and its results into the README.
+"""Copy a finished study or sweep to results/published/ for committing, and write its report there.
 
-python scripts/publish.py results/embedded
+python scripts/publish.py results/embedded         the README then shows the results of the largest study
+python scripts/publish.py results/embedded_ranks   of a sweep's trials the records alone
 python scripts/publish.py results/benchmarks    the benchmarks instead, before the study whose report is to show them
 """
 
@@ -15,10 +16,12 @@ from typing import Any
 from lora_study.base.errors import ConfigError
 from lora_study.base.files import user_path, write_text
 from lora_study.config_studies import STUDY_FILE
+from lora_study.evidence.trials import BEST, SWEEP_FILE
 from lora_study.records.record import Record, read_records, run_dir, write_record
 from lora_study.report import readme_results, write_report
-from lora_study.report.benchmarks import TITLES, read_benchmarks, readme_speed
+from lora_study.report.benchmarks import read_benchmarks, usable_benchmarks
 from lora_study.report.speed import write_speed
+from lora_study.report.sweep_report import write_sweep_report
 
 IN_README = ("full-embedded-encoder", "medium-embedded-encoder", "embedded")  # the README shows the first there is
 BENCHMARKS = "benchmarks"  # the folder beside the studies that holds no study
@@ -27,7 +30,7 @@ ABSOLUTE_PATH = re.compile(r"(?<![^\s='\"])/(?:[^\s'\"/]+/)*(?=[^\s'\"/]+)")
 
 
 def publish(results_dir: Path, published: Path) -> Path:
-    """Copy the runs of a study and write its report beside them; replaces what was published of it before.
+    """Copy the runs of a study or a sweep and write its report beside them; replaces what was published before.
 
     Raises:
         ConfigError: there is no run, or a record cannot be read.
@@ -37,6 +40,7 @@ def publish(results_dir: Path, published: Path) -> Path:
         raise ConfigError(problems[0])
     if not records:
         raise ConfigError(f"{results_dir} holds no records; run the study first")
+    sweep = (results_dir / SWEEP_FILE).exists()
     published.mkdir(parents=True, exist_ok=True)
     target = published / results_dir.resolve().name
     with tempfile.TemporaryDirectory(dir=published, prefix=".new-") as folder:
@@ -45,12 +49,16 @@ def publish(results_dir: Path, published: Path) -> Path:
             source, copy = (run_dir(place, record.name, record.seed) for place in (results_dir, staged))
             copy.mkdir(parents=True)
             for file in RUN_FILES:
-                if (source / file).exists():
+                if (source / file).exists() and (not sweep or record.name == BEST):
                     shutil.copyfile(source / file, copy / file)
             write_record(without_folders(record), copy)
-        if (results_dir / STUDY_FILE).exists():
-            shutil.copyfile(results_dir / STUDY_FILE, staged / STUDY_FILE)
-        write_report(staged, address=f"results/published/{target.name}", benchmarks_dir=published / BENCHMARKS)
+        for file in (STUDY_FILE, SWEEP_FILE):
+            if (results_dir / file).exists():
+                shutil.copyfile(results_dir / file, staged / file)
+        if sweep:
+            write_sweep_report(staged)
+        else:
+            write_report(staged, address=f"results/published/{target.name}", benchmarks_dir=published / BENCHMARKS)
         if target.exists():
             shutil.rmtree(target)
         staged.replace(target)
@@ -77,45 +85,45 @@ def publish_benchmarks(folder: Path, published: Path) -> Path:
     Raises:
         ConfigError: there is no benchmark, or one cannot be used.
     """
-    readme_speed(folder)  # nothing is copied unless all of it can be shown
     target = published / BENCHMARKS
-    for name in TITLES:
-        if (source := folder / f"{name}.json").exists():
-            write_text(target / source.name, source.read_text(encoding="utf-8"))
+    for benchmark in usable_benchmarks(folder):
+        source = folder / f"{benchmark.name}.json"
+        write_text(target / source.name, source.read_text(encoding="utf-8"))
     write_speed(read_benchmarks(target)[0], target)
     return target
 
 
-def update_readme(readme: Path, section: str, text: str) -> None:
-    """Replace what stands between a page's markers of a section, 'results' or 'speed'.
+def update_readme(readme: Path, results: str) -> None:
+    """Replace what stands between the README's markers of the results.
 
     Raises:
         ConfigError: the markers are not there.
     """
-    first = f"<!-- {section}: written by make publish from results/published; do not edit -->"
-    last = f"<!-- end of {section} -->"
+    first = "<!-- results: written by make publish from results/published; do not edit -->"
+    last = "<!-- end of results -->"
     before, begin, rest = readme.read_text(encoding="utf-8").partition(first)
     _, end, after = rest.partition(last)
     if not (begin and end):
-        raise ConfigError(f"{readme} has no lines {first!r} and {last!r} to put the {section} between")
-    write_text(readme, f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}")
+        raise ConfigError(f"{readme} has no lines {first!r} and {last!r} to put the results between")
+    write_text(readme, f"{before}{begin}\n\n{results.strip()}\n\n{end}{after}")
 
 
 def main() -> int:
     """Publish the study, or the benchmarks, named on the command line."""
     if len(sys.argv) != 2:
-        print(f"usage: python scripts/publish.py results/STUDY (or results/{BENCHMARKS})", file=sys.stderr)
+        print(
+            f"usage: python scripts/publish.py results/STUDY (or results/SWEEP, results/{BENCHMARKS})", file=sys.stderr
+        )
         return 2
     source, published, readme = user_path(sys.argv[1]), Path("results/published"), Path("README.md")
     try:
         if source.resolve().name == BENCHMARKS:
             target = publish_benchmarks(source, published)
-            update_readme(Path("docs/speed.md"), "speed", readme_speed(target, f"../{target.as_posix()}"))
         else:
             target = publish(source, published)
             if target.name in IN_README:
                 shown = next(name for name in IN_README if (published / name).exists())
-                update_readme(readme, "results", readme_results(published / shown))
+                update_readme(readme, readme_results(published / shown))
         print(target)
     except ConfigError as error:
         print(f"publish: error: {error}", file=sys.stderr)

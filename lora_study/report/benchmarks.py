@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from lora_study.base.errors import ConfigError
-from lora_study.base.text_tables import escape, markdown_table
 
 # The files that are read, by name without the ending, and what each measures.
 TITLES = {
@@ -84,15 +83,11 @@ def ratio_text(ratio: float, low: float, high: float) -> str:
     return f"{ratio:.2f}\u00a0({low:.2f}\u00a0to\u00a0{high:.2f})"
 
 
-def readme_speed(folder: Path, address: str | None = None) -> str:
-    """The benchmarks of a folder as Markdown for a page of the documentation: speeds and ratios alone.
-
-    Args:
-        folder: Where the files are.
-        address: Where the page finds that folder; by default the folder itself.
+def usable_benchmarks(folder: Path) -> list[Benchmark]:
+    """The benchmarks of a folder, if it has one and all can be used.
 
     Raises:
-        ConfigError: there is no benchmark, or one cannot be used.
+        ConfigError: there is none, or one cannot be used.
     """
     benchmarks, problems = read_benchmarks(folder)
     if problems:
@@ -100,14 +95,7 @@ def readme_speed(folder: Path, address: str | None = None) -> str:
     if not benchmarks:
         files = ", ".join(f"{name}.json" for name in TITLES)
         raise ConfigError(f"{folder} holds none of {files}; run `make benchmark` first")
-    blocks = []
-    for benchmark in benchmarks:
-        blocks += [
-            f"**{escape(benchmark.title)}, {escape(benchmark.encoder)}.** {escape(benchmark.source)} "
-            f"([record]({address or folder.as_posix()}/{benchmark.name}.json))",
-            markdown_table(benchmark.table.drop(columns=_columns(benchmark.table, TOKENS, SHARE, MEMORY))),
-        ]
-    return "\n\n".join(blocks)
+    return benchmarks
 
 
 def _benchmark(name: str, content: Any) -> Benchmark:

@@ -8,9 +8,8 @@ import pytest
 from fabricate import record, write_run
 from fabricate_benchmarks import PROVENANCE, inference, row, training, write_benchmarks
 
-from lora_study.base.errors import ConfigError
 from lora_study.report import write_report
-from lora_study.report.benchmarks import TITLES, read_benchmarks, readme_speed
+from lora_study.report.benchmarks import TITLES, read_benchmarks
 
 
 def only(folder):
@@ -197,20 +196,3 @@ def test_text_of_a_benchmark_cannot_become_markup_or_mathematics(results):
     write_report(results)
     page = (results.parent / "benchmarks" / "speed.html").read_text()
     assert page.count("<script") == 1 and "<b>" not in page and 'href="http' not in page
-
-
-def test_readme_shows_speeds_and_ratios_alone(tmp_path):
-    folder = write_benchmarks(tmp_path, training_cpu=training(), inference=inference())
-    text = readme_speed(folder)
-    assert "| row | ours, reviews/s | PEFT + Trainer, reviews/s | ours over PEFT + Trainer |" in text
-    assert "| LoRA q,v | 25.00 | 10.00 | 2.50\u00a0(2.25\u00a0to\u00a03.00) | 20.00 | 1.25" in text
-    assert f"]({folder.as_posix()}/training-cpu.json)" in text and "at commit 0123456789ab" in text
-    assert "Inference speed, stand-in encoder" in text and not any(line.startswith("#") for line in text.splitlines())
-
-
-def test_readme_refuses_nothing_and_malformed_files(tmp_path):
-    with pytest.raises(ConfigError, match=r"holds none of training-cpu\.json, .*; run `make benchmark` first"):
-        readme_speed(tmp_path)
-    (tmp_path / "inference.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"inference\.json is left out"):
-        readme_speed(tmp_path)

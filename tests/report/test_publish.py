@@ -1,10 +1,11 @@
-"""Publishing: what is copied, what the published report shows, and what is put into the README and docs/."""
+"""Publishing: what is copied, what the published report shows, and what is put into the README."""
 
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from fabricate import record, write_run
 from fabricate_benchmarks import inference, training, write_benchmarks
 from fabricate_predictions import write_whole_run
@@ -18,20 +19,12 @@ old results
 <!-- end of results -->
 After
 """
-SPEED = """Before
-<!-- speed: written by make publish from results/published; do not edit -->
-old speed
-<!-- end of speed -->
-After
-"""
 
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     """A repository with its pages, a study of one run and benchmarks; it is the current folder."""
     (tmp_path / "README.md").write_text(README)
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "speed.md").write_text(SPEED)
     write_run(tmp_path / "results" / "embedded", record())
     write_benchmarks(tmp_path / "results" / "benchmarks", training_cpu=training())
     monkeypatch.chdir(tmp_path)
@@ -46,22 +39,27 @@ def publish(monkeypatch, *arguments):
     return ended.value.code
 
 
-def test_benchmarks_are_copied_and_their_table_replaces_the_page_s(root, monkeypatch):
+def test_benchmarks_are_copied_and_their_page_is_written_beside_them(root, monkeypatch):
     assert publish(monkeypatch, "results/benchmarks") == 0
-    copy = root / "results" / "published" / "benchmarks" / "training-cpu.json"
-    assert copy.read_bytes() == (root / "results" / "benchmarks" / "training-cpu.json").read_bytes()
-    page = (root / "docs" / "speed.md").read_text()
-    assert "old speed" not in page and "| LoRA q,v | 25.00 |" in page
-    assert "(../results/published/benchmarks/training-cpu.json)" in page
-    assert page.startswith("Before\n<!-- speed") and page.endswith("<!-- end of speed -->\nAfter\n")
-    assert publish(monkeypatch, "results/benchmarks/") == 0 and (root / "docs" / "speed.md").read_text() == page
+    folder = root / "results" / "published" / "benchmarks"
+    assert (folder / "training-cpu.json").read_bytes() == (
+        root / "results" / "benchmarks" / "training-cpu.json"
+    ).read_bytes()
+    assert "| LoRA q,v | 25.00 |" in (folder / "speed.md").read_text()
     assert (root / "README.md").read_text() == README
 
 
 def test_a_benchmark_that_was_not_measured_again_stays_published(root, monkeypatch):
     write_benchmarks(root / "results" / "published" / "benchmarks", inference=inference())
     assert publish(monkeypatch, "results/benchmarks") == 0
-    assert "Inference speed" in (root / "docs" / "speed.md").read_text()
+    page = (root / "results" / "published" / "benchmarks" / "speed.md").read_text()
+    assert "## Training speed" in page and "## Inference speed" in page
+
+
+def test_a_folder_without_benchmarks_is_a_readable_mistake(root, monkeypatch, capsys):
+    (root / "results" / "benchmarks" / "training-cpu.json").unlink()
+    assert publish(monkeypatch, "results/benchmarks") == 2
+    assert "holds none of training-cpu.json, " in capsys.readouterr().err
 
 
 def test_a_malformed_benchmark_is_not_published(root, monkeypatch, capsys):
@@ -69,7 +67,7 @@ def test_a_malformed_benchmark_is_not_published(root, monkeypatch, capsys):
     assert publish(monkeypatch, "results/benchmarks") == 2
     said = capsys.readouterr().err
     assert said.startswith("publish: error: ") and "inference.json is left out" in said and said.count("\n") == 1
-    assert not (root / "results" / "published").exists() and (root / "docs" / "speed.md").read_text() == SPEED
+    assert not (root / "results" / "published").exists()
 
 
 def test_the_published_report_links_the_published_benchmarks(root, monkeypatch):
@@ -107,6 +105,21 @@ def test_what_is_published_is_what_somebody_reads(root, monkeypatch):
     assert (target / "report.md").read_text().startswith("# Mine\n")
 
 
+def test_of_a_sweep_the_trials_records_and_the_tested_run_are_published(root, monkeypatch):
+    folder = root / "results" / "rates"
+    for name, rate, accuracy in (("slow", 1e-5, 0.7), ("fast", 1e-3, 0.8), ("best", 1e-3, 0.8)):
+        config = {"score_test": name == "best", "train": {"learning_rate": rate}}
+        write_whole_run(folder, record(name, config=config, metrics={"val": {"accuracy": accuracy}}))
+    sweep = {"name": "rates", "title": "Rates", "experiment": "x.yaml", "parameters": {"train.learning_rate": [1, 2]}}
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    assert publish(monkeypatch, "results/rates") == 0
+    target = root / "results" / "published" / "rates"
+    assert {path.name for path in (target / "slow" / "seed-1").iterdir()} == {"record.json"}
+    assert {"record.json", "predictions.parquet"} <= {path.name for path in (target / "best" / "seed-1").iterdir()}
+    assert "**fast** has the best mean validation accuracy" in (target / "sweep.md").read_text()
+    assert not (target / "report.md").exists() and (root / "README.md").read_text() == README
+
+
 def test_the_readme_shows_the_largest_study_alone(root, monkeypatch):
     for name in ("embedded", "medium-embedded-encoder", "of_my_own"):
         write_run(root / "results" / name, record())
@@ -116,11 +129,11 @@ def test_the_readme_shows_the_largest_study_alone(root, monkeypatch):
     assert "published/embedded" not in readme and "of_my_own" not in readme
 
 
-def test_a_page_without_markers_is_a_readable_mistake(root, monkeypatch, capsys):
-    (root / "docs" / "speed.md").write_text("nothing here")
-    assert publish(monkeypatch, "results/benchmarks") == 2
-    assert "speed.md has no lines '<!-- speed:" in capsys.readouterr().err
-    assert (root / "docs" / "speed.md").read_text() == "nothing here"
+def test_a_readme_without_markers_is_a_readable_mistake(root, monkeypatch, capsys):
+    (root / "README.md").write_text("nothing here")
+    assert publish(monkeypatch, "results/embedded") == 2
+    assert "README.md has no lines '<!-- results:" in capsys.readouterr().err
+    assert (root / "README.md").read_text() == "nothing here"
 
 
 @pytest.mark.parametrize("arguments", [[], ["one", "two"]])
