@@ -96,7 +96,7 @@ def check_onnx() -> None:
 
 
 def export_onnx(model: DistilBertForSequenceClassification, path: Path) -> None:
-    """Write a classifier in eval mode as one ONNX file with any batch size and sequence length."""
+    """Write a classifier in eval mode as one ONNX file for any batch size, and any length that has positions."""
     # The example fixes only the types: two reviews, one of them padded. Sizes of 1 would be taken for constants.
     example = {
         "input_ids": torch.ones(2, 8, dtype=torch.int64),
@@ -104,16 +104,20 @@ def export_onnx(model: DistilBertForSequenceClassification, path: Path) -> None:
     }
     axes = {0: "batch", 1: "sequence"}
     with _quiet():
-        torch.onnx.export(
+        program = torch.onnx.export(
             model,
             kwargs=example,
-            f=path,
             dynamo=True,
             dynamic_shapes=dict.fromkeys(example, axes),
             output_names=["logits"],
-            external_data=False,
             verbose=False,
         )
+        assert program is not None  # as it is only where a file is named
+        # ONNX has no way to refuse a text, but a runtime names the node that fails: for too long a one, this.
+        adds_positions = next(node for node in program.model.graph if node.op_type == "Add")
+        longest = model.config.max_position_embeddings
+        adds_positions.name = f"a text has more than {longest} tokens; let the tokenizer cut it, with truncation=True"
+        program.save(path, external_data=False)
 
 
 @contextmanager

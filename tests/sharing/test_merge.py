@@ -119,6 +119,10 @@ def test_onnx_gives_the_logits_of_the_run_for_any_batch_and_length(runs, texts, 
         batch = tokenizer(chosen, truncation=True, padding=True, return_tensors="np")
         found = session.run(["logits"], {name: batch[name] for name in ("input_ids", "attention_mask")})[0]
         np.testing.assert_allclose(found, unmerged_logits(runs["lora"], chosen), atol=1e-4)
+    ones = np.ones((2, 513), np.int64)
+    assert session.run(["logits"], {"input_ids": ones[:, 1:], "attention_mask": ones[:, 1:]})[0].shape == (2, 2)
+    with pytest.raises(Exception, match="more than 512 tokens; let the tokenizer cut it, with truncation=True"):
+        session.run(["logits"], {"input_ids": ones, "attention_mask": ones})
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript"])
