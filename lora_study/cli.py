@@ -8,6 +8,7 @@ import json as json_format
 import logging
 import os
 import sys
+import webbrowser
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 from lora_study.base import interrupts, streams
 from lora_study.base.errors import ConfigError, check, one_line
+from lora_study.base.files import exists
 from lora_study.base.threads import wait_briefly
 from lora_study.config import ExperimentConfig, check_source
 from lora_study.config_files import load_study, load_sweep
@@ -169,19 +171,41 @@ def inspect(config: ExperimentConfig, json: bool = False) -> int:
     return 0
 
 
-def report(results_dir: Path) -> int:
+def list_runs(results_dir: Path = Path("results")) -> int:
+    """Show the studies and experiments below a folder of results: how many runs, how accurate, with weights or not.
+
+    Args:
+        results_dir: Folder of results.
+    """
+    from lora_study.base.text_tables import markdown_table
+    from lora_study.evidence.overview import find_runs, overview
+
+    runs, problems = find_runs(results_dir)
+    for line in problems:
+        print(f"warning: {one_line(line)}", file=sys.stderr)
+    check(bool(runs), "--results-dir", str(results_dir), "no run is below it; `make reproduce` makes the first")
+    print(markdown_table(overview(runs)))
+    return 0
+
+
+def report(results_dir: Path, open: bool = False) -> int:
     """Write a study's tables, figures and pages again, from its records.
 
     Args:
         results_dir: Folder of a study's results, or of a sweep's.
+        open: Show the page in a browser.
     """
     from lora_study.evidence.trials import SWEEP_FILE
     from lora_study.report import write_report
     from lora_study.report.sweep_report import write_sweep_report
 
     write = write_sweep_report if (results_dir / SWEEP_FILE).exists() else write_report
-    for path in write(results_dir):
+    paths = write(results_dir)
+    for path in paths:
         print(path)
+    page = next(path for path in paths if path.name in ("report.html", "sweep.md"))
+    if open and not webbrowser.open(page.resolve().as_uri()):
+        print(f"no browser was found; open {page.resolve().as_uri()} in one", file=sys.stderr)
     return 0
 
 
@@ -212,14 +236,14 @@ def export(run: Path, output: Path, format: Literal["peft"] = "peft", overwrite:
     """Write a run's LoRA and head as an adapter, without the encoder.
 
     Args:
-        run: Folder of a completed run of mode lora.
+        run: Folder of a completed run of mode lora, or the experiment's name for its newest one below results.
         output: Folder to write.
         format: Hugging Face PEFT.
         overwrite: Replace a folder that is not empty.
     """
     from lora_study.sharing.export import export_run
 
-    print(export_run(run, output, overwrite))
+    print(export_run(_folder(run), output, overwrite))
     return 0
 
 
@@ -227,7 +251,7 @@ def merge(run: Path, output: Path, format: Literal["hf", "onnx"] = "hf", overwri
     """Write a run's model as a plain Hugging Face folder, or as ONNX.
 
     Args:
-        run: Folder of a completed run.
+        run: Folder of a completed run, or an experiment's name for its newest one below results that keeps weights.
         output: Folder to write.
         format: Weights as safetensors, or ONNX.
         overwrite: Replace a folder that is not empty.
@@ -235,7 +259,7 @@ def merge(run: Path, output: Path, format: Literal["hf", "onnx"] = "hf", overwri
     from lora_study.sharing.merge import write_merged
     from lora_study.sharing.trained import load_run
 
-    for path in write_merged(load_run(run), output, format, overwrite):
+    for path in write_merged(load_run(_folder(run)), output, format, overwrite):
         print(path)
     return 0
 
@@ -252,7 +276,7 @@ def predict(
 
     Args:
         texts: Reviews to classify.
-        run: Folder of a completed run.
+        run: Folder of a completed run, or an experiment's name for its newest one below results that keeps weights.
         file: Reviews: a .csv, .tsv, .jsonl or .parquet with a column text (and id), a .txt with one per line (all also
             with .gz), or - for the lines of standard input.
         text_column: Column of the texts; by default the one that the run was trained on, or one known by its name.
@@ -269,6 +293,7 @@ def predict(
     check(not text_column or bool(file), "--text-column", text_column, "it needs a --file")
     if output:
         check_output(output, file)
+    run = _folder(run)
     trained_on = completed_experiment(run).data.text_column
     with open_reviews(file, text_column, trained_on) if file else nullcontext(given_reviews(texts)) as reviews:
         trained = load_run(run)
@@ -280,8 +305,21 @@ def predict(
     return 0
 
 
+def _folder(run: Path) -> Path:
+    """A run's folder as it was given, or that of an experiment's newest run, which is said."""
+    if len(run.parts) != 1 or exists(run):
+        return run
+    from lora_study.evidence.overview import newest_run
+
+    newest = newest_run(str(run), Path("results")).folder
+    print(f"{run}: {newest}, its newest run with weights", file=sys.stderr)
+    return newest
+
+
 COMMANDS: dict[str, Callable[..., int]] = {
-    function.__name__: function for function in (run, reproduce, sweep, inspect, report, claims, export, merge, predict)
+    **{function.__name__: function for function in (run, reproduce, sweep, inspect)},
+    "list": list_runs,
+    **{function.__name__: function for function in (report, claims, export, merge, predict)},
 }
 DESCRIPTION = "LoRA, last-two-layers and full fine-tuning of DistilBERT on IMDb reviews."
 GOES_ON = {  # what to type after Ctrl-C

@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from fabricate import write_study
 from tiny_experiments import tiny_content
 
 from lora_study.cli import COMMANDS, main
@@ -313,6 +314,59 @@ def test_a_miniature_study_writes_every_file_of_the_design_and_skips_what_is_don
     assert main(["reproduce", "--study", str(study), "--results-dir", str(results)]) == 2
     assert "train.epochs: 1 then, 2 now" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in results.glob("*/seed-1/*")} == before
+
+
+@pytest.fixture
+def named_runs(experiment, tmp_path, monkeypatch):
+    """The results folder of the current one, with a run named tiny of seed 1, then of seed 2 in another study."""
+    monkeypatch.chdir(tmp_path)
+    for study, seed in (("first", "1"), ("second", "2")):
+        assert main(["run", "--config", str(experiment), "--seed", seed, "--results-dir", f"results/{study}"]) == 0
+    for seed, study, day in (("1", "first", "02"), ("2", "second", "01")):
+        path = Path("results", study, "tiny", f"seed-{seed}", "record.json")
+        content = json.loads(path.read_text())
+        content["provenance"]["started"] = f"2026-03-{day}T04:05:06+00:00"
+        path.write_text(json.dumps(content))
+
+
+def test_a_run_can_be_named_by_its_experiment_where_no_folder_has_that_name(capsys, named_runs):
+    chosen = "tiny: results/first/tiny/seed-1, its newest run with weights\n"
+    capsys.readouterr()
+    assert main(["predict", "--run", "tiny", "A wonderful film"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("id,label,probability\n1,") and printed.err == chosen
+    for command, file in (("export", "adapter_model.safetensors"), ("merge", "model.safetensors")):
+        assert main([command, "--run", "tiny", "--output", command]) == 0
+        assert Path(command, file).exists() and capsys.readouterr().err == chosen
+    Path("results/second/tiny/seed-2").rename("tiny")
+    assert main(["predict", "--run", "tiny", "A wonderful film"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["predict", "--run", "large", "A wonderful film"]) == 2
+    assert "'large'" in (line := capsys.readouterr().err) and "tiny" in line and line.count("\n") == 1
+
+
+def test_list_shows_every_experiment_below_a_folder(capsys, named_runs):
+    capsys.readouterr()
+    assert main(["list"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if "| tiny |" in line]
+    assert [row.split(" | ")[0] for row in rows] == ["| first", "| second"]
+    assert all("| 1 | 0 |" in row and row.endswith("| 1 |") for row in rows)
+    assert "2026-03-02 04:05" in rows[0] and "2026-03-01 04:05" in rows[1]
+    Path("empty").mkdir()
+    assert main(["list", "--results-dir", "empty"]) == 2
+    assert "'empty'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_report_is_opened_in_a_browser_if_there_is_one(capsys, tmp_path, monkeypatch, there):
+    opened = []
+    monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address) or there)
+    write_study(tmp_path / "a study")
+    assert main(["report", "--results-dir", str(tmp_path / "a study")]) == 0
+    assert not opened
+    assert main(["report", "--results-dir", str(tmp_path / "a study"), "--open"]) == 0
+    assert opened == [(tmp_path / "a study" / "report.html").as_uri()]
+    assert (opened[0] in capsys.readouterr().err) != there
 
 
 class Here:

@@ -17,6 +17,7 @@ from lora_study.base.redaction import without_secrets
 from lora_study.config import flatten, without_retired
 
 VERSION = 1
+ADAPTER = "adapter.safetensors"  # beside the record: what was trained, and the head
 
 
 class RecordError(ValueError):

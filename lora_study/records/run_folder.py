@@ -19,9 +19,8 @@ from lora_study.base.files import from_anywhere
 from lora_study.base.redaction import without_secrets
 from lora_study.config import ExperimentConfig, flatten, to_dict
 from lora_study.config_differences import NO_OTHER_RUN, without
-from lora_study.records.record import Record, read_record, write_record
+from lora_study.records.record import ADAPTER, Record, read_record, write_record
 
-ADAPTER = "adapter.safetensors"
 # A study or a sweep replaces no run; see `completed_run`.
 OTHERWISE = (
     "choose another name or results folder, or move that folder away (--overwrite of lora-study run replaces it)"

@@ -13,8 +13,7 @@ from lora_study.config_files import experiment_from
 from lora_study.lora.weights import read_weights
 from lora_study.model import encoder as backbones
 from lora_study.model.modes import HEAD, apply_mode
-from lora_study.records.record import Record, RecordError, read_record
-from lora_study.records.run_folder import ADAPTER
+from lora_study.records.record import ADAPTER, Record, RecordError, read_record
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 from lora_study.base.errors import ConfigError
 from lora_study.base.files import user_path
 from lora_study.config import ExperimentConfig
-from lora_study.records.record import Record, read_record, run_dir
-from lora_study.records.run_folder import ADAPTER, locked, prepare_folder, write_run
+from lora_study.records.record import ADAPTER, Record, read_record, run_dir
+from lora_study.records.run_folder import locked, prepare_folder, write_run
 from lora_study.training import devices
 from lora_study.training.checks import check_lora
 from lora_study.training.finished import finished_run

@@ -38,7 +38,7 @@ from lora_study.lora.adapters import WEIGHTS, load_adapter, save_adapter
 from lora_study.lora.peft_format.config import ADAPTER_CONFIG
 from lora_study.lora.weights import read_weights
 from lora_study.model.encoder import read_shape
-from lora_study.records.run_folder import ADAPTER
+from lora_study.records.record import ADAPTER
 from lora_study.sharing.card import model_card
 from lora_study.sharing.trained import completed_record
 from lora_study.studies.search import Search
