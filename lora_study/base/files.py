@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -138,3 +138,11 @@ def write_text(path: Path, text: str) -> None:
     """Write all of a text file or nothing."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_files(folder: Path, contents: Mapping[str, bytes]) -> list[Path]:
+    """Write files by their path below a folder, each whole or not at all; returns their paths."""
+    for name, content in contents.items():
+        with atomic(folder / name) as temporary:
+            temporary.write_bytes(content)
+    return [folder / name for name in contents]

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from lora_study.base.errors import ConfigError
-from lora_study.base.files import atomic, user_path
+from lora_study.base.files import user_path, write_files
 from lora_study.base.text_tables import csv_table, markdown_table
 from lora_study.evidence.claims.headline import headline
 from lora_study.evidence.summary import parameters_table, summary_table
@@ -60,15 +60,13 @@ def write_report(
     contents = report_files(study)
     try:
         leftovers = _named_by(results_dir / "report.md") - contents.keys()
-        for name, content in contents.items():
-            with atomic(results_dir / name) as temporary:
-                temporary.write_bytes(content)
+        written = write_files(results_dir, contents)
         for name in leftovers:
             (results_dir / name).unlink(missing_ok=True)
-        speed = write_speed(study.benchmarks, user_path(benchmarks_dir or results_dir.resolve().parent / "benchmarks"))
+        beside = user_path(benchmarks_dir or results_dir.resolve().parent / "benchmarks")
+        return written + write_speed(study.benchmarks, beside)
     except OSError as error:
         raise ConfigError(f"the report cannot be written to {results_dir}: {error}; choose a folder you own") from error
-    return [*(results_dir / name for name in contents), *speed]
 
 
 def report_files(study: Study) -> dict[str, bytes]:

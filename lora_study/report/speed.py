@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lora_study.base.files import atomic
+from lora_study.base.files import write_files
 from lora_study.base.text_tables import escape, markdown_table
 from lora_study.report.benchmarks import Benchmark
 from lora_study.report.figures import draw_speed
@@ -35,7 +35,4 @@ def write_speed(benchmarks: Sequence[Benchmark], folder: Path) -> list[Path]:
     images = {f"{name}.png": picture.formats["svg"] for name, picture in pictures.items()}
     contents = {"speed.md": page.encode(), "speed.html": html_page(TITLE, page, images).encode()}
     contents |= {f"{name}.png": picture.formats["png"] for name, picture in pictures.items()}
-    for name, content in contents.items():
-        with atomic(folder / name) as temporary:
-            temporary.write_bytes(content)
-    return [folder / name for name in contents]
+    return write_files(folder, contents)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from lora_study.base.errors import ConfigError
-from lora_study.base.files import atomic, user_path
+from lora_study.base.files import user_path, write_files
 from lora_study.base.text_tables import csv_table, escape, markdown_table
 from lora_study.config_files import read_config
 from lora_study.config_studies import SweepConfig
@@ -25,6 +25,7 @@ from lora_study.evidence.trials import (
 from lora_study.records.record import Record, read_records
 from lora_study.report import plots, sweep_plots
 from lora_study.report.figures import Picture
+from lora_study.report.words import count
 
 SHOWN = 20  # rows of the page's table; sweep.csv has all
 HEADS = {
@@ -65,12 +66,9 @@ def write_sweep_report(results_dir: str | Path) -> list[Path]:
     contents = {"sweep.md": ("\n\n".join(parts) + "\n").encode(), "sweep.csv": csv_table(table).encode()}
     contents |= {f"figures/{name}.png": picture.formats["png"] for name, picture in pictures.items()}
     try:
-        for name, content in contents.items():
-            with atomic(results_dir / name) as temporary:
-                temporary.write_bytes(content)
+        return write_files(results_dir, contents)
     except OSError as error:
         raise ConfigError(f"the page cannot be written to {results_dir}: {error}; choose a folder you own") from error
-    return [results_dir / name for name in contents]
 
 
 def _draw(table: pd.DataFrame, parameters: list[str], chosen: str | None) -> dict[str, Picture]:
@@ -106,9 +104,9 @@ def _what(sweep: SweepConfig, trials: list[Record], table: pd.DataFrame) -> str:
     sizes = [record.data["sizes"] for record in trials if record.status == "completed" and record.data.get("sizes")]
     train, val = (_each(size[part] for size in sizes) for part in ("train", "val"))
     return (
-        f"{how} over {', '.join(sweep.parameters)}, with {_counted(len(sweep.seeds), 'seed')} each; "
+        f"{how} over {', '.join(sweep.parameters)}, with {count(len(sweep.seeds), 'seed')} each; "
         f"{encoder_label(trials)}; {train} training and {val} validation reviews. "
-        f"{_counted(len(trials), 'run')}, {int(table['failed'].sum())} of them failed, "
+        f"{count(len(trials), 'run')}, {int(table['failed'].sum())} of them failed, "
         f"{table['total_seconds'].sum() / 3600:.2f} hours in all."
     )
 
@@ -130,7 +128,7 @@ def _choice(sweep: SweepConfig, table: pd.DataFrame, chosen: str | None, tested:
         f"{lines}\n\nTrained again and then tested once, it has a test accuracy of "
         f"**{100 * (mean(tested, 'metrics.test.accuracy') or 0):.2f}%** on "
         f"{_each(all_measured(tested, 'metrics.test.n'))} reviews "
-        f"({_counted(len(tested), 'seed')}; experiment `{BEST}`), after {len(table)} trials."
+        f"({count(len(tested), 'seed')}; experiment `{BEST}`), after {len(table)} trials."
     )
 
 
@@ -146,7 +144,3 @@ def _ranking(table: pd.DataFrame, parameters: list[str], chosen: str | None) -> 
 def _each(numbers: Iterable[float]) -> str:
     """A number that should be one, or each of several: '800', or '400 or 800' where a sweep varies it."""
     return " or ".join(f"{number:,.0f}" for number in sorted(set(numbers))) or "an unknown number of"
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
