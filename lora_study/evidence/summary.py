@@ -179,19 +179,21 @@ def facts_table(facts: Mapping[str, Iterable[Mapping[str, Any]]]) -> pd.DataFram
         facts: For each experiment what is true of its runs, as mappings that all have the same keys. Facts with the
             same first value (the field) stand together.
     """
-    holds: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
-    for name, rows_of_name in facts.items():
-        for fact in rows_of_name:
-            names = holds.setdefault(json.dumps(fact, default=str), (fact, []))[1]
-            if name not in names:
-                names.append(name)
     rows = [
-        {**{key: plain(value) for key, value in fact.items()}, "experiments": all_or(names, len(facts))}
-        for fact, names in holds.values()
+        {**{key: plain(value) for key, value in fact.items()}, "experiments": name}
+        for name, facts_of_name in facts.items()
+        for fact in facts_of_name
     ]
-    fields = [next(iter(row.values())) for row in rows]
-    rows.sort(key=lambda row: fields.index(next(iter(row.values()))))
-    return pd.DataFrame(rows)
+    if not rows:
+        return pd.DataFrame()
+    frame = pd.DataFrame(rows, dtype="string").drop_duplicates()
+    keys = list(frame.columns[:-1])
+
+    def all_or(names: pd.Series) -> str:
+        return "all" if len(names) == len(facts) else ", ".join(names)
+
+    table = frame.groupby(keys, sort=False, dropna=False)["experiments"].agg(all_or).reset_index()
+    return table.sort_values(keys[0], key=lambda field: pd.factorize(field)[0], kind="stable", ignore_index=True)
 
 
 def comparable(records: Iterable[Record]) -> tuple[list[Record], list[str]]:
@@ -293,11 +295,6 @@ def _cost(record: Record) -> str:
     """The settings that change what a run costs: where they differ, times and memory have no mean."""
     settings = flatten(to_dict(ExperimentConfig())) | flatten(record.config)  # a record may be older than a setting
     return str([settings.get(name) for name in COSTS])
-
-
-def all_or(names: list[str], everyone: int) -> str:
-    """Names of experiments with commas, or 'all' where they are all there are."""
-    return "all" if len(names) == everyone else ", ".join(names)
 
 
 def _standing(runs: pd.DataFrame, name: str) -> pd.DataFrame:

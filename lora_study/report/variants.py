@@ -3,7 +3,6 @@
 They measure what a departure from the article, or a choice the article made, is worth.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from lora_study.config import flatten
 from lora_study.config_differences import NO_OTHER_RESULT, NO_OTHER_RUN, without
 from lora_study.evidence.predictions import correct
 from lora_study.evidence.statistics import paired_difference
-from lora_study.evidence.summary import all_or, mean
+from lora_study.evidence.summary import facts_table, mean
 from lora_study.records.record import Record
 
 MOST_CHANGES = 3  # what differs in more settings is another experiment, not a variant
@@ -97,29 +96,19 @@ def deviations_table(records: Iterable[Record], variants: Iterable[Variant]) -> 
     The effect is that of departing: accuracy with the value here minus accuracy with the article's, from a variant
     that changes this setting alone between just these two values; else 'not measured'.
     """
-    records, variants = list(records), list(variants)
-    everyone = len({record.name for record in records})
-    departures: dict[str, tuple[dict[str, Any], list[str]]] = {}
+    variants, facts = list(variants), dict[str, list[dict[str, Any]]]()
     for record in records:
-        for departure in record.deviations:
-            row = {key: departure.get(key) for key in ("field", "article", "here")}
-            names = departures.setdefault(json.dumps(row, default=str), (row, []))[1]
-            if record.name not in names:
-                names.append(record.name)
-    rows = [
-        {
-            "setting": str(row["field"]),
-            "article": plain(row["article"]),
-            "here": plain(row["here"]),
-            "experiments": all_or(names, everyone),
-            "effect of departing (points)": "; ".join(_effects(row, variants)) or NOT_MEASURED,
-        }
-        for row, names in departures.values()
-    ]
-    fields = list(dict.fromkeys(row["setting"] for row in rows))
-    rows.sort(key=lambda row: fields.index(row["setting"]))
-    columns = ("setting", "article", "here", "experiments", "effect of departing (points)")
-    return pd.DataFrame(rows, columns=list(columns)).astype("string")
+        rows = record.deviations
+        departures = [
+            {"setting": row.get("field"), "article": row.get("article"), "here": row.get("here")} for row in rows
+        ]
+        facts.setdefault(record.name, []).extend(departures)
+    table = facts_table(facts)
+    if table.empty:
+        return table
+    known = table.astype(object).where(table.notna(), None).to_dict("records")
+    effects = ["; ".join(_effects(row, variants)) or NOT_MEASURED for row in known]
+    return table.assign(**{"effect of departing (points)": effects}).astype("string")
 
 
 def _changes(base: Record, other: Record) -> dict[str, tuple[Any, Any]]:
@@ -169,9 +158,9 @@ def _paired_interval(
 def _effects(departure: Mapping[str, Any], variants: Iterable[Variant]) -> list[str]:
     found = []
     for variant in variants:
-        if list(variant.changes) != [departure["field"]] or variant.effect is None:
+        if list(variant.changes) != [departure["setting"]] or variant.effect is None:
             continue
-        before, after = variant.changes[departure["field"]]
+        before, after = map(plain, variant.changes[departure["setting"]])
         ends = (variant.low, variant.high)
         if (before, after) == (departure["article"], departure["here"]):
             sign, names = 1, f"{variant.name} minus {variant.base}"
