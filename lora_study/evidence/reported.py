@@ -63,14 +63,8 @@ class Reported:
 def load_reported() -> Reported:
     """The reported numbers that ship with the package."""
     content = load_yaml(files(__package__).joinpath("reported.yaml").read_text(encoding="utf-8"))
-    return Reported(
-        article=content["article"],
-        encoder=content["encoder"],
-        test_reviews=content["test_reviews"],
-        rows=_rows(content["rows"]),
-        layerwise=_rows(content["layerwise"]),
-        findings=tuple(content["findings"]),
-    )
+    rows = {kind: _rows(content[kind]) for kind in ("rows", "layerwise")}
+    return Reported(**content | rows | {"findings": tuple(content["findings"])})
 
 
 def _rows(content: Mapping[str, Mapping[str, Any]]) -> Mapping[str, ReportedRow]:

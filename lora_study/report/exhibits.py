@@ -1,7 +1,7 @@
 """The tables of the report as a reader sees them: which columns, under which names, from a study's evidence."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -23,6 +23,7 @@ COSTS = (
     ("training steps", "training time", "timing.train_seconds", 1.0, "s", "train_seconds"),
     ("peak memory", "peak memory", "memory.peak_bytes", 2**-20, "MiB", "peak_memory_mib"),
 )
+VERDICT_COLUMNS = ["claim", "article", "here", "95% interval", "verdict", "rule"]
 KEPT = ("claims", "runs")  # tables that are files too, for whoever computes with them
 
 
@@ -55,7 +56,7 @@ def draw_up(study: Study, summary: pd.DataFrame, variants: list[Variant]) -> dic
         "parts": Table(_parts(summary)),
         "parameters": Table(_parameters(summary, study)),
         "cost": Table(_cost(study, summary)),
-        "claims": Table(_claims(study), links="runs"),
+        "claims": Table(_claims(study, study.verdicts), links="runs"),
         "deviations": Table(deviations_table(study.records, variants)),
         "variants": Table(variants_table(variants)),
         "data": Table(_facts(study, _data)),
@@ -77,11 +78,6 @@ def judged(study: Study) -> list[ClaimResult]:
         and result.kind != "equality"
         and (result.kind != "accuracy" or result.basis == "recipe")
     ]
-
-
-def plain_measured(result: ClaimResult, study: Study) -> str | None:
-    """What was measured; the encoder is in the page's head already."""
-    return result.measured and result.measured.removesuffix(f" ({encoder_label(study.records)})")
 
 
 def accuracies(study: Study, summary: pd.DataFrame) -> pd.DataFrame:
@@ -130,27 +126,18 @@ def _gap(study: Study, runs: Mapping[str, list[Record]], base: str, name: str) -
 
 def _verdicts(study: Study) -> pd.DataFrame:
     """The one table that a reader in a hurry reads."""
-    rows = [
-        {
-            "claim": result.sentence,
-            "article": result.reported,
-            "here": plain_measured(result, study),
-            "95% interval": result.interval,
-            "verdict": result.verdict,
-            "rule": result.rule,
-        }
-        for result in judged(study)
-    ]
-    return pd.DataFrame(rows).astype("string")
+    return _claims(study, judged(study)).reindex(columns=VERDICT_COLUMNS)
 
 
-def _claims(study: Study) -> pd.DataFrame:
+def _claims(study: Study, results: Iterable[ClaimResult]) -> pd.DataFrame:
+    encoder = encoder_label(study.records)
     rows = [
         {
             "verdict": result.verdict,
             "claim": result.sentence,
             "article": result.reported,
-            "here": plain_measured(result, study),
+            # The encoder is in the page's head already.
+            "here": result.measured and result.measured.removesuffix(f" ({encoder})"),
             "95% interval": result.interval,
             "evidence": result.evidence,
             "rule": result.rule,
@@ -159,7 +146,7 @@ def _claims(study: Study) -> pd.DataFrame:
             "runs": ", ".join(result.runs) or None,
             "id": result.id,
         }
-        for result in study.verdicts
+        for result in results
     ]
     return pd.DataFrame(rows).astype("string")
 
@@ -234,7 +221,7 @@ def _runs(study: Study) -> pd.DataFrame:
             "experiment": record.name,
             "seed": record.seed,
             "status": record.status,
-            **{f"{part} (%)": _percent(record, f"metrics.{part}.accuracy") for part in ("test", "val", "train")},
+            **{f"{part} (%)": _scaled(record, f"metrics.{part}.accuracy", 100) for part in ("test", "val", "train")},
             "best epoch": measured(record, "metrics.best_epoch"),
             "training (s)": measured(record, "timing.train_seconds"),
             "all (s)": measured(record, "timing.total_seconds"),
@@ -248,10 +235,6 @@ def _runs(study: Study) -> pd.DataFrame:
     ]
     numbers = ("test (%)", "val (%)", "train (%)", "training (s)", "all (s)", "peak memory (MiB)")
     return pd.DataFrame(rows).astype({"best epoch": "Int64"} | dict.fromkeys(numbers, "float64"))
-
-
-def _percent(record: Record, path: str) -> float | None:
-    return _scaled(record, path, 100)
 
 
 def _scaled(record: Record, path: str, factor: float) -> float | None:

@@ -52,9 +52,7 @@ def _seeds(study: Study) -> dict[str, Picture]:
     shown = {name: found for name, found in published.items() if found}
     plot = partial(plots.seeds, ours, shown, study.reported, encoder)
     height = 1.7 + 0.36 * len(ours) + 0.15 * bool(shown)
-    return {
-        "seeds": Picture(plots.draw(plot, height=height), f"Test accuracy of every seed, {encoder}: {values}"),
-    }
+    return {"seeds": Picture(plots.draw(plot, height=height), f"Test accuracy of every seed, {encoder}: {values}")}
 
 
 def _accuracies(study: Study, records: list[Record]) -> dict[str, list[float]]:

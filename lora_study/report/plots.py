@@ -164,7 +164,8 @@ def calibration(found: Mapping[str, Reliability], encoder: str, ax: Axes) -> Axe
     ax.plot([0, 1], [0, 1], color=GREY, linewidth=1)
     for index, (name, each) in enumerate(found.items()):
         label = f"{name}, error {100 * each.error:.1f} points"
-        ax.plot(each.predicted, each.observed, label=label, **_line_style(index))
+        dashes, place = ("-", "--", ":")[index // len(COLOURS) % 3], index % len(COLOURS)
+        ax.plot(each.predicted, each.observed, dashes, color=COLOURS[place], marker=MARKERS[place], label=label)
     ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="predicted probability of positive")
     ax.xaxis.set_major_locator(MaxNLocator(6))
     ax.set(ylabel="share of positive")
@@ -205,15 +206,6 @@ def ratios(found: pd.DataFrame, title: str, encoder: str, ax: Axes) -> Axes:
     ax.set_title(_title(title, encoder))
     ax.legend(**BELOW, ncols=2)
     return ax
-
-
-def _line_style(index: int) -> dict[str, Any]:
-    """Colour, marker and dashes of the line of an experiment."""
-    return {
-        "color": COLOURS[index % len(COLOURS)],
-        "marker": MARKERS[index % len(MARKERS)],
-        "linestyle": ("-", "--", ":")[index // len(COLOURS) % 3],
-    }
 
 
 def _title(what: str, encoder: str) -> str:

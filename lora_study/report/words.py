@@ -14,7 +14,6 @@ from lora_study.report.exhibits import judged
 from lora_study.report.material import Study
 from lora_study.report.plots import running_mean
 
-REFERENCE_COMMAND = "make reproduce PROFILE=reference"
 HOLDS, AGAINST = ([pair[side] for pair in WORDS.values()] for side in (0, 1))
 CONSISTENT = WORDS["cut"][0]
 GUESSING = 0.66  # training loss; a run that guesses has 0.69
@@ -31,7 +30,7 @@ def scope(study: Study) -> str:
     runs = f"{count(len(study.curves), 'experiment')}, {each} each ({count(len(done), 'completed run')}{failures})"
     words = f"Beside {escape(reported.article)}: {runs}. "
     words += budget(study) + f"Run with the **{encoder}**. "
-    if is_stand_in(study):
+    if any(record.encoder.stand_in for record in study.records):
         return words + (
             f"**{escape(reported.encoder)}, the article's, was not run**: accuracies here and there are of different "
             "models, and only the direction of a gap between two rows is judged."
@@ -54,11 +53,6 @@ def budget(study: Study) -> str:
                 f"is tested on {tested:,}. "
             )
     return ""
-
-
-def is_stand_in(study: Study) -> bool:
-    """Whether any run used another encoder in place of the article's."""
-    return any(record.encoder.stand_in for record in study.records)
 
 
 def in_plain_words(study: Study) -> Iterator[str]:

@@ -133,32 +133,16 @@ def evaluate(claims: Sequence[Claim], records: Iterable[Record], results_dir: Pa
 
 def claims_table(results: Iterable[ClaimResult]) -> pd.DataFrame:
     """The verdicts as a table, one row per claim."""
-    columns = {
-        "sentence": "claim",
-        "verdict": "verdict",
-        "reported": "reported",
-        "measured": "measured",
-        "interval": "interval",
-        "rule": "rule",
-        "power": "if the article is right",
-        "evidence": "evidence",
-        "p_value": "p",
-        "adjusted_p": "adjusted p",
-        "source": "source",
-        "id": "id",
-    }
-    rows = [[getattr(result, name) for name in columns] for result in results]
-    frame = pd.DataFrame(rows, columns=list(columns.values()))
-    kinds = {"p": "float64", "adjusted p": "float64"}
-    return frame.astype({column: kinds.get(column, "string") for column in frame.columns})
+    texts = ["sentence", "verdict", "reported", "measured", "interval", "rule", "power", "evidence"]
+    kinds = dict.fromkeys(texts, "string") | {"p_value": "float64", "adjusted_p": "float64"}
+    kinds |= {"source": "string", "id": "string"}
+    names = {"sentence": "claim", "power": "if the article is right", "p_value": "p", "adjusted_p": "adjusted p"}
+    return pd.DataFrame(map(vars, results), columns=list(kinds)).astype(kinds).rename(columns=names)
 
 
 def claims_json(results: Iterable[ClaimResult]) -> list[dict[str, Any]]:
-    """The verdicts as plain JSON: the fields of `ClaimResult`, tuples as lists."""
-    return [
-        {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(result).items()}
-        for result in results
-    ]
+    """The verdicts as plain JSON: the fields of `ClaimResult`."""
+    return [dataclasses.asdict(result) for result in results]
 
 
 def _result(claim: Claim, finding: Finding, p_value: float | None, adjusted_p: float | None, tests: int) -> ClaimResult:
