@@ -96,18 +96,18 @@ def deviations_table(records: Iterable[Record], variants: Iterable[Variant]) -> 
     The effect is that of departing: accuracy with the value here minus accuracy with the article's, from a variant
     that changes this setting alone between just these two values; else 'not measured'.
     """
-    variants, facts = list(variants), dict[str, list[dict[str, Any]]]()
+    records, variants = list(records), list(variants)
+    facts: dict[str, list[dict[str, Any]]] = {record.name: [] for record in records}
     for record in records:
-        rows = record.deviations
-        departures = [
-            {"setting": row.get("field"), "article": row.get("article"), "here": row.get("here")} for row in rows
-        ]
-        facts.setdefault(record.name, []).extend(departures)
+        for row in record.deviations:
+            departure = {"setting": row.get("field"), "article": row.get("article"), "here": row.get("here")}
+            facts[record.name].append(departure)
     table = facts_table(facts)
     if table.empty:
         return table
-    known = table.astype(object).where(table.notna(), None).to_dict("records")
-    effects = ["; ".join(_effects(row, variants)) or NOT_MEASURED for row in known]
+    known = table.astype(object).where(table.notna(), None)
+    departures = zip(known["setting"], known["article"], known["here"], strict=True)
+    effects = ["; ".join(_effects(*departure, variants)) or NOT_MEASURED for departure in departures]
     return table.assign(**{"effect of departing (points)": effects}).astype("string")
 
 
@@ -155,16 +155,16 @@ def _paired_interval(
     return 100 * low, 100 * high
 
 
-def _effects(departure: Mapping[str, Any], variants: Iterable[Variant]) -> list[str]:
+def _effects(setting: str, article: str | None, here: str | None, variants: Iterable[Variant]) -> list[str]:
     found = []
     for variant in variants:
-        if list(variant.changes) != [departure["setting"]] or variant.effect is None:
+        if list(variant.changes) != [setting] or variant.effect is None:
             continue
-        before, after = map(plain, variant.changes[departure["setting"]])
+        before, after = map(plain, variant.changes[setting])
         ends = (variant.low, variant.high)
-        if (before, after) == (departure["article"], departure["here"]):
+        if (before, after) == (article, here):
             sign, names = 1, f"{variant.name} minus {variant.base}"
-        elif (before, after) == (departure["here"], departure["article"]):
+        elif (before, after) == (here, article):
             sign, names, ends = -1, f"{variant.base} minus {variant.name}", ends[::-1]
         else:
             continue

@@ -1,5 +1,7 @@
 """Variants: which experiment varies which, and what a departure from the article was measured to be worth."""
 
+import dataclasses
+
 import pandas as pd
 import pytest
 from fabricate import record
@@ -90,6 +92,9 @@ def test_a_departure_is_worth_here_minus_article_whichever_was_varied(here, othe
     assert table.loc["data.max_length", "experiments"] == departing
     assert table.loc["data.source", "effect of departing (points)"] == "not measured"
     assert table.loc["data.source", "experiments"] == "all"
+    runs.append(dataclasses.replace(record("full"), deviations=[]))
+    table = deviations_table(runs, []).set_index("setting")
+    assert table.loc["data.source", "experiments"] == "lora_default, varied"
 
 
 def test_two_settings_changed_at_once_measure_neither():
