@@ -88,7 +88,7 @@ def _go_through_stages(run: Run, place: Place, checkpoint: Path, clock: float, r
             run.training = prepare(
                 config, run.computer, run.reviews, run.built, checkpoint=checkpoint, clock=clock, resume=resume
             )
-            run.trained = train(run.training)
+            run.fit_seconds = train(run.training)
             run.scored = score(config, run.reviews, run.built, run.training)
             # A trial of a sweep is one of many; under FSDP no process has the whole model.
             if config.mode == "lora" and config.score_test and config.train.strategy != "fsdp" and place.rank == 0:

@@ -21,7 +21,7 @@ from lora_study.records.run_folder import locked, prepare_folder, write_run
 from lora_study.training.callbacks import Curves
 from lora_study.training.checks import NOT_CHECKED
 from lora_study.training.finished import finished_run
-from lora_study.training.stages import Built, Computer, Reviews, Scored, Trained, Training
+from lora_study.training.stages import Built, Computer, Reviews, Scored, Training
 
 
 @dataclass
@@ -31,6 +31,7 @@ class Run:
     Attributes:
         config: What is run.
         origin: Where it comes from, for the record: command, commit, versions, seeds, rules and time.
+        fit_seconds: What `stages.train` returned.
         checked: What LoRA promises, as measured on this run (see `checks.check_lora`).
         error: Why it failed, one line.
     """
@@ -41,7 +42,7 @@ class Run:
     reviews: Reviews | None = None
     built: Built | None = None
     training: Training | None = None
-    trained: Trained | None = None
+    fit_seconds: float | None = None
     scored: Scored | None = None
     checked: dict[str, float | None] = field(default_factory=NOT_CHECKED.copy)
     error: str | None = None
@@ -169,8 +170,8 @@ def _timing(run: Run, seconds: float | None) -> dict[str, float | None]:
     if seconds is not None:
         before = training.checkpoints.seconds["total"] if training else 0.0  # of the pieces of an interrupted run
         timing["total_seconds"] = before + seconds
-    if run.trained:
-        timing["fit_seconds"] = run.trained.fit_seconds
+    if run.fit_seconds is not None:
+        timing["fit_seconds"] = run.fit_seconds
     if not run.reviews or not training or not run.scored:
         return timing
     scoring, examples = run.scored.seconds, run.config.train.epochs * run.reviews.description["sizes"]["train"]

@@ -106,17 +106,6 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What training took.
-
-    Attributes:
-        fit_seconds: Training and validation, over all pieces of an interrupted run.
-    """
-
-    fit_seconds: float
-
-
-@dataclass(frozen=True)
 class Scored:
     """How good the trained model is, and what else is kept of it.
 
@@ -205,8 +194,12 @@ def prepare(
     return Training(trainer, classifier, batches, best, curves, peak, checkpoints, started)
 
 
-def train(training: Training) -> Trained:
-    """Train to the last epoch, and go back to the best one."""
+def train(training: Training) -> float:
+    """Train to the last epoch, and go back to the best one.
+
+    Returns:
+        The seconds of training and validation, over all pieces of an interrupted run.
+    """
     batches = training.batches
     training.trainer.fit(
         training.classifier, train_dataloaders=batches.train_dataloader(), val_dataloaders=batches.val_dataloader()
@@ -214,7 +207,7 @@ def train(training: Training) -> Trained:
     seconds = training.checkpoints.seconds["fit"] + time.perf_counter() - training.started
     training.best.restore(training.classifier)
     # Features of test reviews are computed with the others; they are no part of training.
-    return Trained(seconds - training.feature_seconds("test"))
+    return seconds - training.feature_seconds("test")
 
 
 def score(config: ExperimentConfig, reviews: Reviews, built: Built, training: Training) -> Scored:
