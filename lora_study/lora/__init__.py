@@ -1,7 +1,7 @@
 """LoRA from scratch: low-rank adapters beside the linear layers of a finished model.
 
     model.requires_grad_(False)
-    inject_lora(model, ["query", "value"], r=8, alpha=16)
+    inject_lora(model, ["query", "value"], r=8, alpha=16, scaling="alpha/r")
     ...                                     # train the parameters that require gradients
     merged = merge_lora(model)              # a plain model again
     unmerge_lora(model, merged)             # and back

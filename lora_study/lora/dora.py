@@ -8,7 +8,7 @@ and lets LoRA turn the direction:
 m starts as ‖W‖ and Δ at zero, so training starts from the unchanged model, as with LoRA. It costs one more number per
 output and, at every step, a few passes over the weight to compute the lengths.
 
-    inject_lora(model, ["query", "value"], layer=LinearWithDoRA)
+    inject_lora(model, ["query", "value"], scaling="alpha/r", layer=LinearWithDoRA)
 """
 
 import torch

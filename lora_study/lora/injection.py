@@ -3,6 +3,7 @@
 A model that is refused is left unchanged.
 """
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -34,7 +35,7 @@ def inject_lora(
     r: int = 8,
     alpha: float = 16.0,
     *,
-    scaling: Scaling = "alpha",
+    scaling: Scaling | None = None,
     dropout: float = 0.0,
     generator: torch.Generator | None = None,
     layer: type[LinearWithLoRA] = LinearWithLoRA,
@@ -51,7 +52,8 @@ def inject_lora(
             with * and ? ("encoder.*.linear1"). A single text is one name.
         r: Rank.
         alpha: Strength of the update.
-        scaling: See `LoRALayer`.
+        scaling: See `LoRALayer`. If it is left out the factor is alpha, as in the article, and a warning says so: in
+            most other code the same numbers mean alpha/r.
         dropout: Dropout probability on the input of the updates.
         generator: Source of the random A.
         layer: The module for a layer and its update: `LinearWithLoRA`, or `lora_study.lora.dora.LinearWithDoRA`.
@@ -64,10 +66,11 @@ def inject_lora(
             quantised or not loaded; r does not fit; or dropout could never act. The model is then unchanged.
     """
     linears = find_linears(model, targets)
+    chosen: Scaling = "alpha" if scaling is None else scaling
     adapted: dict[nn.Module, LinearWithLoRA] = {}
     for name, linear in linears.items():
         try:
-            lora = LoRALayer(*widths(linear), r, alpha, scaling=scaling, dropout=dropout, generator=generator)
+            lora = LoRALayer(*widths(linear), r, alpha, scaling=chosen, dropout=dropout, generator=generator)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         places = _places(model, linear) if lora.dropout.p > 0 else []
@@ -78,6 +81,12 @@ def inject_lora(
             )
         adapted[linear] = layer(linear, lora).train(linear.training)
     replace(model, adapted)
+    if scaling is None and r > 1:
+        warnings.warn(
+            f"no scaling was given, so the factor on the updates is alpha={alpha:g}, as in the article: {r} times the "
+            "alpha/r of PEFT and the LoRA paper; pass scaling='alpha/r' for theirs, or scaling='alpha' if you mean it",
+            stacklevel=2,
+        )
     return list(linears)
 
 

@@ -206,7 +206,7 @@ def _network() -> nn.Module:
 
 def _adapter(traps: Traps) -> Inputs:
     network = _network()
-    inject_lora(network, ["q_lin"], r=2, alpha=1.0)
+    inject_lora(network, ["q_lin"], r=2, alpha=1.0, scaling="alpha")
     with tempfile.TemporaryDirectory() as folder:
         save_adapter(network, folder)
         weights, config = ((Path(folder) / name).read_bytes() for name in (WEIGHTS, ADAPTER_CONFIG))

@@ -182,7 +182,7 @@ def test_a_layer_in_two_places_comes_back_in_both(tmp_path):
         return nn.Sequential(shared, nn.Tanh(), shared).requires_grad_(False)
 
     model = network()
-    inject_lora(model, ["2"], r=2)
+    inject_lora(model, ["2"], r=2, scaling="alpha")
     for parameter in model[0].lora.parameters():
         nn.init.normal_(parameter)
     with pytest.warns(UserWarning, match="PEFT adapts only one of the places 0, 2"):
@@ -203,7 +203,7 @@ def test_a_layer_in_two_places_that_was_adapted_in_one_is_refused(tmp_path):
     torch.manual_seed(0)
     shared = nn.Linear(4, 4)
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)).requires_grad_(False)
-    inject_lora(model, ["0"], r=2)
+    inject_lora(model, ["0"], r=2, scaling="alpha")
     save_adapter(model, tmp_path)
     with pytest.raises(ConfigError, match="0 and 2 are one layer"):
         load_adapter(nn.Sequential(shared, nn.Tanh(), shared), tmp_path)
@@ -248,7 +248,7 @@ def test_a_block_in_two_places_is_adapted_in_both(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_a_base_of_another_type_keeps_its_own_and_the_update_fp32(tmp_path, dtype):
     model = base("classifier")
-    inject_lora(model, ["query"], r=2, alpha=3.0)
+    inject_lora(model, ["query"], r=2, alpha=3.0, scaling="alpha")
     nn.init.normal_(model.distilbert.transformer.layer[0].attention.q_lin.lora.lora_B)
     save_adapter(model, tmp_path / "fp32")
     ours = base("classifier", head_seed=1).to(dtype)
@@ -265,7 +265,7 @@ def test_a_base_of_another_type_keeps_its_own_and_the_update_fp32(tmp_path, dtyp
 
 def test_what_the_models_type_cannot_hold_is_refused(tmp_path):
     model = base("classifier")
-    inject_lora(model, ["query"], r=2)
+    inject_lora(model, ["query"], r=2, scaling="alpha")
     save_adapter(model, tmp_path)
     path = tmp_path / "adapter_model.safetensors"
     tensors = load_file(path)
@@ -280,7 +280,7 @@ def test_what_the_models_type_cannot_hold_is_refused(tmp_path):
 
 def test_a_base_without_weights_is_refused(tmp_path):
     model = base("classifier")
-    inject_lora(model, ["query"], r=2)
+    inject_lora(model, ["query"], r=2, scaling="alpha")
     save_adapter(model, tmp_path)
     with torch.device("meta"):
         empty = KINDS["classifier"]()
@@ -291,7 +291,7 @@ def test_a_base_without_weights_is_refused(tmp_path):
 
 def test_values_of_eight_bits_are_read(tmp_path):
     model = base("classifier")
-    inject_lora(model, ["query"], r=2)
+    inject_lora(model, ["query"], r=2, scaling="alpha")
     save_adapter(model, tmp_path)
     path = tmp_path / "adapter_model.safetensors"
     tensors = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in load_file(path).items()}
@@ -307,7 +307,7 @@ def test_values_of_eight_bits_are_read(tmp_path):
 def one(tmp_path):
     """A base with one adapter in use, of some layers and the head."""
     model = base("classifier", head_seed=1)
-    inject_lora(model, ["query", "mlp"], r=2, alpha=3.0)
+    inject_lora(model, ["query", "mlp"], r=2, alpha=3.0, scaling="alpha")
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter)
@@ -343,7 +343,7 @@ def test_what_was_merged_away_cannot_be_switched(one, tmp_path):
 
 def test_a_base_that_has_changed_is_refused(one):
     one.use(None)
-    inject_lora(one.model, ["layer.2.attention.q_lin"], r=2)
+    inject_lora(one.model, ["layer.2.attention.q_lin"], r=2, scaling="alpha")
     with pytest.raises(ConfigError, match=r"layer\.2\.attention\.q_lin is no longer what it was when adapter 'one'"):
         one.use("one")
     assert one.active is None

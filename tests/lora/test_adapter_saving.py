@@ -117,7 +117,7 @@ def train(model: nn.Module) -> nn.Module:
 def adapted(kind: str, targets=("query",), trained="", **settings) -> nn.Module:
     """A network with LoRA, in which the parameters whose names hold a word are trained as well."""
     model = base(kind)
-    inject_lora(model, list(targets), r=2, alpha=3.0, **settings)
+    inject_lora(model, list(targets), r=2, alpha=3.0, scaling="alpha", **settings)
     for name, parameter in model.named_parameters():
         if trained and any(word in name for word in trained.split()):
             parameter.requires_grad_(True)
@@ -382,7 +382,7 @@ def test_a_wrapped_model_is_saved_and_loaded_as_what_it_wraps(tmp_path, name):
 def test_a_childs_own_name_is_no_wrapper(tmp_path):
     model = nn.Sequential()
     model.add_module("module", nn.Linear(4, 4))
-    inject_lora(model.requires_grad_(False), ["module"], r=2)
+    inject_lora(model.requires_grad_(False), ["module"], r=2, scaling="alpha")
     save_adapter(model, tmp_path)
     assert list(tensors_of(tmp_path)) == [f"{PREFIX}module.lora_A.weight", f"{PREFIX}module.lora_B.weight"]
 
@@ -413,14 +413,14 @@ def test_a_model_that_is_spread_over_processes_is_refused(tmp_path):
 )
 def test_layers_that_peft_would_ignore_are_named(tmp_path, network, targets, word):
     model = network().requires_grad_(False)
-    inject_lora(model, targets, r=2)
+    inject_lora(model, targets, r=2, scaling="alpha")
     with pytest.warns(UserWarning, match=f"PEFT ignores the updates of {word}"):
         save_adapter(model, tmp_path)
 
 
 def test_layers_of_the_same_names_elsewhere_are_not(tmp_path):
     model = nn.ModuleDict({"out_proj": nn.Linear(4, 4), "linear1": nn.Linear(4, 4)}).requires_grad_(False)
-    inject_lora(model, ["out_proj", "linear1"], r=2)
+    inject_lora(model, ["out_proj", "linear1"], r=2, scaling="alpha")
     save_adapter(model, tmp_path)
 
 

@@ -105,7 +105,7 @@ def train(model: nn.Module) -> None:
 
 def adapted(model: nn.Module, **settings) -> nn.Module:
     """The model with LoRA that has been trained."""
-    inject_lora(model, **{"targets": ["query", "value"], "r": 4, "alpha": 3.0, **settings})
+    inject_lora(model, **{"targets": ["query", "value"], "r": 4, "alpha": 3.0, "scaling": "alpha", **settings})
     train(model)
     return model
 
@@ -150,9 +150,9 @@ def test_we_load_what_we_save(build, tmp_path, name):
 
 def test_layers_of_different_rank_and_strength(build, tmp_path):
     model = build("distilbert")
-    inject_lora(model, ["query"], r=4, alpha=1.5)
-    inject_lora(model, ["value"], r=2, alpha=1.5)
-    inject_lora(model, ["layer.1.ffn.lin1"], r=4, alpha=0.3)
+    inject_lora(model, ["query"], r=4, alpha=1.5, scaling="alpha")
+    inject_lora(model, ["value"], r=2, alpha=1.5, scaling="alpha")
+    inject_lora(model, ["layer.1.ffn.lin1"], r=4, alpha=0.3, scaling="alpha")
     train(model)
     save_adapter(model, tmp_path)
     theirs = peft.PeftModel.from_pretrained(build("distilbert", 1), tmp_path)
@@ -166,7 +166,7 @@ def test_only_the_saved_layers_are_adapted_where_one_name_is_the_end_of_another(
     """PEFT takes a target "proj" for "inner.proj" as well."""
     model = build("stack")
     model.inner.requires_grad_(False)
-    inject_lora(model, ["proj"], r=2, alpha=1)
+    inject_lora(model, ["proj"], r=2, alpha=1, scaling="alpha")
     model.inner["proj"] = model.inner["proj"].linear
     train(model)
     save_adapter(model, tmp_path)
@@ -198,8 +198,8 @@ def test_a_model_without_lora_beside_its_head_is_no_adapter(build, tmp_path, cha
 
 def test_lora_and_dora_in_one_model_are_no_adapter(build, tmp_path):
     model = build("distilbert")
-    inject_lora(model, ["query"])
-    inject_lora(model, ["value"], layer=LinearWithDoRA)
+    inject_lora(model, ["query"], scaling="alpha")
+    inject_lora(model, ["value"], layer=LinearWithDoRA, scaling="alpha")
     with pytest.raises(ConfigError, match="mixes"):
         save_adapter(model, tmp_path)
 

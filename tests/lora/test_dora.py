@@ -105,7 +105,7 @@ def test_a_magnitude_per_output_is_all_that_dora_adds():
     counts = []
     for options in ({}, {"layer": LinearWithDoRA}):
         model, _, targets = distilbert()
-        inject_lora(model, targets, r=2, **options)
+        inject_lora(model, targets, r=2, scaling="alpha", **options)
         counts.append(sum(parameter.numel() for parameter in lora_parameters(model)))
     lora, dora = counts
     assert lora == 2 * 2 * (2 * (16 + 16) + (16 + 32))
@@ -155,7 +155,7 @@ def test_it_learns_what_a_change_of_lengths_can_do():
     model = nn.Sequential(nn.Linear(8, 8))
     target, x = 3 * model[0].weight.detach(), torch.randn(64, 8)
     model.requires_grad_(False)
-    inject_lora(model, ["0"], r=1, layer=LinearWithDoRA)
+    inject_lora(model, ["0"], r=1, layer=LinearWithDoRA, scaling="alpha")
     optimizer = torch.optim.Adam(lora_parameters(model), lr=0.03)
     losses = []
     for _ in range(400):

@@ -67,7 +67,7 @@ def test_what_only_looks_plain_is_refused_by_name_and_nothing_changes(kind, targ
     model = nn.Sequential(nn.Linear(4, 4), changed(nn.Linear(4, 4), kind))
     modules, state = list(model.modules()), dict(model.named_parameters())
     with pytest.raises(ValueError, match=r"^target '.': 1 cannot be adapted: .+; .+$") as error:
-        inject_lora(model, targets, r=2)
+        inject_lora(model, targets, r=2, scaling="alpha")
     assert "\n" not in str(error.value)
     assert list(model.modules()) == modules
     assert dict(model.named_parameters()) == state
@@ -77,7 +77,7 @@ def test_a_subclass_that_computes_what_linear_does_is_plain():
     class Named(nn.Linear):
         pass
 
-    assert inject_lora(nn.Sequential(Named(4, 4)), ["0"], r=2) == ["0"]
+    assert inject_lora(nn.Sequential(Named(4, 4)), ["0"], r=2, scaling="alpha") == ["0"]
 
 
 class Reader(nn.Module):
@@ -124,7 +124,7 @@ def test_a_weight_that_is_read_is_the_adapted_one(build, target):
     torch.manual_seed(0)
     model = build().eval().requires_grad_(False)
     before = outputs(model)
-    inject_lora(model, [target], r=2)
+    inject_lora(model, [target], r=2, scaling="alpha")
     torch.testing.assert_close(outputs(model), before)
     for parameter in lora_parameters(model):
         nn.init.normal_(parameter)
@@ -156,9 +156,9 @@ def test_dropout_on_a_layer_that_is_never_called_is_refused(build, target):
     model = build()
     modules = list(model.modules())
     with pytest.raises(ValueError, match=rf"^{target}: .* reads its weight .*dropout could never act; use 0"):
-        inject_lora(model, [target], r=2, dropout=0.5)
+        inject_lora(model, [target], r=2, dropout=0.5, scaling="alpha")
     assert list(model.modules()) == modules
-    assert inject_lora(model, [target], r=2) == [target]
+    assert inject_lora(model, [target], r=2, scaling="alpha") == [target]
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_dropout_on_a_layer_that_is_never_called_is_refused(build, target):
 def test_dropout_that_acts_is_taken(build, target):
     torch.manual_seed(0)
     model = build()
-    inject_lora(model, [target], r=2, dropout=0.5)
+    inject_lora(model, [target], r=2, dropout=0.5, scaling="alpha")
     for parameter in lora_parameters(model):
         nn.init.normal_(parameter)
     for module in model.modules():
@@ -184,7 +184,7 @@ def test_dropout_that_acts_is_taken(build, target):
 @pytest.mark.parametrize("wrong", [None, 3, b"0", ["0", 3], [["0"]], ("0", "")])
 def test_targets_that_are_no_names_are_refused(wrong):
     with pytest.raises(ValueError, match=r"^targets: .* is not valid; name layers; this model has \*$"):
-        inject_lora(nn.Sequential(nn.Linear(4, 4)), wrong)
+        inject_lora(nn.Sequential(nn.Linear(4, 4)), wrong, scaling="alpha")
 
 
 @pytest.mark.parametrize(
@@ -192,12 +192,23 @@ def test_targets_that_are_no_names_are_refused(wrong):
 )
 def test_what_is_no_number_is_refused(wrong):
     with pytest.raises(ValueError, match=f"^0: {next(iter(wrong))}=.* is not valid; use a .* number"):
-        inject_lora(nn.Sequential(nn.Linear(4, 4)), ["0"], **{"r": 2, **wrong})
+        inject_lora(nn.Sequential(nn.Linear(4, 4)), ["0"], scaling="alpha", **{"r": 2, **wrong})
+
+
+def test_alpha_that_is_not_divided_by_r_must_be_meant():
+    """The same numbers would be r times as strong here as in PEFT."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    with pytest.warns(UserWarning, match=r"alpha=6, as in the article: 3 times .* scaling='alpha/r'") as told:
+        inject_lora(model, ["0"], r=3, alpha=6)
+    assert told[0].filename == __file__
+    inject_lora(model, ["1"], r=1, alpha=6)  # one and the same
+    inject_lora(model, ["2"], r=3, alpha=6, scaling="alpha/r")
+    assert [layer.lora.scaling for _, layer in lora_layers(model)] == [6, 6, 2]
 
 
 def test_the_update_is_in_the_mode_of_its_layer():
     model = nn.Sequential(nn.Linear(64, 4), nn.Linear(4, 4)).eval()
-    inject_lora(model, ["0"], r=2, dropout=0.5)
+    inject_lora(model, ["0"], r=2, dropout=0.5, scaling="alpha")
     nn.init.normal_(model[0].lora.lora_B)
     x = torch.randn(5, 64)
     assert torch.equal(model(x), model(x))
@@ -207,7 +218,7 @@ def test_a_and_b_are_fp32_whatever_torch_makes_by_default():
     torch.set_default_dtype(torch.bfloat16)
     try:
         model = nn.Sequential(nn.Linear(4, 4))
-        inject_lora(model, ["0"], r=2)
+        inject_lora(model, ["0"], r=2, scaling="alpha")
     finally:
         torch.set_default_dtype(torch.float32)
     assert {parameter.dtype for parameter in lora_parameters(model)} == {torch.float32}
@@ -217,8 +228,8 @@ def test_a_and_b_are_fp32_whatever_torch_makes_by_default():
 def test_a_layer_that_has_an_update_in_one_place_gets_no_second_in_another():
     shared = nn.Linear(4, 4)
     model = nn.Sequential(shared, nn.Tanh())
-    inject_lora(model, ["0"], r=2)
+    inject_lora(model, ["0"], r=2, scaling="alpha")
     model.append(shared)
     with pytest.raises(ValueError, match="2 already has a LoRA update"):
-        inject_lora(model, ["2"], r=2)
+        inject_lora(model, ["2"], r=2, scaling="alpha")
     assert [name for name, _ in lora_layers(model)] == ["0"]

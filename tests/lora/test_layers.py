@@ -53,7 +53,7 @@ def gpt2():
 def test_a_model_of_any_type_trains_merges_and_goes_back(dtype, layer):
     model = network(dtype)
     before = outputs(model, dtype)
-    inject_lora(model, ["0", "2"], r=3, alpha=2, layer=layer)
+    inject_lora(model, ["0", "2"], r=3, alpha=2, layer=layer, scaling="alpha")
     assert {module.lora.lora_A.dtype for _, module in lora_layers(model)} == {torch.float32}
     assert torch.allclose(outputs(model, dtype), before, atol=ROUNDING[dtype])
     outputs(model, dtype).float().square().sum().backward()
@@ -90,7 +90,7 @@ def test_a_bf16_model_is_within_rounding_of_peft():
 
 def test_casting_a_whole_adapted_model_works_too():
     model = network()
-    inject_lora(model, ["0"], r=2)
+    inject_lora(model, ["0"], r=2, scaling="alpha")
     learn(model)
     said = outputs(model)
     model.to(torch.bfloat16)
@@ -100,7 +100,7 @@ def test_casting_a_whole_adapted_model_works_too():
 
 def test_under_autocast_the_update_is_computed_in_its_type():
     model = network()
-    inject_lora(model, ["0"], r=2)
+    inject_lora(model, ["0"], r=2, scaling="alpha")
     said = outputs(learn(model))
     with torch.autocast("cpu", torch.bfloat16):
         low = outputs(model)
@@ -111,7 +111,7 @@ def test_under_autocast_the_update_is_computed_in_its_type():
 def test_a_layer_in_two_places_is_adapted_in_both_and_merged_in_both():
     shared = nn.Linear(8, 8)
     model = nn.Sequential(shared, nn.Tanh(), shared, nn.Sequential(shared))
-    assert inject_lora(model.requires_grad_(False), ["2"], r=4) == ["0"]
+    assert inject_lora(model.requires_grad_(False), ["2"], r=4, scaling="alpha") == ["0"]
     assert model[0] is model[2] is model[3][0]
     assert isinstance(model[0], LinearWithLoRA)
     x = torch.randn(4, 8)
@@ -127,7 +127,7 @@ def test_a_layer_in_two_places_is_adapted_in_both_and_merged_in_both():
 def test_two_layers_of_one_weight_are_merged_each_for_itself():
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     model[1].weight = model[0].weight
-    inject_lora(model.requires_grad_(False), ["0"], r=4)
+    inject_lora(model.requires_grad_(False), ["0"], r=4, scaling="alpha")
     x = torch.randn(4, 8)
     said = learn(model)(x)
     merge_lora(model)
@@ -173,14 +173,14 @@ def test_what_is_no_plain_linear_layer_is_refused_and_the_model_stays(special):
     model = nn.Sequential(nn.Linear(8, 8), SPECIAL[special]())
     modules = list(model.modules())
     with pytest.raises(ValueError, match=r"target '1': 1 cannot be adapted: .*; "):
-        inject_lora(model, ["0", "1"], r=2)
+        inject_lora(model, ["0", "1"], r=2, scaling="alpha")
     assert list(model.modules()) == modules
-    inject_lora(model, ["0"], r=2)  # the plain one is no worse for its neighbour
+    inject_lora(model, ["0"], r=2, scaling="alpha")  # the plain one is no worse for its neighbour
 
 
 def test_a_layer_that_became_special_is_not_merged_nor_is_any_other():
     model = network()
-    inject_lora(model, ["0", "2"], r=2)
+    inject_lora(model, ["0", "2"], r=2, scaling="alpha")
     said = outputs(learn(model))
     parametrizations.weight_norm(model[2].linear)
     with pytest.raises(ValueError, match="2 cannot be merged: its weight is computed"):
@@ -192,7 +192,7 @@ def test_a_layer_that_became_special_is_not_merged_nor_is_any_other():
 @pytest.mark.parametrize(("dtype", "value"), [(torch.float32, np.nan), (torch.float32, np.inf), (torch.float16, 1e4)])
 def test_numbers_that_are_not_finite_are_not_merged(dtype, value):
     model = network(dtype)
-    inject_lora(model, ["0", "2"], r=2, alpha=1)
+    inject_lora(model, ["0", "2"], r=2, alpha=1, scaling="alpha")
     learn(model)
     with torch.no_grad():
         model[2].lora.lora_A.fill_(value)
@@ -206,7 +206,7 @@ def test_numbers_that_are_not_finite_are_not_merged(dtype, value):
 
 def test_a_layer_with_hooks_on_its_output_is_not_merged():
     model = network()
-    inject_lora(model, ["0"], r=2)
+    inject_lora(model, ["0"], r=2, scaling="alpha")
     handle = model[0].linear.register_forward_hook(lambda module, args, output: output.relu())
     with pytest.raises(ValueError, match="0 cannot be merged: it has forward hooks"):
         merge_lora(model)
@@ -223,13 +223,13 @@ def test_an_adapted_layer_answers_what_a_linear_layer_is_asked():
     assert "scaling=2" in shown
     assert "p=0.25" in shown
     model = gpt2()
-    inject_lora(model, ["c_attn"], r=2)
+    inject_lora(model, ["c_attn"], r=2, scaling="alpha")
     assert [(module.in_features, module.out_features) for _, module in lora_layers(model)] == [(16, 48)]
 
 
 def test_an_adapted_output_layer_is_tied_again(tmp_path):
     model = gpt2()
-    inject_lora(model.requires_grad_(False), ["lm_head"], r=2)
+    inject_lora(model.requires_grad_(False), ["lm_head"], r=2, scaling="alpha")
     model.tie_weights()
     assert model.lm_head.linear.weight is model.transformer.wte.weight
     said = learn(model)(torch.tensor([[1, 2, 3]])).logits
@@ -244,7 +244,7 @@ def test_an_adapted_output_layer_is_tied_again(tmp_path):
 
 def test_numbers_of_numpy_are_numbers():
     model = network()
-    inject_lora(model, ["0"], r=np.int64(3), alpha=np.float32(2), dropout=np.float32(0.5))
+    inject_lora(model, ["0"], r=np.int64(3), alpha=np.float32(2), dropout=np.float32(0.5), scaling="alpha")
     assert type(model[0].lora.scaling) is float
     assert type(model[0].lora.dropout.p) is float
 
@@ -252,19 +252,19 @@ def test_numbers_of_numpy_are_numbers():
 @pytest.mark.parametrize("wrong", [{"alpha": np.inf}, {"alpha": np.nan}, {"dropout": 1.0}, {"dropout": -0.1}, {"r": 0}])
 def test_numbers_that_make_no_update_are_refused(wrong):
     with pytest.raises(ValueError, match=f"0: .*{next(iter(wrong))}"):
-        inject_lora(network(), ["0"], **wrong)
+        inject_lora(network(), ["0"], scaling="alpha", **wrong)
 
 
 def test_a_string_is_one_target_and_no_target_is_refused():
     model = gpt2()
-    assert inject_lora(model, "c_attn") == ["transformer.h.0.attn.c_attn"]
+    assert inject_lora(model, "c_attn", scaling="alpha") == ["transformer.h.0.attn.c_attn"]
     for wrong in ([], "", [""], "c_atn"):
         with pytest.raises(ValueError, match=r"this model has .*c_attn"):
-            inject_lora(gpt2(), wrong)
+            inject_lora(gpt2(), wrong, scaling="alpha")
 
 
 def test_dropout_that_could_never_act_is_refused():
     attention = nn.MultiheadAttention(32, 4)
     with pytest.raises(ValueError, match=r"out_proj: MultiheadAttention reads its weight"):
-        inject_lora(attention, ["out_proj"], r=4, dropout=0.9)
-    assert inject_lora(attention, ["out_proj"], r=4) == ["out_proj"]
+        inject_lora(attention, ["out_proj"], r=4, dropout=0.9, scaling="alpha")
+    assert inject_lora(attention, ["out_proj"], r=4, scaling="alpha") == ["out_proj"]

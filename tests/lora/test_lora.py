@@ -103,7 +103,7 @@ def test_injection_adapts_the_named_layers_and_leaves_the_output_unchanged(netwo
     model, inputs, targets, count = network
     with torch.no_grad():  # with gradients, torch's own encoder would leave its fast path once there is LoRA
         before = output(model, inputs)
-        names = inject_lora(model, targets, r=2, alpha=3, layer=layer)
+        names = inject_lora(model, targets, r=2, alpha=3, layer=layer, scaling="alpha")
         assert len(names) == count == len(list(lora_layers(model)))
         assert {type(module) for _, module in lora_layers(model)} == {layer}
         assert torch.equal(output(model, inputs), before)
@@ -112,7 +112,7 @@ def test_injection_adapts_the_named_layers_and_leaves_the_output_unchanged(netwo
 def test_only_the_updates_are_trained_and_the_base_stays_as_it_was(network, layer):
     model, inputs, targets, _ = network
     base = {name: value.clone() for name, value in model.named_parameters()}
-    inject_lora(model, targets, r=2, alpha=3, layer=layer)
+    inject_lora(model, targets, r=2, alpha=3, layer=layer, scaling="alpha")
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert {id(p) for p in trainable} == {id(p) for p in lora_parameters(model)}
     optimizer = torch.optim.SGD(trainable, lr=0.1)
@@ -130,7 +130,7 @@ def test_merged_equals_unmerged_with_random_updates_and_unmerging_is_the_inverse
     names = [name for name, _ in model.named_parameters()]
     base = {name: value.clone() for name, value in model.named_parameters()}
     plain = output(model, inputs)
-    inject_lora(model, targets, r=2, alpha=3, layer=layer)
+    inject_lora(model, targets, r=2, alpha=3, layer=layer, scaling="alpha")
     randomise(model)
     adapted = output(model, inputs)
     assert not torch.allclose(adapted, plain, atol=1e-4)
@@ -228,7 +228,7 @@ def test_a_weight_tied_to_an_embedding_leaves_the_embedding_alone_when_merged():
     model = nn.ModuleDict({"embed": nn.Embedding(9, 4), "out": nn.Linear(4, 9, bias=False)})
     model["out"].weight = model["embed"].weight
     before = model["embed"].weight.clone()
-    inject_lora(model, ["out"], r=2)
+    inject_lora(model, ["out"], r=2, scaling="alpha")
     randomise(model)
     removed = merge_lora(model)
     assert torch.equal(model["embed"].weight, before)
@@ -253,18 +253,18 @@ def test_a_mistake_is_named_and_changes_nothing(targets, r, words):
     model, _ = distilbert()
     before = [name for name, _ in model.named_modules()]
     with pytest.raises(ValueError) as error:
-        inject_lora(model, targets, r=r)
+        inject_lora(model, targets, r=r, scaling="alpha")
     assert all(word in str(error.value) for word in words), str(error.value)
     assert [name for name, _ in model.named_modules()] == before
 
 
 def test_a_layer_is_not_adapted_twice_but_others_may_be():
     model, _ = distilbert()
-    inject_lora(model, ["query"], r=2)
+    inject_lora(model, ["query"], r=2, scaling="alpha")
     with pytest.raises(ValueError, match="already has a LoRA update"):
-        inject_lora(model, ["value", "query"], r=2)
+        inject_lora(model, ["value", "query"], r=2, scaling="alpha")
     assert len(list(lora_layers(model))) == 2
-    inject_lora(model, ["*lin*", "head"][1:], r=2)
+    inject_lora(model, ["*lin*", "head"][1:], r=2, scaling="alpha")
     assert len(list(lora_layers(model))) == 4
 
 
@@ -276,7 +276,7 @@ def test_unknown_scaling_is_refused():
 def test_unmerging_onto_another_model_or_twice_is_refused_and_changes_nothing():
     model, inputs = mlp()
     other, _ = mlp()
-    inject_lora(model, ["0", "2"], r=2)
+    inject_lora(model, ["0", "2"], r=2, scaling="alpha")
     randomise(model)
     removed = merge_lora(model)
     before = output(other, inputs)
@@ -290,7 +290,7 @@ def test_unmerging_onto_another_model_or_twice_is_refused_and_changes_nothing():
 
 def test_merging_again_after_unmerging_gives_the_same_model():
     model, inputs = mlp()
-    inject_lora(model, ["0", "2"], r=2)
+    inject_lora(model, ["0", "2"], r=2, scaling="alpha")
     randomise(model)
     removed = merge_lora(model)
     merged = output(model, inputs)
@@ -309,7 +309,7 @@ def test_lora_plus_gives_b_its_own_rate_as_peft_does(train_head):
     theirs = inject_adapter_in_model(LoraConfig(r=2, target_modules=["q_lin", "v_lin"]), theirs)
     ours, _ = distilbert()
     ours.requires_grad_(False)
-    inject_lora(ours, ["query", "value"], r=2)
+    inject_lora(ours, ["query", "value"], r=2, scaling="alpha")
     for model in (ours, theirs):
         model.classifier.requires_grad_(train_head)
 
@@ -333,7 +333,7 @@ def test_a_ratio_of_one_changes_nothing_and_every_trained_parameter_is_there_onc
     model, _ = distilbert()
     model.requires_grad_(False)
     model.classifier.requires_grad_(True)
-    inject_lora(model, ["query"], r=2, layer=layer)
+    inject_lora(model, ["query"], r=2, layer=layer, scaling="alpha")
     trained = [id(parameter) for parameter in model.parameters() if parameter.requires_grad]
     (group,) = parameter_groups(model, 0.5)
     assert [id(parameter) for parameter in group["params"]] == trained

@@ -24,7 +24,7 @@ def model(request):
     """Two adapted layers, some way from where they started."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 4)).requires_grad_(False)
-    inject_lora(network, ["0", "2"], r=3, alpha=2, dropout=0.5, layer=request.param)
+    inject_lora(network, ["0", "2"], r=3, alpha=2, dropout=0.5, layer=request.param, scaling="alpha")
     for parameter in lora_parameters(network):
         nn.init.normal_(parameter)
     return network.eval()
@@ -62,7 +62,7 @@ def test_nothing_is_merged_where_one_layer_cannot_be(model, spoil):
 
 def test_what_holds_the_infinity_is_named():
     model = nn.Sequential(nn.Linear(4, 4))
-    inject_lora(model, ["0"], r=2)
+    inject_lora(model, ["0"], r=2, scaling="alpha")
     nn.init.constant_(model[0].lora.lora_B, torch.nan)
     with pytest.raises(ValueError, match=r"lora\.lora_B holds numbers that are not finite"):
         merge_lora(model)
@@ -102,7 +102,7 @@ def test_any_type_runs_under_autocast_too(dtype, cast):
     for layer in (LinearWithLoRA, LinearWithDoRA):
         model = nn.Sequential(nn.Linear(6, 4))
         model = model.to(dtype) if cast == "before" else model
-        inject_lora(model, ["0"], r=2, layer=layer)
+        inject_lora(model, ["0"], r=2, layer=layer, scaling="alpha")
         model.to(dtype) if cast == "after" else None
         assert model(X.to(dtype)).dtype == dtype
         with torch.autocast("cpu", torch.bfloat16):

@@ -191,7 +191,7 @@ def test_code_for_an_adapter_runs(tiny_backbone: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     torch.manual_seed(1)
     model = DistilBertForSequenceClassification.from_pretrained(tiny_backbone)
-    inject_lora(model, ["query", "value"])
+    inject_lora(model, ["query", "value"], scaling="alpha")
     for _, layer in lora_layers(model):
         torch.nn.init.normal_(layer.lora.lora_B)
     save_adapter(model.eval(), tmp_path)

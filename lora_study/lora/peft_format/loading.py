@@ -155,6 +155,7 @@ def _adapted_layer(name: str, modules: Mapping[str, nn.Module], config: PeftConf
             ["linear"],
             r,
             factor,
+            scaling="alpha",  # which takes the factor as it is
             dropout=config.lora_dropout,
             generator=torch.Generator(),  # A is overwritten; leave the global random state alone
             layer=LinearWithDoRA if config.use_dora else LinearWithLoRA,
