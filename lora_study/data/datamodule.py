@@ -86,16 +86,21 @@ class ReviewDataModule(L.LightningDataModule):
         """The reviews of test; see `eval_dataloader`."""
         return self.eval_dataloader("test")
 
-    def eval_dataloader(self, part: str) -> Loader:
-        """Every review of train, val or test once, longest first (``drop_last`` leaves some out)."""
-        lengths = self.parts[part].lengths
+    def eval_dataloader(self, part: str, most: int | None = None) -> Loader:
+        """Every review of train, val or test once, longest first (``drop_last`` leaves some out).
+
+        Args:
+            part: The part.
+            most: If given, only its first so many reviews: a random sample, since parts are shuffled.
+        """
+        lengths = self.parts[part].lengths[:most]
         return self._loader(
             part, evaluation_batches(lengths, self.config.eval_batch_size, *self._devices(), self.config.drop_last)
         )
 
-    def scored(self, part: str) -> int:
-        """How many reviews of a part its evaluation scores: all, unless ``drop_last``."""
-        rows = len(self.parts[part])
+    def scored(self, part: str, most: int | None = None) -> int:
+        """How many reviews of a part `eval_dataloader` gives: all, or so many, unless ``drop_last``."""
+        rows = len(self.parts[part].lengths[:most])
         return rows - rows % self.config.eval_batch_size if self.config.drop_last else rows
 
     def describe(self) -> dict[str, Any]:

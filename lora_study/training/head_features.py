@@ -76,9 +76,9 @@ class FeatureDataModule(L.LightningDataModule):
         """The validation reviews."""
         return self.eval_dataloader("val")
 
-    def eval_dataloader(self, part: str) -> Loader:
-        """The reviews of a part, none shuffled."""
-        return self._loader(part, self.reviews.eval_dataloader(part))
+    def eval_dataloader(self, part: str, most: int | None = None) -> Loader:
+        """The reviews of a part, or its first so many, none shuffled."""
+        return self._loader(part, self.reviews.eval_dataloader(part, most))
 
     def _loader(self, part: str, like: Loader) -> Loader:
         features, labels = self.features[part], torch.tensor(self.reviews.parts[part].labels)

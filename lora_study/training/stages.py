@@ -28,6 +28,10 @@ from lora_study.training.head_features import FeatureDataModule, HeadOnFeatures
 from lora_study.training.places import Place
 from lora_study.training.trainer import make_trainer
 
+# Training reviews that are scored after training. The article scored all 35,000, which takes as long as a fifth of an
+# epoch; the accuracy of 5,000 has a standard error of at most 0.7 points.
+MOST_TRAIN = 5000
+
 
 @dataclass(frozen=True)
 class Computer:
@@ -212,13 +216,16 @@ def train(training: Training) -> float:
 
 def score(config: ExperimentConfig, reviews: Reviews, built: Built, training: Training) -> Scored:
     """Score the trained model on the training and test reviews; those of validation chose it and are known."""
-    scored = reviews.batches.scored
-    metrics: dict[str, dict[str, Any] | None] = {"val": {**training.best.scores, "n": scored("val")}, "test": None}
+    batches = reviews.batches
+    metrics: dict[str, dict[str, Any] | None] = {"val": {**training.best.scores, "n": batches.scored("val")}}
+    metrics["test"] = None
     seconds: dict[str, float] = {}
     for part in ("train", "test") if config.score_test else ("train",):
         started = time.perf_counter()
-        (found,) = training.trainer.test(training.classifier, training.batches.eval_dataloader(part), verbose=False)
-        metrics[part] = {**found, "n": scored(part)}
+        most = MOST_TRAIN if part == "train" else None
+        loader = training.batches.eval_dataloader(part, most)
+        (found,) = training.trainer.test(training.classifier, loader, verbose=False)
+        metrics[part] = {**found, "n": batches.scored(part, most)}
         seconds[part] = time.perf_counter() - started
     memory = built.memory.read()
     predictions = _predictions(reviews, training.classifier) if config.score_test else None

@@ -168,6 +168,11 @@ def rows_of(batches: object) -> list[list[int]]:
     return [batch["index"].tolist() for batch in batches]  # type: ignore[attr-defined]
 
 
+def test_a_loader_gives_the_first_reviews_of_a_part_if_it_is_told_how_many(data: ReviewDataModule) -> None:
+    assert sorted(flat(rows_of(data.eval_dataloader("train", 21)))) == list(range(21))
+    assert (data.scored("train", 21), data.scored("train", 60), data.scored("train")) == (21, 50, 50)
+
+
 def test_loaders_give_every_review_of_their_part_once(data: ReviewDataModule) -> None:
     loaders = {
         "train": [data.train_dataloader(), data.eval_dataloader("train")],

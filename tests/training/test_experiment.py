@@ -18,7 +18,7 @@ from lora_study.config_files import experiment_from
 from lora_study.model.classifier import ReviewClassifier
 from lora_study.records.record import read_record
 from lora_study.sharing.trained import load_run
-from lora_study.training import head_features
+from lora_study.training import head_features, stages
 from lora_study.training.experiment import run_experiment
 
 
@@ -163,6 +163,16 @@ def test_dropout_acts_during_training_unless_switched_off(tiny, tiny_backbone, r
 def test_padding_to_the_cap_changes_nothing_but_rounding(tiny, runs, tmp_path):
     padded = run_experiment(tiny("lora", data={"padding": "max_length"}), tmp_path)
     assert padded.metrics["test"]["loss"] == pytest.approx(runs["lora"][0].metrics["test"]["loss"], abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["lora", "cached"])
+def test_of_many_training_reviews_the_first_are_scored(tiny, runs, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(stages, "MOST_TRAIN", 70)
+    record, whole = run_experiment(tiny(name), tmp_path), runs[name][0]
+    assert [record.metrics[part]["n"] for part in ("train", "val", "test")] == [70, 60, 100]
+    assert record.metrics["test"] == whole.metrics["test"]
+    assert record.metrics["train"]["loss"] != whole.metrics["train"]["loss"]
+    assert round(record.metrics["train"]["accuracy"] * 70, 4) % 1 == 0
 
 
 def test_drop_last_leaves_the_last_incomplete_batch_unscored_and_says_so(tiny, runs, tmp_path):
