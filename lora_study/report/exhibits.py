@@ -11,6 +11,7 @@ import pandas as pd
 from lora_study.base.text_tables import escape, markdown_table
 from lora_study.config import flatten
 from lora_study.evidence.claims import ClaimResult
+from lora_study.evidence.draws import draws_table
 from lora_study.evidence.statistics import mean_t
 from lora_study.evidence.summary import encoder_label, facts_table, measured, rows_of
 from lora_study.records.record import Record
@@ -52,6 +53,7 @@ def draw_up(study: Study, summary: pd.DataFrame, variants: list[Variant]) -> dic
     """Every table of the report that has a row, by name."""
     tables = {
         "verdicts": Table(_verdicts(study)),
+        "draws": Table(draws_table([record for record in study.records if record.status == "completed"])),
         "accuracies": Table(accuracies(study, summary)),
         "parts": Table(_parts(summary)),
         "parameters": Table(_parameters(summary, study)),

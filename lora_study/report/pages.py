@@ -48,6 +48,7 @@ def report_page(study: Study, tables: Mapping[str, Table], pictures: Mapping[str
         f"{arithmetic} These are numbers of parameters and their ratios; they need no run.",
         "## In plain words",
         *words.in_plain_words(study),
+        *table("draws", "Which random draw the test accuracy depends on"),
         *_training(study, list(figure("loss"))),
         *_calibration(study, list(figure("calibration"))),
         "## All the rest",
