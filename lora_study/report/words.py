@@ -112,10 +112,13 @@ def confidence(study: Study) -> str:
     words = f"With a head that stays as it was drawn ({_names(spans[True])}), probabilities lie {_between(spans[True])}"
     if spans[False]:
         words += f"; with a trained head ({_names(spans[False])}) {_between(spans[False])}"
-    return words + (
-        ". Such a head turns normalised activations into logits of bounded size, so that no training makes the "
-        "model surer; `lora-study inspect` computes the bound."
-    )
+    words += ". Such a head turns normalised activations into logits of bounded size, so that no training makes the "
+    frozen = [record for record in study.records if record.name in [name for name, *_ in spans[True]]]
+    least, most = (all_measured(frozen, f"metrics.lora.{end}_probability") for end in ("least", "most"))
+    if not least or not most:
+        return f"{words}model surer; `lora-study inspect` computes the bound."
+    cap = f"none can be below {min(least):.2f} or above {max(most):.2f}"
+    return f"{words}model surer: as computed for these heads, {cap}."
 
 
 def copies(study: Study) -> str:

@@ -202,7 +202,7 @@ def page_of_training(results):
 
 def test_a_frozen_head_s_reach_is_told_from_the_predictions(results):
     for name, low, high in (("lora_best", 0.25, 0.75), ("full", 0.01, 0.98)):
-        run = record(name, test=0.5)
+        run = record(name, test=0.5, metrics={"lora": {"least_probability": low / 2, "most_probability": 0.8}})
         write_run(results, run)
         rows = predictions(run)
         rows["probability"] = [high if p > 0.5 else low for p in rows["probability"]]
@@ -212,6 +212,7 @@ def test_a_frozen_head_s_reach_is_told_from_the_predictions(results):
     assert (
         "(lora_best), probabilities lie between 0.25 and 0.75; with a trained head (full) between 0.01 and 0.98" in said
     )
+    assert "as computed for these heads, none can be below 0.12 or above 0.80" in said
 
 
 def test_a_variant_is_compared_and_measures_a_departure(study):
