@@ -9,7 +9,14 @@
 `layers` has the mathematics, `injection` puts it into a model, `merging` adds it to the weights. They need only torch.
 """
 
-from lora_study.lora.injection import ALIASES, inject_lora, lora_layers, lora_parameters, parameter_groups
+from lora_study.lora.injection import (
+    ALIASES,
+    inject_lora,
+    lora_disabled,
+    lora_layers,
+    lora_parameters,
+    parameter_groups,
+)
 from lora_study.lora.layers import LinearWithLoRA, LoRALayer, Scaling
 from lora_study.lora.merging import merge_lora, unmerge_lora
 
@@ -19,6 +26,7 @@ __all__ = [
     "LoRALayer",
     "Scaling",
     "inject_lora",
+    "lora_disabled",
     "lora_layers",
     "lora_parameters",
     "merge_lora",

@@ -4,6 +4,8 @@ A folder holds `adapter_config.json` and `adapter_model.safetensors`, a few MB f
 and transformers load what is written here, and LoRA and DoRA adapters written by PEFT load here, over any network.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import nn
@@ -46,12 +48,8 @@ class Adapters:
             ConfigError: the name is taken, the folder is refused as by `load_adapter`, or the adapter in use is merged.
         """
         check(name not in self._adapters, "adapter", name, "there already is one with that name; remove it first")
-        active = self.active
-        self.use(None)
-        try:
+        with self.disabled():
             self._adapters[name] = read_adapter(self.model, user_path(folder))
-        finally:
-            self.use(active)
 
     def use(self, name: str | None) -> None:
         """Put an adapter in place of the one in use; None leaves the plain model.
@@ -79,6 +77,26 @@ class Adapters:
         for change in coming:
             change.put(change.adapted)
         self.active = name
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The plain model, while a block runs; the reference of preference training (DPO) is an example.
+
+            with adapters.disabled(), torch.no_grad():
+                reference = adapters.model(tokens).logits
+
+        Afterwards, and after an exception, the adapter that was in use is back, its gradients with it. Blocks may be
+        nested. (What `inject_lora` put into a model is left out by `lora_disabled`, which knows of no other head.)
+
+        Raises:
+            ConfigError: the adapter in use is merged.
+        """
+        active = self.active
+        self.use(None)
+        try:
+            yield
+        finally:
+            self.use(active)
 
     def remove(self, name: str) -> None:
         """Forget an adapter; if it was in use, the plain model remains.

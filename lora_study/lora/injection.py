@@ -5,13 +5,14 @@ A model that is refused is left unchanged.
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import nn
 
-from lora_study.lora.compatibility import is_only_read, widths
+from lora_study.lora.compatibility import is_only_read, weight_of, widths
 from lora_study.lora.layers import LinearWithLoRA, LoRALayer, Scaling
 
 # Short names of targets, and what the layers are called in DistilBERT.
@@ -167,6 +168,38 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, LinearWithLoRA]]:
     for name, module in model.named_modules():
         if isinstance(module, LinearWithLoRA):
             yield name, module
+
+
+@contextmanager
+def lora_disabled(model: nn.Module) -> Iterator[None]:
+    """The model without its updates, while a block runs; the reference of preference training (DPO) is an example.
+
+        with lora_disabled(model), torch.no_grad():
+            reference = model(tokens).logits
+
+    Inside, the plain linear layers stand in their places, so the output is exactly that of a model without LoRA.
+    Afterwards, and after an exception, the updates are back, their gradients with them; if the model was moved or put
+    in another mode meanwhile, they follow. Blocks may be nested. Whatever else was trained, such as a head, stays as
+    it is; `Adapters.disabled` has the model's own head instead.
+
+    Raises:
+        ValueError: the model is nothing but an adapted layer, which has no place to put a plain one in.
+    """
+    if isinstance(model, LinearWithLoRA):
+        raise ValueError("the model is an adapted layer itself; disable LoRA in the model it belongs to")
+    places = [
+        (owner, key, layer)
+        for owner in model.modules()
+        for key, layer in owner._modules.items()
+        if isinstance(layer, LinearWithLoRA)
+    ]
+    for owner, key, layer in places:
+        setattr(owner, key, layer.linear)
+    try:
+        yield
+    finally:
+        for owner, key, layer in places:
+            setattr(owner, key, layer.to(weight_of(layer.linear).device).train(layer.linear.training))
 
 
 def lora_parameters(model: nn.Module) -> Iterator[nn.Parameter]:

@@ -449,6 +449,36 @@ def test_an_adapter_is_removed_and_loaded_while_another_is_in_use(three, tmp_pat
     assert torch.equal(outputs(adapters.model), said[None])
 
 
+def test_an_adapter_is_left_out_while_a_block_runs_and_is_back_afterwards(three):
+    adapters, said = three
+    adapters.use("number 2")
+    with_adapter = adapters.model(input_ids=TOKENS).logits
+    with_adapter.square().sum().backward()
+    trained = [parameter for parameter in adapters.model.parameters() if parameter.requires_grad]
+    gradients = [parameter.grad for parameter in trained]
+    with adapters.disabled():
+        assert torch.equal(outputs(adapters.model), said[None]), "the model's own head, too"
+        with pytest.raises(KeyboardInterrupt), adapters.disabled():
+            raise KeyboardInterrupt
+        assert adapters.active is None
+        adapters.use("number 0")  # whatever is used inside
+    assert adapters.active == "number 2"
+    assert torch.equal(outputs(adapters.model), with_adapter)
+    assert [id(p) for p in adapters.model.parameters() if p.requires_grad] == [id(p) for p in trained]
+    assert all(parameter.grad is gradient is not None for parameter, gradient in zip(trained, gradients, strict=True))
+
+
+def test_what_is_left_out_is_what_peft_leaves_out(build, tmp_path):
+    save_adapter(adapted(build("distilbert")), tmp_path)
+    theirs = peft.PeftModel.from_pretrained(build("distilbert", head_seed=1), tmp_path)
+    adapters = Adapters(build("distilbert", head_seed=1))
+    adapters.load("one", tmp_path)
+    adapters.use("one")
+    with theirs.disable_adapter(), adapters.disabled():
+        assert torch.equal(outputs(adapters.model), outputs(theirs))
+    torch.testing.assert_close(outputs(adapters.model), outputs(theirs), atol=1e-5, rtol=0)
+
+
 def test_an_adapter_put_in_later_follows_the_mode_the_model_is_in_now(three):
     adapters, _ = three
     adapters.model.train()

@@ -1,5 +1,7 @@
 """lora.py: what LoRA promises, on several networks, and against PEFT's own layers."""
 
+import contextlib
+import copy
 import math
 
 import pytest
@@ -10,6 +12,7 @@ from lora_study.lora import (
     LinearWithLoRA,
     LoRALayer,
     inject_lora,
+    lora_disabled,
     lora_layers,
     lora_parameters,
     merge_lora,
@@ -146,6 +149,59 @@ def test_merged_equals_unmerged_with_random_updates_and_unmerging_is_the_inverse
     assert torch.equal(output(model, inputs), adapted), "exactly, however often"
     after = {name.replace(".linear.", "."): value for name, value in model.named_parameters()}
     assert all(torch.equal(after[name], value) for name, value in base.items())
+
+
+def test_without_its_updates_a_model_is_exactly_the_one_it_was_and_has_them_back_afterwards(network, layer):
+    model, inputs, targets, count = network
+    plain, names = output(model, inputs), list(model.state_dict())
+    inject_lora(model, targets, r=2, alpha=3, scaling="alpha", layer=layer)
+    randomise(model)
+    adapted = output(model, inputs)
+    adapted.square().sum().backward()
+    gradients = {parameter: parameter.grad for parameter in lora_parameters(model)}
+    with lora_disabled(model):
+        assert list(model.state_dict()) == names
+        with pytest.raises(KeyboardInterrupt), lora_disabled(model):
+            raise KeyboardInterrupt
+        assert torch.equal(output(model, inputs), plain), "still"
+    assert torch.equal(output(model, inputs), adapted)
+    assert len(list(lora_layers(model))) == count
+    assert all(parameter.grad is gradients[parameter] is not None for parameter in lora_parameters(model))
+
+
+def test_a_model_that_is_its_own_reference_learns_as_beside_a_copy(layer):
+    """The loss of preference training (DPO) compares the adapted model with the plain one."""
+    model, inputs = mlp()
+    model.requires_grad_(False)
+    reference = copy.deepcopy(model)
+    inject_lora(model, ["0", "2"], r=2, alpha=3, scaling="alpha", layer=layer)
+    randomise(model)
+
+    def gradients(own: bool) -> tuple:
+        said = model(*inputs)
+        with lora_disabled(model) if own else contextlib.nullcontext(), torch.no_grad():
+            before = (model if own else reference)(*inputs)
+        return torch.autograd.grad(nn.functional.softplus(before - said).sum(), list(lora_parameters(model)))
+
+    for mine, expected in zip(gradients(own=True), gradients(own=False), strict=True):
+        assert expected.abs().max() > 0
+        assert torch.equal(mine, expected)
+
+
+def test_updates_that_were_left_out_follow_the_model_and_return_to_their_places_alone():
+    shared = nn.Linear(5, 5)
+    model = nn.Sequential(nn.Linear(5, 5), shared)
+    inject_lora(model, ["1"], r=2, alpha=3, scaling="alpha", dropout=0.5)
+    model.append(model[1]).append(shared)
+    updated = model[1]
+    with lora_disabled(model.train()):
+        assert model[1] is model[2] is model[3] is shared
+        model.eval()
+    assert model[1] is model[2] is updated
+    assert model[3] is shared
+    assert not any(module.training for module in model.modules())
+    with pytest.raises(ValueError, match="is an adapted layer itself"), lora_disabled(updated):
+        pass
 
 
 @pytest.mark.parametrize("scaling", SCALINGS)
