@@ -4,58 +4,52 @@ import copy
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from lora_study.data.tokens import TokenisedReviews, encode, tokenise
+from lora_study.data.tokens import encode, tokenise
 
 
 class Counting:
     """A tokenizer that counts how many reviews it was asked for."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(self, tokenizer):
         self.backend_tokenizer = tokenizer.backend_tokenizer
         self.tokenizer = tokenizer
         self.reviews = 0
 
-    def __call__(self, texts: list[str], **options: object) -> object:
+    def __call__(self, texts, **options):
         self.reviews += len(texts)
         return self.tokenizer(texts, **options)
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tiny_backbone: Path) -> PreTrainedTokenizerFast:
-    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(tiny_backbone)
-    return tokenizer
+def tokenizer(tiny_backbone):
+    return PreTrainedTokenizerFast.from_pretrained(tiny_backbone)
 
 
 @pytest.fixture(scope="module")
-def reviews(reviews_csv: Path) -> pd.DataFrame:
+def reviews(reviews_csv):
     table = pd.read_csv(reviews_csv)
     return table.assign(id=table.index.map(str))
 
 
-def reviews_tokenised(
-    reviews: pd.DataFrame, tokenizer: PreTrainedTokenizerFast, cache: Path, max_length: int = 32
-) -> tuple[int, TokenisedReviews]:
+def reviews_tokenised(reviews, tokenizer, cache, max_length=32):
     """How many reviews were tokenised rather than read, and the tokens."""
     counting = Counting(tokenizer)
-    tokens = tokenise(reviews, counting, max_length, cache)  # type: ignore[arg-type]
+    tokens = tokenise(reviews, counting, max_length, cache)
     return counting.reviews, tokens
 
 
-def same(one: TokenisedReviews, other: TokenisedReviews) -> bool:
+def same(one, other):
     arrays = ("tokens", "offsets", "truncated", "labels")
     return one.ids == other.ids and all(np.array_equal(getattr(one, name), getattr(other, name)) for name in arrays)
 
 
-def test_tokens_are_the_tokenizers(
-    reviews: pd.DataFrame, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tokens_are_the_tokenizers(reviews, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr("lora_study.data.tokens.CHUNK", 64)  # several chunks, the last one smaller
     tokens = tokenise(reviews, tokenizer, 32, tmp_path)
     assert len(tokens) == len(reviews)
@@ -70,16 +64,14 @@ def test_tokens_are_the_tokenizers(
     assert 0 < tokens.truncated.mean() < 1
 
 
-def test_second_run_reads_the_cache(reviews: pd.DataFrame, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_second_run_reads_the_cache(reviews, tokenizer, tmp_path):
     made, first = reviews_tokenised(reviews, tokenizer, tmp_path)
     read, second = reviews_tokenised(reviews, tokenizer, tmp_path)
     assert (made, read) == (len(reviews), 0)
     assert same(first, second)
 
 
-def test_labels_are_not_part_of_the_cache(
-    reviews: pd.DataFrame, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
+def test_labels_are_not_part_of_the_cache(reviews, tokenizer, tmp_path):
     tokenise(reviews, tokenizer, 32, tmp_path)
     flipped = reviews.assign(label=1 - reviews["label"])
     made, tokens = reviews_tokenised(flipped, tokenizer, tmp_path)
@@ -87,9 +79,7 @@ def test_labels_are_not_part_of_the_cache(
     assert tokens.labels.tolist() == flipped["label"].tolist()
 
 
-def test_other_texts_lengths_and_tokenizers_have_their_own_entry(
-    reviews: pd.DataFrame, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
+def test_other_texts_lengths_and_tokenizers_have_their_own_entry(reviews, tokenizer, tmp_path):
     tokenise(reviews, tokenizer, 32, tmp_path)
     assert reviews_tokenised(reviews, tokenizer, tmp_path, max_length=31)[0] == len(reviews)
     assert reviews_tokenised(reviews[::-1], tokenizer, tmp_path)[0] == len(reviews)
@@ -100,9 +90,7 @@ def test_other_texts_lengths_and_tokenizers_have_their_own_entry(
     assert reviews_tokenised(reviews, other, tmp_path)[0] == len(reviews)
 
 
-def test_options_of_an_earlier_call_do_not_matter(
-    reviews: pd.DataFrame, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
+def test_options_of_an_earlier_call_do_not_matter(reviews, tokenizer, tmp_path):
     tokenizer(["x"], truncation=True, max_length=7, padding="max_length")
     _, first = reviews_tokenised(reviews, tokenizer, tmp_path)
     tokenizer(["x"], truncation=False)
@@ -112,9 +100,7 @@ def test_options_of_an_earlier_call_do_not_matter(
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "one bit", "other file"])
-def test_damaged_entry_is_made_again(
-    reviews: pd.DataFrame, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, damage: str
-) -> None:
+def test_damaged_entry_is_made_again(reviews, tokenizer, tmp_path, damage):
     whole = tokenise(reviews, tokenizer, 32, tmp_path)
     (entry,) = tmp_path.rglob("*.safetensors")
     content = entry.read_bytes()
@@ -126,9 +112,7 @@ def test_damaged_entry_is_made_again(
     assert reviews_tokenised(reviews, tokenizer, tmp_path)[0] == 0
 
 
-def test_unusable_cache_folder_costs_a_warning_only(
-    reviews: pd.DataFrame, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unusable_cache_folder_costs_a_warning_only(reviews, tokenizer, tmp_path, caplog):
     blocked = tmp_path / "file"  # a file where a folder should be: not even root can write below it
     blocked.write_text("")
     with caplog.at_level(logging.WARNING):
@@ -139,13 +123,13 @@ def test_unusable_cache_folder_costs_a_warning_only(
 
 
 def test_failed_write_costs_a_warning_only(
-    reviews: pd.DataFrame,
-    tokenizer: PreTrainedTokenizerFast,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def disk_full(*_: object) -> None:
+    reviews,
+    tokenizer,
+    tmp_path,
+    caplog,
+    monkeypatch,
+):
+    def disk_full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("lora_study.data.cache.save_file", disk_full)
@@ -155,12 +139,10 @@ def test_failed_write_costs_a_warning_only(
     assert not [file for file in tmp_path.rglob("*") if file.suffix in (".safetensors", ".tmp")]
 
 
-def test_of_runs_at_once_one_tokenises(
-    reviews: pd.DataFrame, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def slowly(*arguments: object) -> object:
+def test_of_runs_at_once_one_tokenises(reviews, tokenizer, tmp_path, monkeypatch):
+    def slowly(*arguments):
         time.sleep(0.2)  # time enough for the others to find no entry
-        return encode(*arguments)  # type: ignore[arg-type]
+        return encode(*arguments)
 
     monkeypatch.setattr("lora_study.data.tokens.encode", slowly)
     # A thread's lock excludes the other threads' just as another process's would.

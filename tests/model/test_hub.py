@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -53,12 +52,12 @@ Connect = Callable[..., None]
 
 
 @pytest.fixture(scope="module")
-def model(tiny_backbone: Path) -> Repository:
+def model(tiny_backbone):
     return Repository("models", "tiny/distilbert", tiny_backbone)
 
 
 @pytest.fixture(scope="module")
-def reviews(reviews_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Repository:
+def reviews(reviews_csv, tmp_path_factory):
     folder = tmp_path_factory.mktemp("imdb")
     (folder / "README.md").write_text(CARD)
     (folder / "plain_text").mkdir()
@@ -69,13 +68,13 @@ def reviews(reviews_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Repo
 
 
 @pytest.fixture
-def connect(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Connect:
+def connect(monkeypatch, tmp_path):
     """Point this process at a hub, or take it offline, with a cache of the test's own.
 
     These are what the environment variables decide, but huggingface_hub reads them only when it is imported.
     """
 
-    def connect_to(hub: MiniatureHub | None) -> None:
+    def connect_to(hub):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", hub is None)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         url = hub.url if hub else "https://huggingface.co"
@@ -85,7 +84,7 @@ def connect(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Connect:
     return connect_to
 
 
-def load_in_own_python(*revisions: str, **environment: str) -> dict[str, Any]:
+def load_in_own_python(*revisions, **environment):
     """What LOAD_BY_NAME prints in a Python whose environment has only these settings of Hugging Face's."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     done = subprocess.run(
@@ -97,13 +96,10 @@ def load_in_own_python(*revisions: str, **environment: str) -> dict[str, Any]:
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_environment_variables_choose_hub_and_cache(
-    model: Repository, reviews: Repository, reviews_csv: Path, tmp_path: Path
-) -> None:
+def test_environment_variables_choose_hub_and_cache(model, reviews, reviews_csv, tmp_path):
     revisions, home = (model.commit, reviews.commit), str(tmp_path)
     with MiniatureHub.serving([model, reviews]) as hub:
         online = load_in_own_python(*revisions, HF_HOME=home, HF_ENDPOINT=hub.url)
@@ -122,11 +118,11 @@ def test_environment_variables_choose_hub_and_cache(
 
 
 @pytest.mark.parametrize("pinned", [True, False])
-def test_model_by_name_is_the_model_of_the_folder(model: Repository, connect: Connect, pinned: bool) -> None:
+def test_model_by_name_is_the_model_of_the_folder(model, connect, pinned):
     config = ModelConfig(backbone="tiny/distilbert", revision=model.commit if pinned else None)
     expected = build_model(ModelConfig(backbone=str(model.folder)), head_seed=1).state_dict()
 
-    def check_all() -> None:
+    def check_all():
         assert list(build_skeleton(config).state_dict()) == list(expected)
         weights = build_model(config, head_seed=1).state_dict()
         assert all(torch.equal(weights[name], expected[name]) for name in expected)
@@ -148,7 +144,7 @@ def test_model_by_name_is_the_model_of_the_folder(model: Repository, connect: Co
     check_all()
 
 
-def test_cache_filled_file_by_file_is_used(model: Repository, connect: Connect) -> None:
+def test_cache_filled_file_by_file_is_used(model, connect):
     config = ModelConfig(backbone="tiny/distilbert")
     with MiniatureHub.serving([model]) as hub:
         connect(hub)
@@ -159,7 +155,7 @@ def test_cache_filled_file_by_file_is_used(model: Repository, connect: Connect) 
     assert build_tokenizer(config).pad_token_id == 0
 
 
-def test_tokenizer_alone_in_the_cache_does_not_pass_for_the_model(model: Repository, connect: Connect) -> None:
+def test_tokenizer_alone_in_the_cache_does_not_pass_for_the_model(model, connect):
     config = ModelConfig(backbone="tiny/distilbert", revision=model.commit)
     with MiniatureHub.serving([model]) as hub:
         connect(hub)
@@ -179,9 +175,7 @@ def test_tokenizer_alone_in_the_cache_does_not_pass_for_the_model(model: Reposit
         ("tiny/distilbert", "v9", "it has no revision 'v9'"),
     ],
 )
-def test_what_the_hub_does_not_have_is_one_line(
-    model: Repository, connect: Connect, name: str, revision: str | None, reason: str
-) -> None:
+def test_what_the_hub_does_not_have_is_one_line(model, connect, name, revision, reason):
     with MiniatureHub.serving([model]) as hub:
         connect(hub)
         for build in (build_skeleton, build_tokenizer, lambda config: build_model(config, head_seed=1)):
@@ -192,7 +186,7 @@ def test_what_the_hub_does_not_have_is_one_line(
 
 @pytest.mark.timeout(10)
 @pytest.mark.parametrize("pinned", [True, False])
-def test_unreachable_hub_is_one_line_and_quick(model: Repository, connect: Connect, pinned: bool) -> None:
+def test_unreachable_hub_is_one_line_and_quick(model, connect, pinned):
     with MiniatureHub.serving([model]) as hub:
         connect(hub)
     with pytest.raises(ConfigError, match="ConnectError") as caught:
