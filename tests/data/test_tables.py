@@ -2,14 +2,13 @@
 
 import gzip
 import json
-from pathlib import Path
-from typing import Any
 
 import datasets
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from write_table import write_table
 
 from lora_study.base.errors import ConfigError
 from lora_study.config import DataConfig
@@ -21,40 +20,25 @@ TEXTS = ["NA", "007", 'a, "b"\tc', "one\ntwo", "form\x0cfeed\x85and\u2028more", 
 LABELS = [0, 1, 1, 0, 1, 0, 0]
 
 
-def load(path: Path, **changes: Any) -> pd.DataFrame:
+def load(path, **changes):
     return load_reviews(DataConfig(source=str(path), **changes))
 
 
-def written(folder: Path, name: str, content: str) -> Path:
+def written(folder, name, content):
     (folder / name).write_bytes(content.encode())
     return folder / name
 
 
-def to_predict(path: Path, *columns: str | None) -> list[tuple[str, str]]:
+def to_predict(path, *columns):
     with open_reviews(str(path), *columns) as reviews:
         return [(review.id, review.text) for review in reviews]
 
 
-def refusal(path: Path, **changes: Any) -> str:
+def refusal(path, **changes):
     with pytest.raises(ConfigError) as caught:
         load(path, **changes)
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
     return str(caught.value)
-
-
-def table(path: Path, frame: pd.DataFrame) -> None:
-    """Write a frame as the type that the path's ending says, in capitals or not, with .gz or not."""
-    plain = path.with_name("plain")
-    kind = path.name.lower().removesuffix(".gz").rsplit(".")[-1]
-    if kind == "parquet":
-        frame.to_parquet(plain)
-    elif kind in ("jsonl", "ndjson"):
-        frame.to_json(plain, orient="records", lines=True, force_ascii=False)
-    else:
-        frame.to_csv(plain, index=False, sep="\t" if kind == "tsv" else ",")
-    content = plain.read_bytes()
-    plain.unlink()
-    path.write_bytes(gzip.compress(content) if path.name.lower().endswith(".gz") else content)
 
 
 @pytest.mark.parametrize("zipped", ["", ".gz", ".GZ"])
@@ -62,7 +46,7 @@ def table(path: Path, frame: pd.DataFrame) -> None:
 def test_every_format_gives_the_same_reviews_to_train_on_and_to_predict(tmp_path, ending, zipped):
     path = tmp_path / f"reviews{ending}{zipped}"
     ids = ["01", "2.0", "NaN", "x y", "é", "-", "None"]
-    table(path, pd.DataFrame({"id": ids, "review": TEXTS, "Sentiment": LABELS}))
+    write_table(path, {"id": ids, "review": TEXTS, "Sentiment": LABELS})
     reviews = load(path)
     assert reviews["text"].tolist() == TEXTS
     assert reviews["label"].tolist() == LABELS
@@ -152,7 +136,7 @@ def test_columns_and_labels_are_what_the_user_says(tmp_path):
     assert "name each label once" in str(_config_error(path, labels={"bad": 0, "Bad ": 1}))
 
 
-def _config_error(path: Path, **changes: Any) -> ConfigError:
+def _config_error(path, **changes):
     with pytest.raises(ConfigError) as caught:
         load(path, **changes)
     return caught.value
@@ -166,21 +150,24 @@ def test_settings_for_tables_are_refused_for_other_sources(tmp_path):
         load(tmp_path, text_column="text")
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
+        ([0, 1], [0, 1]),
+        (["0", "1"], [0, 1]),
         (["0.0", "1.0"], [0, 1]),
         (["True", "False"], [1, 0]),
         (["TRUE", " false"], [1, 0]),
         (["pos", "neg"], [1, 0]),
-        (["Negative", "Positive"], [0, 1]),
+        (["Negative", "POSITIVE "], [0, 1]),
         ([1, 0.0], [1, 0]),
         ([True, False], [1, 0]),
     ],
 )
-def test_labels_are_what_they_say(tmp_path, values, expected):
-    rows = [json.dumps({"text": "a", "label": value}) for value in values]
-    assert load(written(tmp_path, "r.jsonl", "\n".join(rows)))["label"].tolist() == expected
+def test_labels_are_what_they_say(tmp_path, ending, values, expected):
+    reviews = load(write_table(tmp_path / f"r.{ending}", {"text": ["a", "b"], "label": values}))
+    assert reviews["label"].tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -203,7 +190,7 @@ def test_labels_that_could_be_misread_are_refused(tmp_path, values, words):
     assert all(word in message for word in words), message
 
 
-def class_label(path: Path, names: Any, labels: list[int]) -> Path:
+def class_label(path, names, labels):
     """A Parquet file with names for its class numbers, as datasets writes them."""
     features = {"label": {"names": names, "_type": "ClassLabel"}, "text": {"dtype": "string", "_type": "Value"}}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
@@ -249,7 +236,7 @@ def test_two_parquet_columns_of_one_name_are_refused_where_they_are_read(tmp_pat
 
 
 @pytest.fixture
-def data_set() -> datasets.Dataset:
+def data_set():
     """Three reviews whose class 0 is positive."""
     features = {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["pos", "neg"])}
     rows = {"text": ["a", "b", "c"], "label": [0, 1, 1]}
