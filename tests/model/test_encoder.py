@@ -1,6 +1,7 @@
 """The encoder's weights, its fresh head, the embedded rewrite, and what a user is told when something is wrong."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -88,8 +89,7 @@ def test_settings_of_the_config_reach_the_layers(tiny_backbone):
 def test_half_precision_checkpoint_is_loaded_in_fp32(copy):
     weights = {name: weight.half() for name, weight in load_file(copy / "model.safetensors").items()}
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    shape = json.loads((copy / "config.json").read_text()) | {"dtype": "float16"}
-    (copy / "config.json").write_text(json.dumps(shape))
+    rewrite_config(copy, dtype="float16")
     model = build_model(ModelConfig(backbone=str(copy)), head_seed=1)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
@@ -199,45 +199,9 @@ def test_tokenizer_neither_cuts_nor_pads_unasked(backbone, tiny):
 # A user's mistakes -----------------------------------------------------------------------------------------------
 
 
-def without_config(folder):
-    (folder / "config.json").unlink()
-
-
-def broken_config(folder):
-    (folder / "config.json").write_text("{")
-
-
-def other_architecture(folder):
-    (folder / "config.json").write_text('{"model_type": "roberta"}')
-
-
-def heads_do_not_divide(folder):
-    shape = json.loads((folder / "config.json").read_text()) | {"n_heads": 5}
-    (folder / "config.json").write_text(json.dumps(shape))
-
-
-def pickled_weights_only(folder):
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-
-
-def truncated_weights(folder):
-    content = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
-
-
-def other_shapes(folder):
-    shape = json.loads((folder / "config.json").read_text()) | {"hidden_dim": 80}
-    (folder / "config.json").write_text(json.dumps(shape))
-
-
-def too_many_layers_promised(folder):
-    shape = json.loads((folder / "config.json").read_text()) | {"n_layers": 3}
-    (folder / "config.json").write_text(json.dumps(shape))
-
-
-def too_few_layers_promised(folder):
-    shape = json.loads((folder / "config.json").read_text()) | {"n_layers": 1}
-    (folder / "config.json").write_text(json.dumps(shape))
+def rewrite_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def test_tables_too_short_for_the_texts_or_the_tokenizer_are_refused(copy):
@@ -250,25 +214,25 @@ def test_tables_too_short_for_the_texts_or_the_tokenizer_are_refused(copy):
     tokenizer.add_tokens([f"unheard-of {number}" for number in range(tokens)])
     with pytest.raises(ConfigError, match=f"vectors for {tokens} tokens, and its tokenizer gives {len(tokenizer)} "):
         check_tables(config, tokenizer, 8)
-    (copy / "config.json").write_text(json.dumps(shape | {"pad_token_id": tokens}))
+    rewrite_config(copy, pad_token_id=tokens)
     with pytest.raises(ConfigError, match=f"pad_token_id is {tokens}"):
         build_model(config, head_seed=1)
 
 
-@pytest.mark.parametrize(
-    ("spoil", "named"),
-    [
-        (without_config, "config.json"),
-        (broken_config, "config.json"),
-        (other_architecture, "'roberta'"),
-        (heads_do_not_divide, "config.json"),
-        (pickled_weights_only, "save_pretrained"),
-        (truncated_weights, "model.safetensors"),
-        (other_shapes, "another shape .*ffn.lin1.* and 5 more"),
-        (too_many_layers_promised, "lacks .*layer.2.* and 15 more"),
-        (too_few_layers_promised, "unknown weight .*layer.1"),
-    ],
-)
+SPOILT = {
+    "no config": (lambda folder: (folder / "config.json").unlink(), "config.json"),
+    "broken config": (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
+    "other architecture": (lambda folder: rewrite_config(folder, model_type="roberta"), "'roberta'"),
+    "heads that do not divide": (lambda folder: rewrite_config(folder, n_heads=5), "config.json"),
+    "pickle": (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "save_pretrained"),
+    "truncated weights": (lambda folder: os.truncate(folder / "model.safetensors", 100_000), "model.safetensors"),
+    "other shapes": (lambda folder: rewrite_config(folder, hidden_dim=80), "another shape .*ffn.lin1.* and 5 more"),
+    "too many layers": (lambda folder: rewrite_config(folder, n_layers=3), "lacks .*layer.2.* and 15 more"),
+    "too few layers": (lambda folder: rewrite_config(folder, n_layers=1), "unknown weight .*layer.1"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "named"), SPOILT.values(), ids=SPOILT)
 def test_spoilt_folder_is_one_readable_line(copy, spoil, named):
     spoil(copy)
     with pytest.raises(ConfigError, match=named) as caught:
