@@ -80,41 +80,6 @@ def run_stopped(study: Study, chance: random.Random) -> None:
     study.complete()
 
 
-def duplicate_key(study: Study, chance: random.Random) -> None:
-    """A key twice in one of the study's files: refused with file, key and line, and then as if nothing had been."""
-    path = chance.choice(study.own_files())
-    whole = path.read_text()
-    key = chance.choice([line.partition(":")[0] for line in whole.splitlines() if line[0].isalpha()])
-    study.hit()
-    path.write_text(f"{whole}{key}: 1\n")
-    attempt = study.start()
-    attempt.expect(2)
-    line = attempt.line("lora-study: error: ")
-    for words in (path.name, key, f"line {len(whole.splitlines()) + 1}"):
-        if words not in line:
-            raise NotSurvivedError(f"the line does not name {words}: {line}")
-    path.write_text(whole)
-    study.complete()
-
-
-def replaced_data(study: Study, chance: random.Random) -> None:
-    """A label changes under a study with finished runs: refused, naming the reviews, until it is back."""
-    source = study.take_reviews()
-    whole = source.read_text()
-    study.complete()
-    lines = whole.splitlines()
-    row = chance.randrange(1, len(lines))
-    lines[row] = f"{lines[row][:-1]}{1 - int(lines[row][-1])}"
-    source.write_text("\n".join(lines) + "\n")
-    study.hit()
-    attempt = study.start()
-    attempt.expect(2)
-    if f"data.source: {source} has changed" not in (line := attempt.line("lora-study: error: ")):
-        raise NotSurvivedError(f"the line does not name the reviews: {line}")
-    source.write_text(whole)
-    study.complete()
-
-
 def disk_full(study: Study, chance: random.Random) -> None:
     """Results and cache on a disk with room for a part of them; later it has room."""
     size = chance.uniform(0.01, 1) * study.template.size
@@ -351,8 +316,6 @@ def faults() -> dict[str, Fault]:
         "SIGINT": Fault(8, partial(stopped, signal.SIGINT)),
         "SIGTERM": Fault(8, partial(stopped, signal.SIGTERM)),
         "SIGINT during run": Fault(8, run_stopped),
-        "key twice in a file": Fault(5, duplicate_key),
-        "replaced reviews": Fault(5, replaced_data),
         "disk full": Fault(12, disk_full, missing=mounts),
         "read-only folder": Fault(10, read_only, missing=mounts),
         **{f"damaged {name}": Fault(6, partial(damaged, pattern), halfway=True) for name, pattern in files.items()},

@@ -194,13 +194,8 @@ class Study:
             "model": {"backbone": str(template.folder / "distilbert"), "attention_dropout": 0.0},
             "data": {"source": str(template.folder / "reviews.csv"), "cache_dir": str(self.disk / "cache")},
         }
-        self._files = files
-        self.write()
-
-    def write(self) -> None:
-        """Write the study's file."""
-        study = {"name": "soak", "title": "A miniature", "experiments": self._files, "overrides": self.overrides}
-        (self.folder / "study.yaml").write_text(yaml.safe_dump(study))
+        study = {"name": "soak", "title": "A miniature", "experiments": files, "overrides": self.overrides}
+        (folder / "study.yaml").write_text(yaml.safe_dump(study))
 
     def start(self, workers: int = 1, figures: bool = False, prepare: Callable[[], None] = lambda: None) -> Attempt:
         """Start an attempt at the study; see `Attempt`."""
@@ -217,18 +212,6 @@ class Study:
         path.write_text(yaml.safe_dump(content))
         arguments = ["run", "--config", str(path), "--results-dir", str(self.results), *more]
         return Attempt(arguments, self.folder / f"{self._attempts}.log", False, lambda: None)
-
-    def own_files(self) -> list[Path]:
-        """The file of the study, and those of experiments of its own."""
-        return sorted(self.folder.glob("*.yaml"))
-
-    def take_reviews(self) -> Path:
-        """Give the study reviews of its own, which may be changed; their file."""
-        path = self.folder / "reviews.csv"
-        shutil.copyfile(self.overrides["data"]["source"], path)
-        self.overrides["data"]["source"] = str(path)
-        self.write()
-        return path
 
     def complete(self) -> None:
         """Start the study once more, and check what has come of it.
