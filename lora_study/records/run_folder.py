@@ -17,7 +17,7 @@ from safetensors.torch import save
 from lora_study.base.errors import ConfigError
 from lora_study.base.files import from_anywhere
 from lora_study.base.redaction import without_secrets
-from lora_study.config import ExperimentConfig, flatten, to_dict
+from lora_study.config import NAMED_SOURCES, ExperimentConfig, flatten, to_dict
 from lora_study.config_differences import NO_OTHER_RUN, without
 from lora_study.records.record import ADAPTER, Record, read_record, write_record
 
@@ -88,11 +88,19 @@ def completed_run(folder: Path, config: ExperimentConfig) -> Record | None:
 
 
 def changed_fields(record: Record, config: ExperimentConfig) -> list[str]:
-    """Fields in which a record's config differs from a config, those of `NO_OTHER_RUN` aside."""
+    """Fields in which a record's config differs from a config, those of `NO_OTHER_RUN` aside.
+
+    Nor does the place matter of a file of reviews or of an encoder's folder whose content the record knows: that is
+    compared by `training.finished.finished_run`.
+    """
     # A record older than a field was run with what is the field's default now.
     then, now = flatten(to_dict(ExperimentConfig())) | flatten(record.config), flatten(to_dict(config))
     for key in ("data.source", "model.backbone"):  # older records have them as they were typed
         then[key] = now[key] if from_anywhere(str(then[key])) == now[key] else then[key]
+    if record.data.get("fingerprint") and not {then["data.source"], now["data.source"]} & set(NAMED_SOURCES):
+        then["data.source"] = now["data.source"]
+    if record.encoder.sha256 and record.encoder.settings_sha256 and Path(now["model.backbone"]).is_absolute():
+        then["model.backbone"] = now["model.backbone"]
     then, now = (without(without_secrets(settings), NO_OTHER_RUN) for settings in (then, now))
     return [
         f"{key}: {then.get(key)!r} then, {now.get(key)!r} now"

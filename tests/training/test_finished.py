@@ -76,6 +76,21 @@ def test_a_finished_run_is_returned_and_says_so(once, capsys):
     assert "[1/1] cached seed 1: already completed; test accuracy" in capsys.readouterr().err
 
 
+def test_where_the_same_reviews_and_encoder_lie_does_not_matter(once):
+    """As after another clone, or after publishing, which keeps the names of files alone."""
+    config, place, folder = once
+    elsewhere = overlay(to_dict(config), {"data": {"source": "base.csv"}, "model": {"backbone": "distilbert"}})
+    write_record(dataclasses.replace(read_record(folder / "record.json"), config=elsewhere), folder)
+    assert finished_run(folder, config) is not None
+    flip(place / "base.csv")
+    with pytest.raises(ConfigError, match="has changed since"):
+        finished_run(folder, config)
+    hub = overlay(elsewhere, {"data": {"source": "hub"}})
+    write_record(dataclasses.replace(read_record(folder / "record.json"), config=hub), folder)
+    with pytest.raises(ConfigError, match=r"other settings \(data\.source: 'hub' then"):
+        finished_run(folder, config)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
