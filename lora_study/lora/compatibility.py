@@ -39,8 +39,12 @@ class StandsForLinear(nn.Module):
     def weight(self) -> Tensor:
         """The adapted weight in the linear layer's type, for networks that read it instead of calling the layer.
 
-        torch's own TransformerEncoderLayer and MultiheadAttention do; without this they would bypass LoRA. It is
-        computed again on every access.
+        torch's own TransformerEncoderLayer and MultiheadAttention do; without this they would bypass LoRA.
+
+        It is computed on every access, even if only its type is asked for, as T5 does with `wo` in every forward pass
+        (which takes four times as long for one token; merge_lora before generating). A kept weight could be out of
+        date, since writing through `.data` leaves no trace; and a tensor that is computed only when its numbers are
+        needed would hide A and B from the autograd functions, and its numbers from the kernels, that it is handed to.
         """
         return self.adapted_weight().to(weight_of(self.linear).dtype)
 
