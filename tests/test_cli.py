@@ -14,12 +14,12 @@ import pandas as pd
 import pytest
 import yaml
 from fabricate import write_study
+from in_this_process import InThisProcess
 from tiny_experiments import tiny_content
 
 from lora_study.cli import COMMANDS, main
 from lora_study.flags import parse
 from lora_study.records.record import read_record, read_records
-from lora_study.studies.launchers.worker import work
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -369,17 +369,10 @@ def test_a_report_is_opened_in_a_browser_if_there_is_one(capsys, tmp_path, monke
     assert (opened[0] in capsys.readouterr().err) != there
 
 
-class Here:
-    """A launcher that starts no process."""
-
-    def run(self, runs, results_dir, command):
-        yield from ((run, work(run, results_dir, command)) for run in runs)
-
-
 def test_a_study_s_reviews_and_encoder_can_be_named_on_the_command_line(
     capsys, experiment, reviews_csv, tiny_backbone, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("lora_study.studies.launchers.make_launcher", lambda name, workers: Here())
+    monkeypatch.setattr("lora_study.studies.launchers.make_launcher", lambda name, workers: InThisProcess())
     study, results = tmp_path / "study.yaml", tmp_path / "out"
     hub = {"data": {"source": "hub", "revision": "abc"}, "model": {"backbone": "distilbert", "revision": "def"}}
     (tmp_path / "from_hub.yaml").write_text(yaml.safe_dump({"extends": "experiment.yaml", "name": "a", **hub}))
@@ -403,21 +396,24 @@ def test_a_study_into_a_folder_that_cannot_be_written_is_one_line(capsys, tmp_pa
 
 
 def test_a_request_to_stop_ends_a_study_at_once_and_leaves_no_half_run(experiment, tmp_path):
-    """SIGTERM, as a scheduler sends it, to the study's process alone: the run's own process ends with it."""
+    """SIGTERM, as a scheduler sends it, to the study's process alone: those of its runs end with it."""
     content = yaml.safe_load(experiment.read_text())
     content["train"]["epochs"] = 100_000
     experiment.write_text(yaml.safe_dump(content))
     study = tmp_path / "study.yaml"
-    study.write_text(yaml.safe_dump({"name": "mini", "title": "A miniature", "experiments": ["experiment.yaml"]}))
-    arguments = ["reproduce", "--study", str(study), "--results-dir", str(tmp_path / "out")]
+    mini = {"name": "mini", "title": "A miniature", "experiments": ["experiment.yaml"], "seeds": [1, 2]}
+    study.write_text(yaml.safe_dump(mini))
+    arguments = ["reproduce", "--study", str(study), "--results-dir", str(tmp_path / "out"), "--workers", "2"]
     process = subprocess.Popen(
         [sys.executable, "-m", "lora_study", *arguments], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
+    training = 0
     for line in process.stderr:
-        if "parameters trainable" in line:  # the run's process is training
+        training += "parameters trainable" in line
+        if training == 2:
             break
     process.terminate()
-    _, printed = process.communicate(timeout=30)  # ends only when the run's process has let go of stderr, too
+    _, printed = process.communicate(timeout=30)  # ends only when the runs' processes have let go of stderr, too
     assert process.returncode == 130
     assert "interrupted" in printed
     assert not (tmp_path / "out" / "tiny").exists()

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import subprocess
 import sys
 from contextlib import closing
 from importlib.util import find_spec
@@ -13,9 +12,9 @@ import filelock
 import pandas as pd
 import pytest
 import vanishing
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from in_this_process import InThisProcess
 from tiny_experiments import tiny_content
 
 from lora_study.base.errors import ConfigError
@@ -25,7 +24,7 @@ from lora_study.records.record import read_record, run_dir
 from lora_study.studies.launchers import make_launcher
 from lora_study.studies.launchers.dispatch import RETRIES, dispatch
 from lora_study.studies.launchers.local import LocalLauncher
-from lora_study.studies.launchers.worker import work, write_failed
+from lora_study.studies.launchers.worker import write_failed
 from lora_study.studies.study import run_all, run_study
 from lora_study.training.experiment import run_experiment
 
@@ -36,18 +35,6 @@ def runs(tiny_backbone: Path, reviews_csv: Path, tmp_path: Path):
     base = tiny_content(tiny_backbone, reviews_csv, tmp_path / "cache", (48, 20, 30), learning_rate=0.01)
     modes = [{"name": "lora", "lora": {"r": 2, "alpha": 1}}, {"name": "full", "mode": "full"}]
     return [experiment_from(base | mode | {"seed": seed}) for seed in (1, 2) for mode in modes]
-
-
-class InThisProcess:
-    """A launcher without processes, for what does not depend on them."""
-
-    def __init__(self):
-        self.started = []
-
-    def run(self, runs, results_dir, command):
-        for run in runs:
-            self.started.append(run)
-            yield run, work(run, results_dir, command)
 
 
 def result(results_dir: Path, run):
@@ -242,33 +229,3 @@ def test_slurm_without_sbatch_is_one_line(runs, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"--launcher slurm: .* sbatch") as error:
         run_all(runs[:1], tmp_path / "out", make_launcher("slurm", None), "command")
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.slow
-def test_a_request_to_stop_ends_all_workers(runs, tmp_path):
-    for run in runs[:2]:
-        content = {
-            "name": run.name,
-            "mode": run.mode,
-            "model": {"backbone": run.model.backbone},
-            "data": {"source": run.data.source, "sizes": {"train": 48, "val": 20, "test": 30}, "max_length": 16},
-            "train": {"epochs": 100_000, "precision": "32-true", "accelerator": "cpu", "threads": 1},
-        }
-        content["data"]["cache_dir"] = str(tmp_path / "cache")
-        (tmp_path / f"{run.name}.yaml").write_text(yaml.safe_dump(content))
-    study = {"name": "mini", "title": "A miniature", "experiments": ["lora.yaml", "full.yaml"]}
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
-    arguments = ["--study", str(tmp_path / "study.yaml"), "--results-dir", str(tmp_path / "out"), "--workers", "2"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lora_study", "reproduce", *arguments], stderr=subprocess.PIPE, text=True
-    )
-    training = 0
-    for line in process.stderr:
-        training += "parameters trainable" in line
-        if training == 2:
-            break
-    process.terminate()
-    process.communicate(timeout=30)  # ends only when all have let go of stderr
-    assert process.returncode == 130
-    for name in ("lora", "full"):
-        assert not run_dir(tmp_path / "out", name, 1).exists()

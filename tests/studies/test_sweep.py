@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from in_this_process import InThisProcess
 from tiny_experiments import tiny_content
 
 from lora_study.base.errors import ConfigError
@@ -15,7 +16,6 @@ from lora_study.evidence.trials import chosen_trial, pareto_front, trials_table
 from lora_study.records.record import read_record, run_dir, write_record
 from lora_study.report import write_report
 from lora_study.report.sweep_report import write_sweep_report
-from lora_study.studies.launchers.worker import work
 from lora_study.studies.search import Search, make_experiment, setting_name
 from lora_study.studies.sweep import run_sweep
 from lora_study.training.recording import new_record
@@ -452,12 +452,6 @@ def test_a_trained_sweep_from_the_command_line_never_scores_the_test_reviews_of_
     tiny_backbone, reviews_csv, tmp_path, capsys, monkeypatch
 ):
     """Really trained, in this process; the chosen settings' training is repeated to the last digit."""
-
-    class InThisProcess:
-        def run(self, runs, results_dir, command):
-            for run in runs:
-                yield run, work(run, results_dir, command)
-
     monkeypatch.setattr("lora_study.studies.launchers.make_launcher", lambda name, workers: InThisProcess())
     base = tiny_content(tiny_backbone, reviews_csv, tmp_path / "cache", (96, 40, 30), learning_rate=0.01)
     (tmp_path / "base.yaml").write_text(yaml.safe_dump({"name": "tiny", **base}))
