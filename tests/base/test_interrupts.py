@@ -155,10 +155,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize(
     ("number", "to_all", "said"),
-    [
-        *((number, to_all, ["interrupted"]) for number in BOTH for to_all in (True, False)),
-        (signal.SIGKILL, False, []),
-    ],
+    [*((number, to_all, ["interrupted"]) for number in BOTH for to_all in (True, False)), (signal.SIGKILL, False, [])],
 )
 def test_children_end_with_their_parent_and_say_nothing(tmp_path, number, to_all, said):
     (tmp_path / "parent.py").write_text(CHILDREN)

@@ -122,13 +122,7 @@ def test_unusable_cache_folder_costs_a_warning_only(reviews, tokenizer, tmp_path
     assert "not cached" in caplog.text
 
 
-def test_failed_write_costs_a_warning_only(
-    reviews,
-    tokenizer,
-    tmp_path,
-    caplog,
-    monkeypatch,
-):
+def test_failed_write_costs_a_warning_only(reviews, tokenizer, tmp_path, caplog, monkeypatch):
     def disk_full(*_):
         raise OSError(28, "No space left on device")
 

@@ -122,10 +122,7 @@ class TestTheShippedFile:
     def test_66_million_is_cut_off_not_rounded(self, tmp_path):
         short = CLAIMS["parameters.full_short"]
         rounded = dataclasses.replace(short, judged="rounded")
-        assert [result.verdict for result in evaluate([short, rounded], [], tmp_path)] == [
-            "agrees",
-            "does not agree",
-        ]
+        assert [result.verdict for result in evaluate([short, rounded], [], tmp_path)] == ["agrees", "does not agree"]
 
 
 class TestKnownTruth:
@@ -214,11 +211,7 @@ class TestKnownTruth:
 
     @pytest.mark.parametrize(
         ("gaps", "expected"),
-        [
-            ((0.02, 0.06), "reproduced"),
-            ((0.06, 0.02), "not reproduced"),
-            ((0.03, 0.032), "inconclusive"),
-        ],
+        [((0.02, 0.06), "reproduced"), ((0.06, 0.02), "not reproduced"), ((0.03, 0.032), "inconclusive")],
     )
     def test_who_generalises_better(self, gaps, expected, tmp_path):
         runs = []

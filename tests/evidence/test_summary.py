@@ -30,28 +30,10 @@ def test_reported_rows_are_the_article_s():
         (None, 92.96, 92.39),
         (96.41, 92.80, 92.31),
     ]
-    assert [row.test for row in reported.layerwise.values()] == [
-        78.71,
-        86.45,
-        92.2,
-        92.4,
-        92.65,
-        92.63,
-        92.52,
-        92.63,
-        92.55,
-    ]
-    assert [row.minutes for row in reported.layerwise.values()] == [
-        2.77,
-        2.78,
-        3.39,
-        4.06,
-        4.63,
-        5.15,
-        6.99,
-        None,
-        6.99,
-    ]
+    accuracies = [78.71, 86.45, 92.2, 92.4, 92.65, 92.63, 92.52, 92.63, 92.55]
+    minutes = [2.77, 2.78, 3.39, 4.06, 4.63, 5.15, 6.99, None, 6.99]
+    assert [row.test for row in reported.layerwise.values()] == accuracies
+    assert [row.minutes for row in reported.layerwise.values()] == minutes
 
 
 def test_seeds_are_averaged_and_failed_runs_counted():
@@ -85,13 +67,7 @@ def test_two_seeds_widen_the_interval_and_sampling_stays_apart():
 def test_what_is_missing_stays_missing():
     bare = record("mine", metrics={"train": None, "val": {"accuracy": None}}, memory={"peak_bytes": None})
     row = row_of(summary_table([bare, failed("full")], ROWS), "mine")
-    absent = [
-        "test_spread",
-        "val_accuracy",
-        "train_accuracy",
-        "reported_test_accuracy",
-        "peak_memory_mib",
-    ]
+    absent = ["test_spread", "val_accuracy", "train_accuracy", "reported_test_accuracy", "peak_memory_mib"]
     assert row[absent].isna().all()
     assert pd.isna(row.trainable_ratio)  # there is no lora_default to compare with
     dead = row_of(summary_table([bare, failed("full")], ROWS), "full")

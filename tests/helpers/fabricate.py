@@ -40,11 +40,7 @@ def record(name: str = "lora_default", seed: int = 1, test: float = 0.8, **chang
             "best_epoch": 3,
         },
         "timing": {"train_seconds": 100.0 + seed, "fit_seconds": 120.0, "test_seconds": 8.0, "total_seconds": 140.0},
-        "memory": {
-            "peak_bytes": 900 * 2**20,
-            "peak_bytes_with_scoring": 1100 * 2**20,
-            "kind": "resident set",
-        },
+        "memory": {"peak_bytes": 900 * 2**20, "peak_bytes_with_scoring": 1100 * 2**20, "kind": "resident set"},
         "data": {
             "source": "embedded",
             "fingerprint": {"train": "1f" * 32, "val": "2e" * 32, "test": "3d" * 32},

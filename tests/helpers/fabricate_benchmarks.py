@@ -51,10 +51,7 @@ def row(name: str, experiment: str, ratio: float, **changes: Any) -> dict[str, A
 
 def inference(**changes: Any) -> dict[str, Any]:
     """Beside the pipeline, and a model with LoRA beside one without."""
-    rows = [
-        ("mixed length, 32-true", "ours", "pipeline", 2.0),
-        ("LoRA unmerged, 32-true", "unmerged", "plain", 0.9),
-    ]
+    rows = [("mixed length, 32-true", "ours", "pipeline", 2.0), ("LoRA unmerged, 32-true", "unmerged", "plain", 0.9)]
     content = {
         "rows": [
             {
