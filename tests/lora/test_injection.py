@@ -1,10 +1,11 @@
 """injection.py: layers that only look plain are found out, and dropout is refused only where it could never act."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize, prune
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from lora_study import inject_lora, lora_layers, lora_parameters, merge_lora
 
@@ -34,43 +35,68 @@ class OldConv1D(nn.Module):
 OldConv1D.__name__ = "Conv1D"
 
 
-def changed(layer: nn.Linear, kind: str) -> nn.Module:
-    if kind == "old weight_norm":
-        with pytest.warns(FutureWarning, match="weight_norm"):
-            return nn.utils.weight_norm(layer)
-    if kind == "a computed bias":
-        parametrize.register_parametrization(layer, "bias", nn.Tanh())
-    if kind == "a pruned bias":
-        return prune.l1_unstructured(layer, "bias", amount=1)
-    if kind == "packed":
-        layer.weight = Packed(layer.weight.detach())
-    if kind == "sparse":
-        layer.weight = nn.Parameter(layer.weight.detach().to_sparse())
-    if kind == "flattened":
-        layer.weight = nn.Parameter(layer.weight.detach().flatten())
-    if kind == "a hook on its input":
-        layer.register_forward_pre_hook(lambda module, args: (2 * args[0],))
-    if kind == "a hook on its output":
-        layer.register_forward_hook(lambda module, args, output: 2 * output)
-    return {"quantised": Halves(), "another Conv1D": OldConv1D()}.get(kind, layer)
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
 
 
-KINDS = [
-    *("old weight_norm", "a computed bias", "a pruned bias", "packed", "sparse", "flattened"),
-    *("a hook on its input", "a hook on its output", "quantised", "another Conv1D"),
-]
+def with_weight(layer: nn.Linear, weight: torch.Tensor) -> nn.Linear:
+    layer.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, weight.is_floating_point())
+    return layer
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("targets", [["0", "1"], ["?"], ["1", "0"]])
-def test_what_only_looks_plain_is_refused_by_name_and_nothing_changes(kind, targets):
-    model = nn.Sequential(nn.Linear(4, 4), changed(nn.Linear(4, 4), kind))
+def patched(layer: nn.Linear) -> nn.Linear:
+    layer.forward = lambda x: x
+    return layer
+
+
+def hooked(layer: nn.Linear, register: str) -> nn.Linear:
+    getattr(layer, register)(lambda *args: None)
+    return layer
+
+
+def old_weight_norm(layer: nn.Linear) -> nn.Module:
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        return nn.utils.weight_norm(layer)
+
+
+LOOKALIKES = {
+    "weight_norm": parametrizations.weight_norm,
+    "old weight_norm": old_weight_norm,
+    "spectral_norm": parametrizations.spectral_norm,
+    "old spectral_norm": nn.utils.spectral_norm,
+    "orthogonal": parametrizations.orthogonal,
+    "a computed bias": lambda layer: parametrize.register_parametrization(layer, "bias", nn.Tanh()),
+    "a pruned weight": lambda layer: prune.l1_unstructured(layer, "weight", amount=3),
+    "a pruned bias": lambda layer: prune.l1_unstructured(layer, "bias", amount=1),
+    "a forward of its class": lambda layer: Doubled(4, 4),
+    "a forward of its own": patched,
+    "a hook on its input": lambda layer: hooked(layer, "register_forward_pre_hook"),
+    "a hook on its output": lambda layer: hooked(layer, "register_forward_hook"),
+    "bytes": lambda layer: with_weight(layer, layer.weight.to(torch.int8)),
+    "8-bit floats": lambda layer: layer.to(torch.float8_e4m3fn),
+    "complex numbers": lambda layer: layer.to(torch.complex64),
+    "packed": lambda layer: with_weight(layer, Packed(layer.weight.detach())),
+    "sparse": lambda layer: with_weight(layer, layer.weight.detach().to_sparse()),
+    "flattened": lambda layer: with_weight(layer, layer.weight.detach().flatten()),
+    "lazy": lambda layer: nn.LazyLinear(4),
+    "quantised": lambda layer: Halves(),
+    "another Conv1D": lambda layer: OldConv1D(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules are a new feature")
+@pytest.mark.parametrize("change", LOOKALIKES.values(), ids=LOOKALIKES.keys())
+def test_what_only_looks_plain_is_refused_by_name_and_nothing_changes(change):
+    model = nn.Sequential(nn.Linear(4, 4), change(nn.Linear(4, 4)))
     modules, state = list(model.modules()), dict(model.named_parameters())
-    with pytest.raises(ValueError, match=r"^target '.': 1 cannot be adapted: .+; .+$") as error:
-        inject_lora(model, targets, r=2, scaling="alpha")
-    assert "\n" not in str(error.value)
-    assert list(model.modules()) == modules
-    assert dict(model.named_parameters()) == state
+    for targets in (["0", "1"], ["?"], ["1", "0"]):
+        with pytest.raises(ValueError, match=r"^target '.': 1 cannot be adapted: .+; .+$") as error:
+            inject_lora(model, targets, r=2, scaling="alpha")
+        assert "\n" not in str(error.value)
+        assert list(model.modules()) == modules
+        assert dict(model.named_parameters()) == state
+    assert inject_lora(model, ["0"], r=2, scaling="alpha") == ["0"], "the plain one is no worse for its neighbour"
 
 
 def test_a_subclass_that_computes_what_linear_does_is_plain():
@@ -181,18 +207,34 @@ def test_dropout_that_acts_is_taken(build, target):
     assert not torch.equal(outputs(model), outputs(model))
 
 
-@pytest.mark.parametrize("wrong", [None, 3, b"0", ["0", 3], [["0"]], ("0", "")])
+@pytest.mark.parametrize("wrong", [None, 3, b"0", "", [], ["0", 3], [["0"]], ("0", "")])
 def test_targets_that_are_no_names_are_refused(wrong):
     with pytest.raises(ValueError, match=r"^targets: .* is not valid; name layers; this model has \*$"):
         inject_lora(nn.Sequential(nn.Linear(4, 4)), wrong, scaling="alpha")
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"r": 2.0}, {"r": "2"}, {"r": True}, {"r": None}, {"alpha": "16"}, {"dropout": "0.1"}]
-)
-def test_what_is_no_number_is_refused(wrong):
-    with pytest.raises(ValueError, match=f"^0: {next(iter(wrong))}=.* is not valid; use a .* number"):
-        inject_lora(nn.Sequential(nn.Linear(4, 4)), ["0"], scaling="alpha", **{"r": 2, **wrong})
+def test_a_string_is_one_target():
+    assert inject_lora(nn.ModuleDict({"abc": nn.Linear(4, 4)}), "abc", r=2, scaling="alpha") == ["abc"]
+
+
+NUMBERS = {
+    "r": [2.0, "2", True, None],
+    "alpha": ["16", np.inf, np.nan],
+    "dropout": ["0.1", 1.0, -0.1],
+}
+
+
+@pytest.mark.parametrize(("name", "wrong"), [(name, wrong) for name, values in NUMBERS.items() for wrong in values])
+def test_numbers_that_make_no_update_are_refused(name, wrong):
+    with pytest.raises(ValueError, match=f"^0: {name}=.* is not valid; use a "):
+        inject_lora(nn.Sequential(nn.Linear(4, 4)), ["0"], scaling="alpha", **{"r": 2, name: wrong})
+
+
+def test_numbers_of_numpy_are_numbers():
+    model = nn.Sequential(nn.Linear(4, 4))
+    inject_lora(model, ["0"], r=np.int64(3), alpha=np.float32(2), scaling="alpha", dropout=np.float32(0.5))
+    assert type(model[0].lora.scaling) is float
+    assert type(model[0].lora.dropout.p) is float
 
 
 def test_alpha_that_is_not_divided_by_r_must_be_meant():

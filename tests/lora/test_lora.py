@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import math
 
 import pytest
 import torch
@@ -21,7 +20,7 @@ from lora_study.lora import (
 )
 from lora_study.lora.dora import LinearWithDoRA
 
-SCALINGS = {"alpha": 6.0, "alpha/r": 6.0 / 4, "alpha/sqrt(r)": 6.0 / 2}
+SCALINGS = {"alpha": 6.0, "alpha/r": 1.5, "alpha/sqrt(r)": 3.0}  # the factor for alpha = 6 and r = 4
 
 
 def distilbert() -> tuple[nn.Module, tuple]:
@@ -125,7 +124,7 @@ def test_only_the_updates_are_trained_and_the_base_stays_as_it_was(network, laye
     after = {name.replace(".linear.", "."): value for name, value in model.named_parameters()}
     assert all(torch.equal(after[name], value) for name, value in base.items())
     assert any(module.lora.lora_B.abs().sum() > 0 for _, module in lora_layers(model))
-    assert all(torch.equal(*pair) for pair in zip(before, trainable, strict=True)) is False
+    assert not all(torch.equal(*pair) for pair in zip(before, trainable, strict=True))
 
 
 def test_merged_equals_unmerged_with_random_updates_and_unmerging_is_the_inverse(network, layer):
@@ -141,14 +140,17 @@ def test_merged_equals_unmerged_with_random_updates_and_unmerging_is_the_inverse
     removed = merge_lora(model)
     assert len(removed) == count
     assert [name for name, _ in model.named_parameters()] == names
-    torch.testing.assert_close(output(model, inputs), adapted, atol=1e-5, rtol=1e-4)
+    merged = output(model, inputs)
+    torch.testing.assert_close(merged, adapted, atol=1e-5, rtol=1e-4)
     assert merge_lora(model) == {}, "merging again is harmless"
-    torch.testing.assert_close(output(model, inputs), adapted, atol=1e-5, rtol=1e-4)
+    assert torch.equal(output(model, inputs), merged)
 
     unmerge_lora(model, removed)
     assert torch.equal(output(model, inputs), adapted), "exactly, however often"
     after = {name.replace(".linear.", "."): value for name, value in model.named_parameters()}
     assert all(torch.equal(after[name], value) for name, value in base.items())
+    merge_lora(model)
+    assert torch.equal(output(model, inputs), merged)
 
 
 def test_without_its_updates_a_model_is_exactly_the_one_it_was_and_has_them_back_afterwards(network, layer):
@@ -242,12 +244,11 @@ def test_agrees_with_peft_in_forward_and_gradients(scaling):
 
 @pytest.mark.parametrize(("scaling", "factor"), SCALINGS.items())
 def test_scaling_conventions(scaling, factor):
-    layer = LoRALayer(3, 5, r=4 - 1, alpha=6.0, scaling=scaling)
-    expected = {"alpha": 6.0, "alpha/r": 2.0, "alpha/sqrt(r)": 6 / math.sqrt(3)}[scaling]
-    nn.init.ones_(layer.lora_B)
-    torch.testing.assert_close(layer(torch.eye(3)), expected * layer.lora_A @ layer.lora_B)
-    torch.testing.assert_close(layer.delta(), expected * layer.lora_A @ layer.lora_B)
-    assert LoRALayer(8, 8, r=4, alpha=6.0, scaling=scaling).scaling == factor
+    layer = LoRALayer(5, 3, r=4, alpha=6.0, scaling=scaling)
+    nn.init.normal_(layer.lora_B)
+    assert layer.scaling == factor
+    torch.testing.assert_close(layer(torch.eye(5)), factor * layer.lora_A @ layer.lora_B)
+    torch.testing.assert_close(layer.delta(), factor * layer.lora_A @ layer.lora_B)
 
 
 @pytest.mark.parametrize("r", [1, 4, 16])
@@ -320,7 +321,7 @@ def test_a_layer_is_not_adapted_twice_but_others_may_be():
     with pytest.raises(ValueError, match="already has a LoRA update"):
         inject_lora(model, ["value", "query"], r=2, scaling="alpha")
     assert len(list(lora_layers(model))) == 2
-    inject_lora(model, ["*lin*", "head"][1:], r=2, scaling="alpha")
+    inject_lora(model, ["head"], r=2, scaling="alpha")
     assert len(list(lora_layers(model))) == 4
 
 
@@ -342,17 +343,6 @@ def test_unmerging_onto_another_model_or_twice_is_refused_and_changes_nothing():
     unmerge_lora(model, removed)
     with pytest.raises(ValueError, match="'0' is not the layer that was merged"):
         unmerge_lora(model, removed)
-
-
-def test_merging_again_after_unmerging_gives_the_same_model():
-    model, inputs = mlp()
-    inject_lora(model, ["0", "2"], r=2, scaling="alpha")
-    randomise(model)
-    removed = merge_lora(model)
-    merged = output(model, inputs)
-    unmerge_lora(model, removed)
-    merge_lora(model)
-    assert torch.equal(output(model, inputs), merged)
 
 
 @pytest.mark.parametrize("train_head", [False, True])
