@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 Number = TypeVar("Number", int, float)
 
-# Layers whose weights their module reads without ever calling them; by the name of its forward, so that torch is all
-# this needs, and a subclass with a forward of its own is not taken for its base.
+# Modules that read the weight of one of their layers and never call the layer. They are listed by their forward, by
+# name: only torch is needed, and a subclass with a forward of its own is not taken for its base class.
 ONLY_READ = {
     "torch.nn.modules.activation.MultiheadAttention.forward": ("out_proj",),
     "transformers.models.wavlm.modeling_wavlm.WavLMAttention.forward": ("q_proj", "k_proj", "v_proj", "out_proj"),
@@ -21,7 +21,7 @@ ONLY_READ = {
 
 
 class StandsForLinear(nn.Module):
-    """A module in place of a linear layer: it has what code around a model asks of such a layer.
+    """A module in the place of a linear layer, with all that other code expects of one.
 
     Args:
         linear: The layer it stands for; nn.Linear, or the Conv1D of GPT-2.
@@ -41,10 +41,11 @@ class StandsForLinear(nn.Module):
 
         torch's own TransformerEncoderLayer and MultiheadAttention do; without this they would bypass LoRA.
 
-        It is computed on every access, even if only its type is asked for, as T5 does with `wo` in every forward pass
-        (which takes four times as long for one token; merge_lora before generating). A kept weight could be out of
-        date, since writing through `.data` leaves no trace; and a tensor that is computed only when its numbers are
-        needed would hide A and B from the autograd functions, and its numbers from the kernels, that it is handed to.
+        It is computed on every access, even if only its type is asked for, as T5 asks for that of `wo` in every
+        forward pass (one token then takes four times as long; merge_lora before generating). A weight that is kept
+        could be out of date, since writing through `.data` leaves no trace. One that is computed only when its
+        numbers are needed would fail in autograd functions, which would not see A and B in it, and in kernels, which
+        would find no numbers.
         """
         return self.adapted_weight().to(weight_of(self.linear).dtype)
 
@@ -56,16 +57,16 @@ class StandsForLinear(nn.Module):
     @property
     def in_features(self) -> int:
         """Width of the input."""
-        return self.linear.in_features if isinstance(self.linear, nn.Linear) else self.nx
+        return widths(self.linear)[0]
 
     @property
     def out_features(self) -> int:
         """Width of the output."""
-        return self.linear.out_features if isinstance(self.linear, nn.Linear) else self.nf
+        return widths(self.linear)[1]
 
     @property
     def nx(self) -> int:
-        """Width of the input, as Conv1D calls it; nn.Linear does not."""
+        """Width of the input, as Conv1D calls it; nn.Linear has no such name."""
         return self.linear.nx  # type: ignore[return-value]
 
     @property
@@ -107,7 +108,7 @@ def widths(linear: nn.Module) -> tuple[int, int]:
 def is_only_read(owner: nn.Module, key: str) -> bool:
     """Whether a module is known to read the weight of one of its layers and never call the layer.
 
-    The update works either way, through the layer's `weight`. What needs a call does not: dropout, and PEFT.
+    The update works either way, through the layer's `weight`; dropout and PEFT's updates need the call.
     """
     forward = type(owner).forward
     return key in ONLY_READ.get(f"{forward.__module__}.{forward.__qualname__}", ())

@@ -1,4 +1,4 @@
-"""Putting LoRA into a finished model: which layers the targets name, and which of these can have an update beside them.
+"""Putting LoRA into a finished model: which layers the targets name, and which of them can have an update beside them.
 
 A model that is refused is left unchanged.
 """
@@ -43,18 +43,18 @@ def inject_lora(
 ) -> list[str]:
     """Put a LoRA update beside every linear layer that a target names, in place.
 
-    The model's output does not change (B is zero), nor does what else requires gradients: freeze the model first. A
-    layer that stands in several places is adapted in all of them, with one update. Layers that share only a weight
-    get an update each.
+    The model's output does not change, since B is zero. Its other parameters require gradients as before: freeze the
+    model first. A layer that stands in several places is adapted in all of them, with one update; layers that share
+    only a weight get an update each.
 
     Args:
         model: Any network; one whose layers are named as DistilBERT's can use the names in `ALIASES`.
         targets: Layer names: an alias, a name or its last parts ("c_attn", "attention.self.query"), or a pattern
-            with * and ? ("encoder.*.linear1"). A single text is one name.
+            with * and ? ("encoder.*.linear1"). A single string is one name.
         r: Rank.
         alpha: Strength of the update.
-        scaling: See `LoRALayer`. If it is left out the factor is alpha, as in the article, and a warning says so: in
-            most other code the same numbers mean alpha/r.
+        scaling: See `LoRALayer`. If it is left out, the factor is alpha as in the article, and a warning says that
+            most other code takes alpha/r.
         dropout: Dropout probability on the input of the updates.
         generator: Source of the random A.
         layer: The module for a layer and its update: `LinearWithLoRA`, or `lora_study.lora.dora.LinearWithDoRA`.
@@ -130,16 +130,16 @@ def find_linears(model: nn.Module, targets: Sequence[str] | str) -> dict[str, nn
 
 
 def objection(layer: nn.Module) -> str | None:
-    """Why a layer is not the plain product x Wᵀ + b, which an update can stand beside and be added to.
+    """Why a layer does not compute just x Wᵀ + b, which an update can stand beside and be merged into.
 
     Returns:
-        The reason and what would help; None for a plain linear layer.
+        The reason and the remedy; None for a plain linear layer.
     """
     weight = layer._parameters.get("weight")
     if not _is_linear(layer):
         return f"a {type(layer).__name__} may compute something else; use a plain linear layer"
     if weight is None or "bias" not in layer._parameters:
-        return "its weight is computed or its bias is (parametrised, normed, pruned); make them plain parameters first"
+        return "its weight or bias is computed (parametrised, normed, pruned); make it a plain parameter first"
     if type(weight) is not nn.Parameter or weight.dtype not in FLOATS or weight.layout != torch.strided:
         kind = f"{type(weight).__name__} of {weight.dtype}"
         return f"its weight is a {kind}, quantised, packed or not loaded yet; load it as plain numbers, such as float32"
@@ -239,7 +239,7 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _is_like_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear layer or looks like one, as quantised layers do: no target skips it silently."""
+    """Whether a module is a linear layer or looks like one, as quantised layers do, so that no target skips it."""
     conv1d = hasattr(module, "nf") and any(kind.__name__ == "Conv1D" for kind in type(module).__mro__)
     return (
         isinstance(module, nn.Linear) or conv1d or (hasattr(module, "in_features") and hasattr(module, "out_features"))

@@ -29,7 +29,7 @@ class LoRALayer(nn.Module):
     Args:
         in_features: Width of the input.
         out_features: Width of the output.
-        r: Rank, 1 up to in_features. (The article adapts a layer of two outputs with r up to 32.)
+        r: Rank, from 1 to in_features. (The article adapts a layer of two outputs with r up to 32.)
         alpha: Strength of the update.
         scaling: Factor on the update: "alpha" as in the article, "alpha/r" as in the LoRA paper and PEFT,
             "alpha/sqrt(r)" as in rsLoRA (Kalajdzievski, arXiv 2312.03732).
@@ -76,7 +76,7 @@ class LoRALayer(nn.Module):
     def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The same update as a matrix, scaling · A B: (in_features, out_features)."""
         A, B = self.lora_A.to(dtype), self.scaling * self.lora_B.to(dtype)
-        # Laid out as nn.Linear's weight: adding a transposed one takes several times as long.
+        # Laid out like nn.Linear's weight, since adding a transposed matrix takes several times as long.
         return (B.T @ A.T).T
 
     def extra_repr(self) -> str:
@@ -90,7 +90,7 @@ class LinearWithLoRA(StandsForLinear):
 
     Args:
         linear: The layer that is adapted; nn.Linear, or the Conv1D of GPT-2, which stores its weight transposed.
-        lora: The update, of the same width.
+        lora: The update, of the same widths.
     """
 
     def __init__(self, linear: nn.Module, lora: LoRALayer) -> None:

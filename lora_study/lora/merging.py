@@ -19,8 +19,8 @@ def merge_lora(model: nn.Module) -> dict[str, tuple[LinearWithLoRA, Tensor]]:
 
     The sum is formed in fp32, or fp64 beside fp64, and stored in the weight's own type, so load the base model in fp32
     to keep all of the update. A model without LoRA is left as it is, so merging twice is harmless. A weight that was
-    tied to another, as GPT-2's lm_head is to its embedding, is no longer tied: saved and loaded again it keeps what was
-    merged, but transformers' tie_weights(), which resize_token_embeddings() calls, would undo it.
+    tied to another, as GPT-2's lm_head is to its embedding, no longer is: what was merged survives saving and loading,
+    but transformers' tie_weights(), which resize_token_embeddings() calls, would undo it.
 
     Returns:
         The adapted layer and its old weight W by layer name, for `unmerge_lora`. Drop them to free the memory of the

@@ -1,4 +1,4 @@
-"""How sure a classifier can become whose head stays as it was drawn: a limit that holds before any training.
+"""How sure a classifier can become while its head stays as it was drawn: a limit that is known before any training.
 
 The head reads the last layer norm's output, γ ⊙ z + β, where z sums to zero and has a length of at most √dim. What is
 trained below it changes z alone, so the difference of the two logits is never more than the maximum over that ball of
@@ -25,7 +25,7 @@ STEPS = 40  # of the search; for the stand-in, more gain less than 1%
 
 @dataclass(frozen=True)
 class ConfidenceCap:
-    """What no review can get beyond.
+    """The limits that no review can pass.
 
     Attributes:
         low: Least difference of the logits, that of class 1 less that of class 0.
@@ -82,7 +82,7 @@ def reads_frozen_head(model: DistilBertForSequenceClassification) -> bool:
 def confidence_cap(model: DistilBertForSequenceClassification) -> ConfidenceCap | None:
     """The cap of a model in its mode, with its weights; None where the head is trained.
 
-    It is one for exact arithmetic: a run in 16 bits may exceed it by its rounding.
+    It holds for exact arithmetic: a run in 16 bits may exceed it by rounding.
     """
     if not reads_frozen_head(model):
         return None
@@ -108,12 +108,12 @@ def _read(model: DistilBertForSequenceClassification) -> tuple[nn.Module, ...]:
 
 
 def upper_bound(slope: Tensor, offset: Tensor, weight: Tensor) -> float:
-    """A number that weight · relu(slope z + offset) exceeds for no z with |z|² <= its size, and hardly more.
+    """An upper limit of weight · relu(slope z + offset) for every z with |z|² <= dim, and hardly more than the maximum.
 
     With u = slope z + offset, relu(u) <= (u + t)² / 4t for every t > 0, and relu(u) >= θ u for every θ from 0 to 1.
     Used for positive and negative weights this leaves a quadratic, which is at most g · (λ - Q)⁻¹ g + λ |z|² + k for
-    every λ above the eigenvalues of Q. Whatever the t, θ and λ, that is a limit; the lowest is looked for. It is the
-    dual of the semidefinite relaxation of Raghunathan, Steinhardt & Liang 2018.
+    every λ above the eigenvalues of Q. That is a limit whatever t, θ and λ are, and we search for the lowest. It is
+    the dual of the semidefinite relaxation of Raghunathan, Steinhardt & Liang 2018.
 
     Args:
         slope: (hidden, dim), double precision.

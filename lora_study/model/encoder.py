@@ -54,7 +54,7 @@ def build_model(config: ModelConfig, head_seed: int) -> DistilBertForSequenceCla
             global random state is left as it was.
 
     Raises:
-        ConfigError: the weights cannot be had, or are not those of a DistilBERT.
+        ConfigError: the weights are not to be found, or are not those of a DistilBERT.
     """
     folder = model_folder(config, ("config.json", WEIGHTS))
     shape, path, state = read_shape(folder, config), folder / WEIGHTS, None
@@ -95,7 +95,7 @@ def build_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
     """The backbone's tokenizer, with no truncation or padding set: the caller chooses both.
 
     Raises:
-        ConfigError: the tokenizer cannot be had.
+        ConfigError: the tokenizer is not to be found, or cannot be read.
     """
     folder = model_folder(config, TOKENIZER_FILES)
     missing = [name for name in TOKENIZER_FILES if not (folder / name).is_file()]
@@ -117,10 +117,10 @@ def build_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
 
 
 def check_tables(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, max_length: int) -> None:
-    """Refuse an encoder whose tables are too short for its tokenizer's tokens or for texts of a length.
+    """Refuse an encoder whose tables are too short for its tokenizer's tokens or for texts of max_length tokens.
 
     Raises:
-        ConfigError: they are, or config.json cannot be had.
+        ConfigError: they are, or config.json is not to be found.
     """
     shape = read_shape(model_folder(config, ("config.json",)), config)
     if max_length > shape.max_position_embeddings:
@@ -144,7 +144,7 @@ def build_skeleton(config: ModelConfig) -> DistilBertForSequenceClassification:
     it reads config.json; any other hub model is looked up in the cache, then on the hub.
 
     Raises:
-        ConfigError: the model's config.json cannot be had or is not a DistilBERT's.
+        ConfigError: the model's config.json is not to be found, or is not a DistilBERT's.
     """
     if config.backbone == EMBEDDED:
         shape = with_settings(EMBEDDED_SHAPE, config)

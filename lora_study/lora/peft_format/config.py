@@ -73,8 +73,8 @@ class PeftConfig:
         if not blocks or layer in self.target_modules:  # PEFT takes a full name as it stands
             return True
         lists = [self.layers_pattern] if isinstance(self.layers_pattern, str) else self.layers_pattern
-        # The block's number is the first in the name that stands behind a name of the list; by default, behind any
-        # that is not the first.
+        # The block's number is the first one in the name that follows a name in layers_pattern; without a pattern, the
+        # first that follows any part of the name but the very first.
         patterns = [_block_below(name) for name in lists if name] or [r".*?\.[^.]*\.(?P<block>\d+)\."]
         found = next((match for pattern in patterns if (match := re.match(pattern, layer))), None)
         return found is not None and int(found["block"]) in blocks
@@ -153,7 +153,7 @@ def _is_off(value: Any) -> bool:
     return value is None or value is False or value in ("", "none", [], {})  # 0 is a number and counts as set
 
 
-# JSON gives plain numbers, so that the very type tells true from 1.
+# JSON gives plain numbers, so their exact type tells true from 1.
 
 
 def _is_number(value: Any) -> bool:

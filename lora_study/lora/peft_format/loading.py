@@ -33,14 +33,14 @@ REMEDY = (
 
 @dataclass(frozen=True)
 class Change:
-    """One place in a model: what stands there, and what an adapter puts in its stead.
+    """One place in a model: what stands there, and what an adapter puts in its place.
 
     Attributes:
         name: The place's name in the model.
         owner: The module that has the place.
         key: What the owner calls it.
         plain: The model's own module, parameter or buffer.
-        adapted: What takes its place.
+        adapted: The adapter's part.
     """
 
     name: str
@@ -126,7 +126,7 @@ def read_adapter(model: nn.Module, folder: Path) -> list[Change]:
         if not within(name, saved)
         for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
     }
-    # PEFT stores a block that stands in several places once; it adapts a layer that does in only one of them.
+    # PEFT stores a block that stands in several places once, but adapts a layer that does so in only one of them.
     stored: dict[Any, str] = {}
     for name, part in parts.items():
         stored.setdefault(_slot(name, modules) if isinstance(part, LinearWithLoRA) else part, name)

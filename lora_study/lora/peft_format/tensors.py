@@ -45,7 +45,7 @@ def base_tensor(module: str, parameter: str, adapted: Collection[str]) -> str:
 
 
 def saved_modules(names: Iterable[str], ends: Sequence[str]) -> list[str]:
-    """Modules that are stored whole; as in PEFT, the end of a name suffices ("classifier" is also "pre_classifier")."""
+    """The modules to store whole; as in PEFT, the end of a name is enough ("classifier" is also "pre_classifier")."""
     saved: list[str] = []
     for name in names:
         if ends and name.endswith(tuple(ends)) and not within(name, saved):

@@ -57,9 +57,9 @@ def hold_frozen_linears_in(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def cast_once(model: DistilBertForSequenceClassification, dtype: torch.dtype) -> None:
-    """Convert what an attention block reads to autocast's type once, in place: 1.08x.
+    """Convert the input of each attention block to autocast's type once, in place: 1.08x.
 
-    Left alone, autocast converts it again for query, key, value and each LoRA update, and each gradient back.
+    Left alone, autocast converts it again for query, key, value and each LoRA update, and converts each gradient back.
     """
 
     def low(value: Any) -> Any:
