@@ -68,8 +68,8 @@ PARAMETERS = {
 def runs_table(records: Iterable[Record]) -> pd.DataFrame:
     """The records as one flat table: a row per run, a column per value, by its dotted name as in `Record.flat`.
 
-    Beside them it has what is to be compared where runs are averaged: ``encoder`` in words, ``memory_kind`` (see
-    `memory_kind`) and ``cost``, the settings that change what a run costs.
+    It also has what must agree where runs are averaged: ``encoder`` in words, ``memory_kind`` (see `memory_kind`) and
+    ``cost``, the settings that change what a run costs.
     """
     records = list(records)
     frame = pd.json_normalize([vars(record) for record in records])
@@ -138,7 +138,7 @@ def _measurements(runs: pd.DataFrame) -> dict[str, Any]:
     done = runs[runs["status"] == "completed"]
     accuracies, reviews = (_numbers(done, f"metrics.test.{key}") for key in ("accuracy", "n"))
     error = accuracy_over_seeds(accuracies, int(min(reviews))) if accuracies and reviews else None
-    # What different ways of computing cost has no mean, nor have resident memory and a GPU's.
+    # The costs of different ways of computing have no mean, nor do resident memory and a GPU's.
     timed = done if done["cost"].nunique() == 1 else done[:0]
     weighed = timed if done["memory_kind"].nunique(dropna=False) == 1 else done[:0]
     return {
@@ -197,7 +197,7 @@ def facts_table(facts: Mapping[str, Iterable[Mapping[str, Any]]]) -> pd.DataFram
 
 
 def comparable(records: Iterable[Record]) -> tuple[list[Record], list[str]]:
-    """The records that may stand together, and one line per record that is left out.
+    """The records that can be compared, and one line per record that is left out.
 
     Runs of one experiment are averaged only if they share encoder, test reviews, mode and settings (those of most
     completed runs) and have different seeds. Failed records are kept: they are counted, never averaged.
@@ -274,7 +274,7 @@ def in_order(names: Iterable[str], reported: Mapping[str, ReportedRow]) -> list[
 
 
 def _averaged(records: Iterable[Record]) -> pd.DataFrame:
-    """The flat table of the records that may stand together; warns of those that may not."""
+    """The flat table of the records that can be compared; warns of those that cannot."""
     kept, left_out = comparable(records)
     for line in left_out:
         warnings.warn(line, stacklevel=3)
@@ -298,14 +298,14 @@ def _cost(record: Record) -> str:
 
 
 def _standing(runs: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The runs that speak for an experiment: a failed one, which may have had other settings, only where none ended."""
+    """The runs that speak for an experiment: the failed ones, perhaps of other settings, only if none completed."""
     runs = runs[runs["name"] == name]
     done = runs[runs["status"] == "completed"]
     return runs if done.empty else done
 
 
 def _numbers(runs: pd.DataFrame, name: str) -> list[float]:
-    """A column of `runs_table` without what is missing or no number."""
+    """A column of `runs_table` without values that are missing or not numbers."""
     return [number for value in runs.get(name, ()) if (number := _finite(value)) is not None]
 
 

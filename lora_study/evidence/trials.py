@@ -16,7 +16,7 @@ from lora_study.records.record import Record
 BEST = "best"  # the experiment that tests the chosen settings
 SWEEP_FILE = "sweep.yaml"  # in a results folder: the sweep it belongs to
 
-# Columns of the table besides the parameters: which number of a run, and how it is summed up over the seeds. Failed
+# Columns of the table besides the parameters: which number of a run, and how the seeds are summarised. Failed
 # runs have no accuracy.
 COLUMNS: dict[str, Any] = {
     "val_accuracy": ("val_accuracy", "mean"),

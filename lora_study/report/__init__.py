@@ -24,7 +24,7 @@ from lora_study.report.words import scope
 
 logger = logging.getLogger(__name__)
 
-# A figure or a table as a page links it, and the files that this report or one of an earlier version made of each.
+# How a page links a figure or a table, and the endings of the files that this version or an earlier one made of it.
 LINK = re.compile(r"\]\((figures|tables)/([^/()]+)\.(?:png|csv)\)")
 ENDINGS = {"figures": ("png", "svg"), "tables": ("csv", "md", "tex")}
 
@@ -37,9 +37,10 @@ def write_report(
 ) -> list[Path]:
     """Write the report of a study into its results folder.
 
-    report.md, report.html, their figures as PNG in figures/; summary.csv and parameters.csv with a row per experiment,
-    and in tables/ one with a row per claim and one with a row per run. Figures and tables of an earlier report that
-    this one does not have are removed. The page about speed goes into the folder of benchmarks, if there is one.
+    The report is report.md and report.html, with their figures as PNG in figures/. summary.csv and parameters.csv have
+    a row per experiment; tables/ has one file with a row per claim and one with a row per run. Figures and tables that
+    an earlier report had and this one does not are removed. The page about speed goes into the folder of benchmarks,
+    if there is one.
 
     Args:
         results_dir: Folder of the study, with ``EXPERIMENT/seed-N/record.json`` below it.
@@ -110,12 +111,12 @@ def readme_results(results_dir: Path) -> str:
 
 
 def _bases(study: Study) -> list[str]:
-    """Experiments that variants may vary: those the article or its companion script reported."""
+    """Experiments of which others can be variants: those that the article or its companion script reported."""
     return [*study.reported.rows, *(name for name in study.reported.layerwise if name not in study.reported.rows)]
 
 
 def _named_by(page: Path) -> set[str]:
-    """The files of figures and tables that a report's page links, as paths beside it; none if there is no page."""
+    """Paths, relative to a report's page, of the figures and tables it links; none if there is no page."""
     if not page.exists():
         return set()
     found = LINK.findall(page.read_text(encoding="utf-8", errors="replace"))

@@ -1,6 +1,6 @@
 """Speed beside other tools: from the files of scripts/benchmark.py and benchmark_inference.py to tables and words.
 
-A file that says something else than these scripts write is named in a line and left out.
+A file that these scripts would not write is named in a line and left out.
 """
 
 import json
@@ -41,7 +41,7 @@ class Benchmark:
     Attributes:
         name: Name of its file without the ending, a key of `TITLES`.
         title: What it measures.
-        encoder: With which encoder, in the words of the report's other titles.
+        encoder: The encoder, worded as in the report's other titles.
         about: What was compared with what and how, as plain text.
         source: When, on what and with which code it was measured, as plain text.
         table: One row per comparison as a reader sees it.
@@ -70,7 +70,7 @@ def read_benchmarks(folder: Path) -> tuple[list[Benchmark], list[str]]:
         if not path.exists():
             continue
         try:
-            # Every number as a float: one kind to check, and none too large for one.
+            # Every number is read as a float: one kind to check, and none is too large for it.
             content = json.loads(path.read_text(encoding="utf-8"), parse_int=float)
             benchmarks.append(_benchmark(name, content))
         except (OSError, ValueError) as error:  # what is not JSON or not text is a ValueError too
@@ -153,9 +153,9 @@ def _about_training(content: Mapping[str, Any]) -> str:
         "Ours is this package; beside it stand Hugging Face's PEFT + Trainer, and a plain Lightning script in a "
         "tutorial's manner. Within a row all have the same encoder, reviews, dropout, batch size "
         f"({_number(content, 'batch_size'):.0f}), length cap ({_number(content, 'max_length'):.0f} tokens) and "
-        f"precision ({_of(str, content, 'precision')}): the ratios compare equal settings, but for what a row's name "
-        "says. They differ in how: ours batches reviews of like lengths, PEFT + Trainer pads a batch to its longest "
-        "review, the Lightning script pads every review to the cap. "
+        f"precision ({_of(str, content, 'precision')}): the ratios compare equal settings, except where a row's name "
+        "says otherwise. They differ in how: ours batches reviews of similar length, PEFT + Trainer pads a batch to "
+        "its longest review, the Lightning script pads every review to the cap. "
         f"{_how_often(content, 'in a process of its own')} A measurement of training is "
         f"{_number(content, 'steps'):.0f} optimizer steps after a warm-up; loading and tokenisation are not timed. "
         "The share of the limit is the speed of ours over that of the machine's matrix products alone, counted in "
@@ -164,7 +164,7 @@ def _about_training(content: Mapping[str, Any]) -> str:
     if "study" in content:
         study = _of(dict, content, "study")
         words += (
-            f" The embedded study from nothing took {_number(study, 'seconds'):,.0f} seconds; its largest run needed "
+            f" From scratch, the embedded study took {_number(study, 'seconds'):,.0f} seconds; its largest run needed "
             f"{_number(study, 'peak_bytes') / 2**30:.2f} GiB."
         )
     return words
@@ -226,7 +226,7 @@ def _source(content: Mapping[str, Any]) -> str:
 
 
 def _of(kind: type[T], values: Any, key: str) -> T:
-    """An entry of a JSON object that has to be of a kind."""
+    """An entry of a JSON object, which has to be of this kind."""
     value = values.get(key) if isinstance(values, Mapping) else None
     if not isinstance(value, kind):
         raise ValueError(f"{key} is {reprlib.repr(value)}, where a benchmark has a {kind.__name__}")

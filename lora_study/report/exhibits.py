@@ -19,13 +19,13 @@ from lora_study.report.material import Study
 from lora_study.report.variants import Variant, compare, deviations_table, variants_table
 
 REFERENCE_ROWS = ("full", "layerwise_all")  # what the other rows are compared with: every layer trained
-# What a run costs: the column's name, that of the ratio, where a record has it, in which unit, and the summary's mean.
+# What a run costs: names of its column and its ratio, the record's field, factor and unit, the summary's column.
 COSTS = (
     ("training steps", "training time", "timing.train_seconds", 1.0, "s", "train_seconds"),
     ("peak memory", "peak memory", "memory.peak_bytes", 2**-20, "MiB", "peak_memory_mib"),
 )
 VERDICT_COLUMNS = ["claim", "article", "here", "95% interval", "verdict", "rule"]
-KEPT = ("claims", "runs")  # tables that are files too, for whoever computes with them
+KEPT = ("claims", "runs")  # tables that are also files, for further computation
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def draw_up(study: Study, summary: pd.DataFrame, variants: list[Variant]) -> dic
 
 
 def judged(study: Study) -> list[ClaimResult]:
-    """The article's sentences that runs of this study say something about, arithmetic aside.
+    """The article's sentences that runs of this study say something about, except arithmetic.
 
     An accuracy is among them only where it was measured on the article's encoder: elsewhere it has no verdict.
     """
@@ -177,7 +177,7 @@ def _parameters(summary: pd.DataFrame, study: Study) -> pd.DataFrame:
 
 
 def _cost(study: Study, summary: pd.DataFrame) -> pd.DataFrame:
-    """Time and memory with their intervals over seeds, and beside those of full fine-tuning."""
+    """Time and memory with their intervals over seeds, and as ratios to those of full fine-tuning."""
     runs: dict[str, dict[int, Record]] = {name: {} for name in summary["experiment"]}
     for record in study.records:
         if record.status == "completed":
@@ -253,7 +253,7 @@ def _facts(study: Study, facts: Callable[[Record], Mapping[str, Any]]) -> pd.Dat
 
 
 def _data(record: Record) -> dict[str, Any]:
-    # Records of before hold near copies, which are no longer looked for.
+    # Older records also have near copies, which are no longer looked for.
     overlap = {key: value for key, value in (record.data.get("overlap") or {}).items() if key != "near"}
     return {**record.data, "overlap": overlap} if overlap else record.data
 

@@ -1,4 +1,4 @@
-"""Which figures a study has: for each the drawing, and what it shows in words."""
+"""Which figures a study has: how each is drawn, and what it shows in words."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ def _seeds(study: Study) -> dict[str, Picture]:
 
 
 def _accuracies(study: Study, records: list[Record]) -> dict[str, list[float]]:
-    """Test accuracies in percent by experiment, those of completed runs alone."""
+    """Test accuracies of the completed runs, in percent, by experiment."""
     done = [record for record in records if record.status == "completed"]
     return {
         name: [100 * value for value in all_measured((r for r in done if r.name == name), "metrics.test.accuracy")]

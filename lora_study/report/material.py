@@ -35,7 +35,7 @@ class Study:
     Attributes:
         name: Name of the results folder.
         address: Where the reader finds that folder, for the commands.
-        records: The runs that may stand together, failed ones included.
+        records: The runs that can be compared, failed ones included.
         published: Those of the published copy; empty without one.
         reported: What the article and its companion script reported; its rows are what this study is compared with.
         curves: For each experiment, in the tables' order, the rows of its runs' ``curves.csv`` and their seed.
@@ -123,7 +123,7 @@ def read_study(
 
 
 def _words(path: Path) -> tuple[dict[str, str], list[str]]:
-    """What a study says of itself, and why it cannot be read; nothing where there is no such file."""
+    """What a study says of itself, and a line if that cannot be read; neither if there is no such file."""
     try:
         content = read_yaml(path) if path.exists() else {}
     except ConfigError as error:
@@ -132,7 +132,7 @@ def _words(path: Path) -> tuple[dict[str, str], list[str]]:
 
 
 def _compared(reported: Reported, records: list[Record]) -> Reported:
-    """The article's rows, and those rows of the layerwise experiment that this study ran and the article has not."""
+    """The article's rows, and those rows of the layerwise experiment that this study ran and the article lacks."""
     ran = {record.name for record in records}
     layerwise = {name: row for name, row in reported.layerwise.items() if name in ran - reported.rows.keys()}
     return dataclasses.replace(reported, rows={**reported.rows, **layerwise})
@@ -166,7 +166,7 @@ def _read_runs(
 
 
 def _unfinished(root: Path) -> list[str]:
-    """One line per run folder without a record: its run was stopped, or goes on."""
+    """One line per run folder without a record: its run was stopped, or is still going on."""
     folders = (path for path in sorted(root.glob("*/seed-*")) if path.is_dir() and not (path / "record.json").exists())
     return [f"{path} has no record.json and is left out: its run has not ended" for path in folders]
 

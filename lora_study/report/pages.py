@@ -1,4 +1,4 @@
-"""The report's page as Markdown: what a reader in a hurry needs comes first, all else is folded."""
+"""The report's page as Markdown: what a reader in a hurry needs comes first; all else is folded."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from urllib.parse import quote
@@ -42,7 +42,7 @@ def report_page(study: Study, tables: Mapping[str, Table], pictures: Mapping[str
         words.scope(study),
         f"**{accuracies} {orderings}**",
         *_warnings(study),
-        *table("verdicts", otherwise="No sentence of the article can be held against these runs."),
+        *table("verdicts", otherwise="No sentence of the article can be checked against these runs."),
         *figure("seeds"),
         words.legend(study),
         f"{arithmetic} These are numbers of parameters and their ratios; they need no run.",
@@ -111,8 +111,8 @@ def _speed(study: Study) -> Iterator[str]:
 
 def _accuracies(study: Study) -> Iterator[str]:
     yield (
-        "Means over seeds. The interval holds the error of sampling test reviews (Wilson's) and, from two seeds on, "
-        "that of sampling seeds; that of a gap is paired over both. The article has one seed for each row."
+        "Means over seeds. The interval covers the error of sampling test reviews (Wilson's) and, from two seeds on, "
+        "that of sampling seeds; a gap's interval is paired over both. The article has one seed for each row."
     )
     done = {record.name for record in study.records if record.status == "completed"}
     if absent := [name for name in study.reported.rows if name not in done]:
@@ -123,8 +123,8 @@ def _evidence(study: Study) -> Iterator[str]:
     if study.verdicts:
         yield (
             f"The rules are in lora_study/evidence/claims/rules.py. {age_of_rules(study.records)} "
-            "Beside each stands how often a rule would give which verdict if the article were exactly right, with the "
-            "spread, seeds and reviews of this study. An adjusted p is Holm's, over all claims that are tests."
+            "Beside each claim stands how often its rule would give each verdict if the article were exactly right, "
+            "with the spread, seeds and reviews of this study. An adjusted p is Holm's, over all claims that are tests."
         )
 
 
@@ -146,6 +146,6 @@ def _findings(study: Study) -> Iterator[str]:
 def _cost(study: Study) -> Iterator[str]:
     yield (
         f"The article's parameters are those of {escape(study.reported.encoder)}. Time is that of the optimizer steps "
-        "alone, with whatever makes this package fast; the claims about time and memory are judged by plain layers. "
-        "Intervals (95%) are over seeds, those of a ratio paired."
+        "alone, with whatever makes this package fast; the claims about time and memory are judged by runs with plain "
+        "layers. Intervals (95%) are over seeds, those of a ratio paired."
     )

@@ -56,7 +56,7 @@ def draw(plot: Callable[..., object], width: float = WIDTH, height: float = 4.2,
         plot: What to draw; takes an Axes, or with panels a list of them.
         width: In inches.
         height: In inches.
-        panels: Number of panels, two beside each other, with one scale; 0 for a single Axes.
+        panels: Number of panels, two side by side, on one scale; 0 for a single Axes.
 
     Returns:
         {'png': bytes, 'svg': bytes}.
@@ -113,7 +113,7 @@ def seeds(
 
 
 def losses(curves: Mapping[str, pd.DataFrame], encoder: str, axes: Sequence[Axes]) -> Sequence[Axes]:
-    """Training loss by step: a panel per experiment, in it a line per seed, thin as logged and thick its running mean.
+    """Training loss by step: a panel per experiment, with a thin line per seed as logged and its running mean thick.
 
     Args:
         curves: For each experiment the rows of its runs' ``curves.csv`` and their seed.
@@ -149,7 +149,7 @@ def losses(curves: Mapping[str, pd.DataFrame], encoder: str, axes: Sequence[Axes
 
 
 def running_mean(run: pd.DataFrame) -> pd.Series:
-    """Of one run's logged training losses."""
+    """The running mean of one run's logged training losses."""
     return run["train_loss"].rolling(SMOOTH, min_periods=1).mean()
 
 
@@ -196,7 +196,7 @@ def ratios(found: pd.DataFrame, title: str, encoder: str, ax: Axes) -> Axes:
         ax.errorbar(rows["ratio"], y, xerr=ends, fmt="none", ecolor=INK, elinewidth=1, capsize=2.5)
     for row, y in zip(rows_of(found), places, strict=True):
         note = ax.annotate(f"{row.ratio:.2f}", (row.high, y), (5, 0), textcoords="offset points", va="center")
-        note.set_bbox({"facecolor": PAPER, "linewidth": 0, "pad": 1.0})  # the line does not cross a number
+        note.set_bbox({"facecolor": PAPER, "linewidth": 0, "pad": 1.0})  # so that the line at 1 crosses no number
     ax.axvline(1, color=GREY, linestyle="--", linewidth=1)
     ax.set_yticks(range(len(names)), [textwrap.fill(name, 22) for name in names])
     ax.set_ylim(len(names) - 0.4, -0.6)  # the first row on top

@@ -41,7 +41,7 @@ def checklist(study: Study) -> Iterator[str]:
     yield f"Of {count(everything, 'record')}, all hold: {', '.join(complete) or 'nothing of what is looked for'}."
     if lacking := {what: number for what, number in held.items() if number < everything}:
         yield "\n".join(f"- {number} of {everything}: {what}" for what, number in lacking.items())
-    yield "No record can tell how settings were chosen and how many were tried; the comments of the configs do."
+    yield "No record can tell how settings were chosen and how many were tried; the comments in the configs do."
 
 
 def _code(text: str) -> str:

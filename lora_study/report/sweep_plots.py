@@ -1,8 +1,8 @@
 """Drawings of a sweep: validation accuracy by parameter, and against size.
 
-They are ours, since in `optuna.visualization.matplotlib` the names of layers run into each other and into the colour
-bar, and its functions are experimental, which they say in a warning each, and need pyplot. What they draw beside
-these, as parallel coordinates, can be drawn from sweep.csv.
+They are our own: in `optuna.visualization.matplotlib` the names of layers overlap each other and the colour bar, and
+its functions need pyplot and warn at every call that they are experimental. What else it draws, such as parallel
+coordinates, can be drawn from sweep.csv.
 
 Every function takes a table of trials (`lora_study.evidence.trials`) and an Axes, draws, and returns the Axes.
 """
@@ -17,7 +17,7 @@ from lora_study.evidence.trials import pareto_front
 from lora_study.report.plots import BELOW, COLOURS, GREY, PAPER
 
 ACCURACY = "validation accuracy (%)"
-FEW = 8  # values that stand at equal distances, in their order; more numbers stand where they are
+FEW = 8  # values that are spaced evenly, in their order; more numbers are placed by value
 
 
 def effect(table: pd.DataFrame, parameter: str, ax: Axes) -> Axes:
@@ -43,7 +43,7 @@ def effect(table: pd.DataFrame, parameter: str, ax: Axes) -> Axes:
 
 
 def pareto(table: pd.DataFrame, chosen: str | None, ax: Axes) -> Axes:
-    """Validation accuracy against trainable parameters: all settings, and those that none beats with as few."""
+    """Validation accuracy against trainable parameters: all settings, and those that no setting as small beats."""
     known = table.dropna(subset=["trainable"])
     front = pareto_front(known)
     ax.plot(known["trainable"], known["val_accuracy"], "o", color=GREY, markersize=4, alpha=0.5, label="tried")

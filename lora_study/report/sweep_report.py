@@ -113,7 +113,7 @@ def _what(sweep: SweepConfig, trials: list[Record], table: pd.DataFrame) -> str:
 
 def _choice(sweep: SweepConfig, table: pd.DataFrame, chosen: str | None, tested: list[Record]) -> str:
     if chosen is None:
-        return "No settings have all their runs completed, so none are chosen."
+        return "No settings completed all their runs, so none are chosen."
     row = table[table["trial"] == chosen].iloc[0]
     lines = (
         f"**{escape(chosen)}** has the best mean validation accuracy, {row['val_accuracy']:.2f}%, of {len(table)} "
@@ -142,5 +142,5 @@ def _ranking(table: pd.DataFrame, parameters: list[str], chosen: str | None) -> 
 
 
 def _each(numbers: Iterable[float]) -> str:
-    """A number that should be one, or each of several: '800', or '400 or 800' where a sweep varies it."""
+    """The number that all share, or each of several: '800', or '400 or 800' where a sweep varies it."""
     return " or ".join(f"{number:,.0f}" for number in sorted(set(numbers))) or "an unknown number of"

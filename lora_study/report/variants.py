@@ -51,10 +51,10 @@ def find_variants(records: Iterable[Record], predictions: Predictions, bases: It
     """The variants among the completed runs, by name.
 
     Args:
-        records: Runs that may stand together.
+        records: Runs that can be compared.
         predictions: Their predictions.
-        bases: Experiments that are varied. Any other experiment is a variant of the one of its mode from which it
-            differs in the fewest settings, if these are at most `MOST_CHANGES`.
+        bases: Experiments that are varied. Any other experiment is a variant of the base of its mode from which it
+            differs in the fewest settings, if those are at most `MOST_CHANGES`.
     """
     runs: dict[str, list[Record]] = {}
     for record in records:
@@ -93,8 +93,8 @@ def variants_table(variants: Iterable[Variant]) -> pd.DataFrame:
 def deviations_table(records: Iterable[Record], variants: Iterable[Variant]) -> pd.DataFrame:
     """One row per departure from the article's recipe: for which experiments, and its measured effect.
 
-    The effect is that of departing: accuracy with the value here minus accuracy with the article's, from a variant
-    that changes this setting alone between just these two values; else 'not measured'.
+    The effect is that of departing: accuracy with the value here minus accuracy with the article's, taken from a
+    variant that changes only this setting, between exactly these two values; otherwise 'not measured'.
     """
     records, variants = list(records), list(variants)
     facts: dict[str, list[dict[str, Any]]] = {record.name: [] for record in records}
@@ -112,7 +112,7 @@ def deviations_table(records: Iterable[Record], variants: Iterable[Variant]) -> 
 
 
 def _changes(base: Record, other: Record) -> dict[str, tuple[Any, Any]]:
-    """Settings in which two runs of one mode differ, those that the mode does not read aside."""
+    """Settings in which two runs of one mode differ, apart from those that the mode does not read."""
     ours, theirs = flatten(base.config), flatten(other.config)
     unread = {"lora", "partial"} - {base.mode}
     changes = {
@@ -120,7 +120,7 @@ def _changes(base: Record, other: Record) -> dict[str, tuple[Any, Any]]:
         for key, value in without(ours, {"name", "seed", *NO_OTHER_RUN, *unread}).items()
         if key in theirs and value != theirs[key]
     }
-    return without(changes, NO_OTHER_RESULT) or changes  # what only costs is measured where nothing else differs
+    return without(changes, NO_OTHER_RESULT) or changes  # what only changes the cost counts where nothing else differs
 
 
 def compare(
@@ -130,7 +130,7 @@ def compare(
     runs: Mapping[str, list[Record]],
     predictions: Predictions,
 ) -> Variant:
-    """One experiment beside another, over the seeds both have; the changes are only noted."""
+    """One experiment beside another, over the seeds both have; the changes are passed on as they are."""
     seeds = sorted({run.seed for run in runs[base]} & {run.seed for run in runs[name]})
     means = [
         mean([run for run in runs[each] if run.seed in seeds or not seeds], "metrics.test.accuracy")

@@ -23,14 +23,14 @@ from lora_study.report.plots import GREY, GRID, INK, PAPER
 THEME = {INK: "currentColor", GREY: "var(--soft)", GRID: "var(--line)", PAPER: "var(--paper)"}
 PX_PER_PT = 1.5  # the largest a drawing gets on the page: a little larger than on paper
 SHORT, PROSE = 24, 40  # characters up to which a cell is not broken in print, and from which it is given width
-# The one HTML that a page's Markdown may hold: a fold's beginning and end. All other is shown as text.
+# The only HTML that a page's Markdown may hold: a fold's beginning and end. Any other is shown as text.
 FOLD = re.compile(r"<details>\n<summary>[^<>]*</summary>\n?|</details>\n?")
 
 
 def html_page(title: str, markdown: str, svg_images: Mapping[str, bytes]) -> str:
     """Render Markdown as one self-contained HTML page.
 
-    Raw HTML in the Markdown is shown as text, but for folds. A table scrolls in a container of its own; on a narrow
+    Raw HTML in the Markdown is shown as text, except folds. A table scrolls in a container of its own; on a narrow
     screen its rows are cards, in which every cell says the name of its column.
 
     Args:

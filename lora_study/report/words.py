@@ -59,7 +59,7 @@ def in_plain_words(study: Study) -> Iterator[str]:
     """What was asked, what was seen, what that means for the article's claims, and what it cannot say."""
     if question := study.words.get("question"):
         yield f"**Asked.** {escape(question)}"
-    yield f"**Seen.** {' '.join(_seen(study)) or 'No sentence of the article can be held against these runs.'}"
+    yield f"**Seen.** {' '.join(_seen(study)) or 'No sentence of the article can be checked against these runs.'}"
     yield f"**What it means.** {_meaning(study)}"
     if limits := study.words.get("limits"):
         yield f"**What it cannot say.** {escape(limits)}"
@@ -83,7 +83,7 @@ def legend(study: Study) -> str:
 
 
 def starts(curves: Mapping[str, pd.DataFrame]) -> str:
-    """When the runs began to learn, and which took more than twice as long as most, which means over epochs hide."""
+    """When the runs began to learn, and which took more than twice as long as most: means over epochs hide that."""
     first: dict[str, float] = {}
     for name, rows in curves.items():
         for seed, run in rows.dropna(subset=["train_loss"]).groupby("seed") if not rows.empty else ():
@@ -112,7 +112,7 @@ def confidence(study: Study) -> str:
     words = f"With a head that stays as it was drawn ({_names(spans[True])}), probabilities lie {_between(spans[True])}"
     if spans[False]:
         words += f"; with a trained head ({_names(spans[False])}) {_between(spans[False])}"
-    words += ". Such a head turns normalised activations into logits of bounded size, so that no training makes the "
+    words += ". Such a head turns normalised activations into logits of bounded size, so no training can make the "
     frozen = [record for record in study.records if record.name in [name for name, *_ in spans[True]]]
     least, most = (all_measured(frozen, f"metrics.lora.{end}_probability") for end in ("least", "most"))
     if not least or not most:
@@ -132,7 +132,7 @@ def copies(study: Study) -> str:
         if number is not None and tested:
             return (
                 f"{number:,} of the {tested:,} test reviews ({number / tested:.2%}) have a copy in the training part "
-                "(equal up to white space), and so are no test."
+                "(equal up to white space), and so test nothing."
             )
     return ""
 

@@ -56,7 +56,7 @@ class ClaimResult:
         experiments: Experiments the claim needs.
         runs: Folders of the runs it rests on, relative to the results, such as lora_best/seed-1.
         p_value: Of the test, if one was made.
-        adjusted_p: The same after Holm's correction for all claims that are tests, made or not.
+        adjusted_p: The same after Holm's correction for all claims that are tests, whether made or not.
         rule: The rule that gave the verdict.
         power: The chance of each verdict if the article is exactly right, with this spread, these seeds and reviews;
             None if there is no verdict.

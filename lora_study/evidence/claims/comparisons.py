@@ -118,7 +118,7 @@ class Difference(_InPoints):
         differences = pairs.first.astype(float) - pairs.second
         values = [100 * float(value) for value in differences.mean(axis=1)]
         mean, (seeds, reviews) = statistics.fmean(values), differences.shape
-        # Never below that of two reviews decided one each way: without any disagreement few reviews prove nothing.
+        # Never below that of two reviews decided one each way: a few reviews without any disagreement prove nothing.
         ours = 100 * math.sqrt(max(float(differences.mean(axis=0).var(ddof=1)), 2 / reviews) / reviews)
         theirs = 100 * math.sqrt(
             max(float(differences.var(axis=1, ddof=1).mean()), 2 / reviews) / ARTICLE_REVIEWS["test"]
@@ -253,7 +253,7 @@ def _predict(
 
 
 def _scored(records: Iterable[Record], parts: Iterable[Part]) -> list[Record]:
-    """The records that have an accuracy on each of some parts."""
+    """The records that have an accuracy on each of these parts."""
     paths = [f"metrics.{part}.{key}" for part in parts for key in ("accuracy", "n")]
     return [record for record in records if all(measured(record, path) is not None for path in paths)]
 

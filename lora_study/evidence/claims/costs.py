@@ -23,7 +23,7 @@ from lora_study.evidence.statistics import mean_t
 from lora_study.evidence.summary import measured
 from lora_study.records.record import Record
 
-PLAIN = "_plain"  # a study that times an experiment with and without levers calls the second by this ending
+PLAIN = "_plain"  # the ending of an experiment's name where a study times it once more without levers
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Ratio(Claim):
 
     @staticmethod
     def _alike(found: Costs) -> Costs:
-        """The most seeds whose runs all did the same work on the same machine."""
+        """The largest group of seeds whose runs all did the same work on the same machine."""
         groups: list[Costs] = []
         for log, *pair in zip(found.logs, found.records[::2], found.records[1::2], strict=True):
             if different_work(pair):

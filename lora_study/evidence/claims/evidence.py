@@ -18,9 +18,9 @@ from lora_study.evidence.predictions import correct, read_predictions
 from lora_study.evidence.summary import comparable, encoder_label
 from lora_study.records.record import Record, run_dir
 
-# Departures from the article's recipe with which a run still is a run of that recipe: another way to the same
-# weights or reviews, arithmetic in another 16-bit format, padding that is masked anyway, and scoring the 4 to
-# 8 reviews the article's loaders drop. Any other departure makes its numbers numbers of another experiment.
+# Departures after which a run is still one of the article's recipe: another source of the same weights or reviews,
+# arithmetic in another 16-bit format, padding that is masked anyway, and scoring the 4 to 8 reviews that the article's
+# loaders drop. With any other departure, its numbers are those of another experiment.
 SAME_RECIPE = ("model.backbone", "data.source", "train.precision", "data.padding", "data.drop_last")
 
 
@@ -49,7 +49,7 @@ class Runs:
     """The completed runs of a study that may stand together, by experiment.
 
     Args:
-        records: Records of a study; those that may not be averaged are left out (see `tables.comparable`).
+        records: Records of a study; those that may not be averaged are left out (see `summary.comparable`).
         results_dir: The study's results, below which the runs' predictions lie.
 
     Warns:
@@ -161,8 +161,8 @@ class Runs:
 
 
 def different_work(records: Sequence[Record]) -> list[str]:
-    """In what the runs differ that decides time and memory besides the fine-tuning mode; empty if in nothing."""
-    defaults = flatten(to_dict(ExperimentConfig()))  # which a record has that is older than a field
+    """What decides time and memory, besides the mode, and differs between the runs; empty if nothing does."""
+    defaults = flatten(to_dict(ExperimentConfig()))  # of fields that a record is older than
     settings = [without(defaults | flatten(record.config), NO_OTHER_WORK) for record in records]
     fields = [
         field

@@ -22,8 +22,8 @@ class Finding:
     Attributes:
         evidence: How that was found, one line.
         basis: What kind of evidence it is, which decides the words of the verdict; None if there is none.
-        sign: 1 if the claim holds, -1 if it does not, 0 if the numbers cannot tell. For a claim that is a test, given
-            by `estimate` once it is corrected for the others.
+        sign: 1 if the claim holds, -1 if it does not, 0 if the numbers cannot tell. For a claim that is a test it
+            follows from `estimate`, corrected for the other tests.
         seeds: Seeds of a measurement, None for what needs none.
         measured: The measured value in words; None if there is none.
         interval: The interval that is judged, in words.
@@ -167,15 +167,15 @@ class Equality(Claim):
 
 @dataclass(frozen=True, kw_only=True)
 class Fact(Claim):
-    """A field of the records has a value, in every run that is in a position to say so.
+    """A field of the records has this value in every run that has the field.
 
     Args:
         fields: Dotted names in the record; the numbers of several are added.
         reported: The value.
-        less: Taken off the number.
+        less: Subtracted from the number.
         within: How far a number may lie from the reported one, where rounding keeps it from being exact.
         deviation: How much a number varies between random cuts of the same reviews (standard deviation), where the
-            reported one is of the article's own cut; None for what every cut has.
+            reported one is of the article's own cut; None for what all cuts share.
         only_if: Dotted names and values that a run must have to count.
     """
 
@@ -239,7 +239,7 @@ class Fact(Claim):
 
 
 def sign_of(holds: bool) -> int:
-    """The sign of a finding that is one or the other."""
+    """The sign of a finding that either holds or does not."""
     return 1 if holds else -1
 
 

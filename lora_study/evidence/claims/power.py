@@ -40,7 +40,7 @@ def of_prediction(deviation: float, seeds: int, ours: float, theirs: float, boun
         seeds: Number of seeds.
         ours: Standard error of our mean from our reviews.
         theirs: The same of one run on the article's reviews.
-        bound: Of the half-width, in the same unit.
+        bound: That of the half-width, in the same unit.
     """
     random = np.random.default_rng(1)
     off = math.hypot(deviation / math.sqrt(seeds), ours) * random.standard_normal(DRAWS)
