@@ -26,7 +26,7 @@ class RecordError(ValueError):
 
 @dataclass(frozen=True)
 class Encoder:
-    """The encoder of a run; None is what its record, being older or of a failed run, does not say.
+    """The encoder of a run; a value is None where the record, older or of a failed run, does not say.
 
     Attributes:
         name: What it is called.
@@ -63,7 +63,7 @@ class Record:
         timing: train_seconds (steps only), train_cpu_seconds (processor time in them, all threads together),
             fit_seconds (with validation), test_seconds, total_seconds, train_examples_per_second.
         memory: peak_bytes (while training), peak_bytes_with_scoring (of the whole run), kind (what they count). Records
-            of before 2026-11-25 have the whole run's peak as peak_bytes, and no peak_bytes_with_scoring.
+            from before 2026-11-25 have the whole run's peak as peak_bytes, and no peak_bytes_with_scoring.
         data: source, fingerprint, sizes, overlap.
         provenance: commit, dirty, versions, hardware, command, seeds, started (UTC), encoder, rules_sha256.
         version: Version of this format.

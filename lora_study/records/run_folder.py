@@ -1,7 +1,7 @@
 """The folder of one run: held by one process at a time, found completed or not, and written whole.
 
-Beside it lie, while it is run, ``.seed-N.checkpoint/``, while it is written ``.seed-N-.../``, and for good ``.locks/``
-of the results folder.
+Beside it lie ``.seed-N.checkpoint/`` while the run goes on and ``.seed-N-.../`` while it is written. ``.locks/`` in the
+results folder stays.
 """
 
 import contextlib
@@ -21,11 +21,11 @@ from lora_study.config import NAMED_SOURCES, ExperimentConfig, flatten, to_dict
 from lora_study.config_differences import NO_OTHER_RUN, without
 from lora_study.records.record import ADAPTER, Record, read_record, write_record
 
-# A study or a sweep replaces no run; see `completed_run`.
+# Only lora-study run can replace a run, never a study or a sweep; see `completed_run`.
 OTHERWISE = (
     "choose another name or results folder, or move that folder away (--overwrite of lora-study run replaces it)"
 )
-REPLACED = "replaced"  # what the run that is put in place stands for, until it is there
+REPLACED = "replaced"  # where the old run is kept until the new one is in its place
 
 
 class BusyError(ConfigError):
@@ -88,7 +88,7 @@ def completed_run(folder: Path, config: ExperimentConfig) -> Record | None:
 
 
 def changed_fields(record: Record, config: ExperimentConfig) -> list[str]:
-    """Fields in which a record's config differs from a config, those of `NO_OTHER_RUN` aside.
+    """Fields in which a record's config differs from a config, apart from those of `NO_OTHER_RUN`.
 
     Nor does the place matter of a file of reviews or of an encoder's folder whose content the record knows: that is
     compared by `training.finished.finished_run`.
@@ -110,12 +110,12 @@ def changed_fields(record: Record, config: ExperimentConfig) -> list[str]:
 
 
 def prepare_folder(folder: Path) -> None:
-    """Find out whether a run's folder could be written, before anything is run; by who holds it (`locked`).
+    """Check that a run's folder can be written, before anything is run; the caller holds it (see `locked`).
 
-    What a killed process has left beside it is removed, after the run that it was just putting in place is put there.
+    What a killed process left beside it is removed. If the process was just putting a run in place, that is done first.
 
     Raises:
-        ConfigError: it could not be written.
+        ConfigError: it cannot be written.
     """
     with writing_to(folder):
         for left in folder.parent.glob(f".{folder.name}-*"):
@@ -130,7 +130,7 @@ def prepare_folder(folder: Path) -> None:
 
 
 def write_run(record: Record, files: Mapping[str, Any], folder: Path) -> None:
-    """Write a run's folder whole, beside its place, and put it there; what stood there before goes only then.
+    """Write a run's folder beside its place and move it there whole; what stood there is removed only then.
 
     Args:
         record: The run's record, which is written last.

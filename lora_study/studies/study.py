@@ -20,7 +20,7 @@ from lora_study.studies.launchers.worker import label
 from lora_study.training.finished import finished_run
 
 POLL = 2.0  # seconds between looks at runs that other processes hold
-REMIND = 30  # looks between words on how long they have been waited for
+REMIND = 30  # looks between messages on how long that has taken
 
 
 def run_study(

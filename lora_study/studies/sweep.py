@@ -92,7 +92,7 @@ def _claim(results_dir: Path, sweep: SweepConfig) -> None:
 def _identity(settings: dict[str, Any]) -> dict[str, str]:
     """The settings of a sweep that must not change; more trials may be added.
 
-    The order of the parameters and how their values are written must not either: they name the runs' folders.
+    Neither may the order of the parameters or how their values are written: they name the runs' folders.
     """
     search = {key: value for key, value in settings["search"].items() if key != "trials"}
     same = {key: value for key, value in settings.items() if key != "title"} | {"search": search}

@@ -1,4 +1,4 @@
-"""What LoRA promises, checked on the very run: it starts at the base model, leaves W alone and merges without loss."""
+"""What LoRA promises, checked on the run: it starts at the base model, leaves W alone and merges without loss."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from lora_study.model.modes import apply_mode
 from lora_study.training.callbacks import trainable
 from lora_study.training.stages import Built, Reviews
 
-REVIEWS = 8  # of validation, the longest; more would show the same
+REVIEWS = 8  # the longest of validation; more would show the same
 NOT_CHECKED: dict[str, float | None] = dict.fromkeys(
     ("start_difference", "changed_tensors", "merge_difference", "least_probability", "most_probability")
 )

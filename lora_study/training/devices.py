@@ -1,6 +1,6 @@
 """A run over several devices: one process for each, and starting them where torchrun or srun has not.
 
-Which of them this process is, says `lora_study.training.places`.
+`lora_study.training.places` says which of them this process is.
 """
 
 import multiprocessing
@@ -38,7 +38,7 @@ class DeviceError(RuntimeError):
 
 
 def environment(config: TrainConfig) -> ClusterEnvironment:
-    """What tells Lightning this process's place; left to itself it would also start processes, and jobs anew.
+    """What tells Lightning this process's place; by default it would also start processes and requeue jobs.
 
     Raises:
         ConfigError: srun was given options that Lightning does not take.
@@ -54,7 +54,7 @@ def environment(config: TrainConfig) -> ClusterEnvironment:
 
 
 def start(processes: int, work: Callable[[], Any]) -> None:
-    """Do the same work in several new processes at once, each in its place; the end of one ends all.
+    """Do the same work in several new processes at once, each in its place; if one fails, all are ended.
 
     Args:
         processes: How many.
@@ -64,7 +64,7 @@ def start(processes: int, work: Callable[[], Any]) -> None:
         DeviceError: a process died.
         Exception: what the work raised in the first process to fail.
     """
-    # Not a pool: its processes outlive their task, and the others would wait in vain for what one of them owes.
+    # Not a pool: its processes outlive their task, and the others would wait in vain for one that failed.
     context = multiprocessing.get_context("spawn")
     port = find_free_network_port()
     pipes = [context.Pipe(duplex=False) for _ in range(processes)]
@@ -92,7 +92,7 @@ def start(processes: int, work: Callable[[], Any]) -> None:
 
 
 def _work(processes: int, port: int, work: Callable[[], Any], failure: Connection, rank: int) -> None:
-    """In one of the new processes: set what torchrun would, and work."""
+    """In one of the new processes: set what torchrun would set, and work."""
     in_child()
     os.environ |= {
         "RANK": str(rank),
@@ -112,10 +112,10 @@ def _work(processes: int, port: int, work: Callable[[], Any], failure: Connectio
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor that may be spread over devices, whole on each of them; each must ask for it."""
+    """The whole of a tensor that may be spread over devices; every device has to call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, spread over devices as another is, if that one is."""
+    """A whole tensor, spread over devices in the same way as another one, if that is spread."""
     return distribute_tensor(tensor, like.device_mesh, like.placements) if isinstance(like, DTensor) else tensor

@@ -34,23 +34,23 @@ def run_experiment(
     """Train and test one experiment and write its run folder.
 
     A completed run of the same config, reviews and encoder is not repeated: its record is returned as it stands, and
-    a line on stderr says so. For several devices, a process is started for each, unless torchrun or srun has; then the
-    first one writes.
+    a line on stderr says so. With several devices, a process is started for each, unless torchrun or srun has done
+    that; the first one writes.
 
     Args:
         config: What to run.
         results_dir: The study's results; the run goes to results_dir/NAME/seed-N/.
         command: What the user typed, for the record.
         overwrite: Run again and replace a completed run.
-        resume: Go on from the run's checkpoint, if it was interrupted; it ends as if it had not been.
+        resume: Go on from the run's checkpoint if it was interrupted; the result is that of an uninterrupted run.
 
     Returns:
         The record, as written; its status is "failed" if training failed.
 
     Raises:
-        ConfigError: the config, its data or its model cannot be used, the folder cannot be written, another
-            process is running it, or holds a run of another config, other reviews or another encoder. Nothing has
-            been written then.
+        ConfigError: the config, its data or its model cannot be used; another process is running it; or the folder
+            cannot be written, or holds a run of another config, other reviews or another encoder. Nothing has been
+            written then.
         OSError: the run's folder cannot be written; what was there is as it was.
     """
     results_dir, place = user_path(results_dir), find_place(config.train)
@@ -76,7 +76,7 @@ def run_experiment(
 
 
 def _go_through_stages(run: Run, place: Place, checkpoint: Path, clock: float, resume: bool) -> None:
-    """Do a run's stages in their order; if one fails, the run says why, and keeps what the ones before returned."""
+    """Do a run's stages in their order; if one fails, the run says why and keeps what the earlier ones returned."""
     config = run.config
     try:
         with quiet(), interruptible():
@@ -90,7 +90,7 @@ def _go_through_stages(run: Run, place: Place, checkpoint: Path, clock: float, r
             )
             run.fit_seconds = train(run.training)
             run.scored = score(config, run.reviews, run.built, run.training)
-            # A trial of a sweep is one of many; under FSDP no process has the whole model.
+            # Not a trial of a sweep, which is one of many, and not FSDP, where no process has the whole model.
             if config.mode == "lora" and config.score_test and config.train.strategy != "fsdp" and place.rank == 0:
                 run.checked = check_lora(config, run.reviews, run.built)
     except ConfigError:
@@ -112,7 +112,7 @@ def _run_on_each_device(
     before = path.read_bytes() if path.exists() else None
     try:
         devices.start(config.train.devices, partial(_run_here, config, results_dir, command, overwrite, resume))
-    except devices.DeviceError as error:  # of whichever process failed first; the others then failed for want of it
+    except devices.DeviceError as error:  # of the process that failed first; the others failed because it was gone
         return write_failed(config, results_dir, command, str(error), replaces=before)
     return read_record(path)
 
@@ -125,7 +125,7 @@ def _run_here(config: ExperimentConfig, results_dir: Path, command: str, overwri
 
 
 def _skip(record: Record, folder: Path, place: Place) -> None:
-    """Say that a run is not repeated, and what one might miss."""
+    """Say that a run is not repeated, and what its folder lacks."""
     if place.rank == 0:
         missing = "" if (folder / ADAPTER).exists() else " and keeps no weights"
         print(

@@ -15,7 +15,7 @@ from lora_study.model import encoder as backbones
 from lora_study.records.record import Record
 from lora_study.records.run_folder import OTHERWISE, completed_run
 
-# What of the data's settings decides how the reviews are fed to the model, not which they are.
+# The data settings that decide how the reviews are fed to the model, not which reviews they are.
 _FEEDING = (
     *("max_length", "batch_size", "eval_batch_size", "bucket_window", "padding", "pad_to_multiple_of", "drop_last"),
     "cache_dir",
@@ -25,11 +25,11 @@ _FEEDING = (
 def finished_run(folder: Path, config: ExperimentConfig) -> Record | None:
     """The record of the completed run of this very question in a run folder, if there is one.
 
-    What a record does not say, being older, is not compared.
+    What an older record does not say is not compared.
 
     Raises:
         ConfigError: the folder holds a completed run of another question, or a damaged record; or the reviews or the
-            encoder, which are to be compared, cannot be had.
+            encoder, which have to be compared, cannot be read.
     """
     record = completed_run(folder, config)
     if record is None:
@@ -72,7 +72,7 @@ def _fingerprint(config: DataConfig, stamp: object) -> str:
 
 
 def _stamp(source: str) -> object:
-    """What tells, without reading them, that the files of a source may be others than they were."""
+    """What shows, without reading them, whether the files of a source may have changed."""
     if source in NAMED_SOURCES:
         return None
     path = user_path(source).resolve()

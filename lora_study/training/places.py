@@ -1,4 +1,4 @@
-"""Which of a run's processes this one is, by the environment.
+"""Which of a run's processes this one is, as the environment says.
 
 torchrun and srun start the processes of a run on several devices themselves and say in the environment which is which.
 A run on one device has one process, whatever started it. Nothing here imports torch or Lightning, which reads some of
@@ -22,7 +22,7 @@ class Place:
 
     Attributes:
         rank: Number among all, from 0; the first writes the results.
-        local_rank: Number among those of this machine, and of the GPU it uses.
+        local_rank: Number among those of this machine; also that of the GPU it uses.
     """
 
     rank: int = 0
@@ -91,7 +91,7 @@ def _by_srun(config: TrainConfig) -> Place:
 
 
 def _tasks() -> int:
-    """How many tasks this one is of; a shell in a job is one task, whatever the job has."""
+    """How many tasks were started together; a shell in a job is one task, however many the job has."""
     return int(os.environ.get("SLURM_STEP_NUM_TASKS", os.environ.get("SLURM_NTASKS", "1")))
 
 
@@ -101,7 +101,7 @@ def _checked(config: TrainConfig, rank: int, local_rank: int, started: int, star
         started == config.processes,
         "train.devices",
         config.devices,
-        f"{started} processes were started, and train.devices times train.num_nodes ({config.num_nodes}) must be that",
+        f"{started} processes were started; train.devices times train.num_nodes ({config.num_nodes}) must be as many",
     )
     remedy = f"the run has {started} processes, {config.devices} on each machine; start it with {starter}"
     check(rank < started and local_rank < config.devices, "rank and local rank", (rank, local_rank), remedy)

@@ -26,7 +26,7 @@ from lora_study.training.stages import Built, Computer, Reviews, Scored, Trainin
 
 @dataclass
 class Run:
-    """What is known of a run, from its beginning on; what a stage returned is None until the run has come to it.
+    """What is known of a run, from its beginning on; what a stage returns is None until the run has got that far.
 
     Attributes:
         config: What is run.
@@ -62,7 +62,7 @@ def begin(config: ExperimentConfig, command: str) -> Run:
 
 
 def new_record(config: ExperimentConfig, command: str, error: str | None = None) -> Record:
-    """The record of a run of which nothing is known but what was asked for: failed, as it is until it is completed."""
+    """The record of a run of which only what was asked for is known: it counts as failed until it is completed."""
     return Record(
         name=config.name,
         mode=config.mode,
@@ -76,11 +76,11 @@ def new_record(config: ExperimentConfig, command: str, error: str | None = None)
 
 
 def record_of(run: Run, seconds: float | None) -> Record:
-    """The record of a run, completed or failed, as far as it came.
+    """The record of a run, completed or failed, as far as it got.
 
     Args:
         run: The run, at its end.
-        seconds: How long it took since it began or was taken up; None if that is not known.
+        seconds: How long it took since it began or was resumed; None if that is not known.
     """
     return dataclasses.replace(
         new_record(run.config, run.origin["command"], run.error),
@@ -111,7 +111,7 @@ def write_failed(
 ) -> Record:
     """Write the record of a run that could not start, or whose process is gone.
 
-    If it is gone since its record was written, it is completed, and that record is returned.
+    If its process died after the record was written, the run is completed, and that record is returned.
 
     Args:
         config: The run.

@@ -1,4 +1,4 @@
-"""Lightning's Trainer as every run has it, and what its messages and signals are spared."""
+"""Lightning's Trainer as every run uses it, without some of its messages and its way with signals."""
 
 import contextlib
 import logging
@@ -46,14 +46,14 @@ def _strategy(config: TrainConfig) -> Strategy | str:
         return ModelParallelStrategy(
             data_parallel_size=config.processes, tensor_parallel_size=1, timeout=devices.PATIENCE
         )
-    # No buffer of the model changes. Sent around at every step, validation too, they would have a device wait for
-    # another that has one batch less.
+    # No buffer of the model changes. If they were sent around at every step, of validation too, a device would wait
+    # for another that has one batch less.
     return DDPStrategy(broadcast_buffers=False, timeout=devices.PATIENCE)
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Let Ctrl-C be Ctrl-C where Python raises it: Lightning would ignore the next one and exit with status 1."""
+    """Let Ctrl-C raise KeyboardInterrupt: Lightning would exit with status 1, and ignore the next Ctrl-C."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -66,7 +66,7 @@ def interruptible() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without Lightning's banner and its advice on data workers: the reviews are in memory."""
+    """Silence Lightning's banner and its advice on data workers: the reviews are in memory."""
     loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -20,7 +20,7 @@ def dispatch(
     """Keep all workers busy until every run has ended.
 
     However long the runs take, this needs less than twice the least possible time (R. Graham, Bell System Technical
-    Journal 45, 1966); with many more runs than workers it is close to it.
+    Journal 45, 1966); with many more runs than workers it is close to the least.
 
     Args:
         runs: What to run, in order.

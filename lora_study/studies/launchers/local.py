@@ -1,7 +1,7 @@
 """Runs in processes of this machine, each run in a process of its own.
 
-Its peak memory is thus measured alone, and a process that is killed takes no other run with it: its own goes on in
-a new process.
+So its peak memory is its own, and a process that is killed takes no other run with it; its own run goes on in a new
+process.
 """
 
 import io
@@ -30,8 +30,9 @@ BUSY = 75  # exit status if another process holds the run (sysexits' EX_TEMPFAIL
 class LocalLauncher:
     """Runs up to a given number of experiments at once.
 
-    With several workers, each has one GPU if there are any, shared if there are fewer than workers; otherwise an equal
-    share of the processor's cores, unless train.threads sets how many: results depend on that in the last digits.
+    With several workers, each has one GPU if there are any, shared if there are fewer than workers; otherwise it has an
+    equal share of the processor's cores, unless train.threads sets their number. The last digits of the results depend
+    on that number.
 
     Args:
         workers: How many.

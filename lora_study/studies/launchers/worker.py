@@ -15,7 +15,7 @@ def work(config: ExperimentConfig, results_dir: Path, command: str) -> Record | 
     """Run one experiment, from its checkpoint if it was interrupted; a user's mistake becomes a failed record.
 
     Returns:
-        The record; None if another process holds the run, whose record is then the other's to write.
+        The record; None if another process holds the run, and will write its record.
     """
     try:
         return run_experiment(config, results_dir, command=command, resume=True)
