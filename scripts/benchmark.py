@@ -5,8 +5,8 @@ python scripts/benchmark.py [--device cpu] [--repeats 3] [--steps 20] [--max-len
 All sides have the same encoder, reviews, batch size, length cap, precision and dropout, and compute the same function.
 They differ in how: the Lightning script pads every review to the cap, as the article does; PEFT + Trainer pads a
 batch to its longest review. Each side of a row has a process of its own, so that its peak memory is its own and no side
-profits from another's settings. Our side's threads wait as the command has them wait (lora_study/base/threads.py),
-the others' as torch has them; in row "beside one busy process" another process keeps a core busy. The sides take turns,
+profits from another's settings. Our side's threads wait as the command lets them (lora_study/base/threads.py), the
+others' as torch does; in row "beside one busy process" another process keeps a core busy. The sides take turns,
 and what is printed is the median of the ratios of neighbouring measurements, which a drifting machine does not distort.
 Tokenisation, loading and warm-up are not timed; in row "last two layers" computing the features is.
 
@@ -132,7 +132,7 @@ def measure(row: Row, options: argparse.Namespace) -> dict[str, Any]:
 
 @contextmanager
 def process(waits_briefly: bool = True) -> Iterator[ProcessPoolExecutor]:
-    """A process with its own memory, threads and C library settings, whose threads may wait as `threads` has them."""
+    """A process with its own memory, threads and C library settings; its threads may wait as those of the command."""
     before = dict(os.environ)
     if waits_briefly:
         wait_briefly()

@@ -228,7 +228,7 @@ def cut_rule(random: np.random.Generator) -> int:
 
 
 def rules() -> Iterator[tuple[str, str, Case]]:
-    """What each rule is put to: the rule, the truth and the draws."""
+    """What each rule is tried on: the rule, the truth and the draws."""
     for seeds in (3, 5):
         for deviation in (0.3, 1.0, 4.2):
             where = f"{seeds} seeds, deviation {deviation:g}"

@@ -1,7 +1,7 @@
 """Copy a finished study or sweep to results/published/ for committing, and write its report there.
 
 python scripts/publish.py results/embedded         the README then shows the results of the largest study
-python scripts/publish.py results/embedded_ranks   of a sweep's trials the records alone
+python scripts/publish.py results/embedded_ranks   of a sweep's trials only the records
 python scripts/publish.py results/benchmarks    the benchmarks instead, before the study whose report is to show them
 """
 
@@ -23,7 +23,7 @@ from lora_study.report.benchmarks import read_benchmarks, usable_benchmarks
 from lora_study.report.speed import write_speed
 from lora_study.report.sweep_report import write_sweep_report
 
-IN_README = ("full-embedded-encoder", "medium-embedded-encoder", "embedded")  # the README shows the first there is
+IN_README = ("full-embedded-encoder", "medium-embedded-encoder", "embedded")  # the README shows the first that exists
 BENCHMARKS = "benchmarks"  # the folder beside the studies that holds no study
 RUN_FILES = ("predictions.parquet", "curves.csv", "adapter.safetensors")
 ABSOLUTE_PATH = re.compile(r"(?<![^\s='\"])/(?:[^\s'\"/]+/)*(?=[^\s'\"/]+)")

@@ -1,7 +1,7 @@
 """Ways to damage a file, as Hypothesis strategies: from a flipped byte to a pickle under another name.
 
-Every strategy gives the whole content of a file. `Traps` says where what should never happen would show: a folder that
-only code hidden in the data would make, and a path that only an escape from the results folder would reach.
+Every strategy gives the whole content of a file. `Traps` says where a breach would show: in a folder that only code
+hidden in the data would make, and at a path that only an escape from the results folder would reach.
 """
 
 import copy
@@ -25,13 +25,13 @@ from hypothesis import strategies as st
 
 Content = bytes | Path  # of a file; a path makes it a link there
 
-SLOT = "SLOT"  # stands in a tree where text is put in that no tree can hold
+SLOT = "SLOT"  # marks where text is put into a tree that no tree can hold
 DEEP = 4000  # brackets within brackets
 
 
 @dataclass(frozen=True)
 class Traps:
-    """Where what must not happen would show.
+    """Where something that must not happen would show.
 
     Attributes:
         canary: A folder that exists only if code in the data was run.

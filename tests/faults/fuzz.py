@@ -1,7 +1,7 @@
-"""Damaged inputs against all that reads a file: each is read, or refused in one line, and nothing else happens.
+"""Damaged inputs for everything that reads a file: each is read, or refused in one line, and nothing else happens.
 
 Nothing else: no other exception, no endless wait, no gigabytes of memory, no file written or changed outside the
-input's own folder, and none of the code run that some inputs hold. No model is built. The kinds of input are in
+input's own folder, and no code run that an input holds. No model is built. The kinds of input are in
 `fuzz_inputs.py`, the ways to damage them in `damage.py`.
 
     .venv/bin/python tests/faults/fuzz.py --inputs 10000
@@ -38,7 +38,7 @@ MEMORY = 2 * 2**30  # bytes an input may take
 
 
 class HungError(BaseException):
-    """Reading an input does not end; no Exception, which a reader might catch."""
+    """Reading an input does not end. Not an Exception, since a reader might catch that."""
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Tally:
     """What became of the inputs of a kind.
 
     Attributes:
-        refused: Those that were refused as is documented.
+        refused: Those that were refused as documented.
         accepted: Those that were read.
         tracebacks: Those that ended in any other exception, or not in time.
         writes: Those that wrote outside their folder.
@@ -63,7 +63,7 @@ class Tally:
 
 
 def fuzz(kind: Kind, inputs: int, seed: int = 0) -> Tally:
-    """Read so many damaged inputs of a kind, the same ones for the same seed."""
+    """Read this many damaged inputs of a kind, the same ones for the same seed."""
     tally = Tally()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         root = Path(folder).resolve()
@@ -135,13 +135,13 @@ def _tree(root: Path) -> dict[str, tuple[int, int, int]]:
 
 @contextlib.contextmanager
 def _bounded() -> Iterator[None]:
-    """Little time, and on Linux little memory, for what is done in this block."""
+    """Limit the time, and on Linux the memory, that this block may take."""
 
     def stop(*_: object) -> None:
         raise HungError(f"not done after {SECONDS} s")
 
     limits = resource.getrlimit(resource.RLIMIT_AS)
-    with contextlib.suppress(OSError):  # elsewhere there is no /proc
+    with contextlib.suppress(OSError):  # other systems have no /proc
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, limits[1]))
     handler, timer = signal.signal(signal.SIGALRM, stop), signal.setitimer(signal.ITIMER_REAL, SECONDS)

@@ -24,7 +24,7 @@ def imdb_reviews() -> pd.DataFrame:
 def write_reviews(imdb: pd.DataFrame, path: Path) -> Path:
     """Write a csv (text, label) with the first 40 words of 400 distinct reviews, 200 per label, in mixed order.
 
-    Only openings whose plainest words of praise or blame agree with the label, so that a tiny model can learn them.
+    Only openings whose words of praise or blame agree with the label, so that a tiny model can learn them.
     """
     openings = pd.DataFrame(
         {"text": [" ".join(text.split()[:40]) for text in imdb["text"]], "label": imdb["label"]}

@@ -62,7 +62,7 @@ class Tally:
 
 
 def inflict(template: Template, name: str, times: int, seed: str) -> Tally:
-    """Inflict a fault at least so many times, at moments that follow from the seed."""
+    """Inflict a fault at least this many times, at moments that follow from the seed."""
     fault, tally = faults()[name], Tally()
     chance = random.Random(seed)
     while tally.tried < times:

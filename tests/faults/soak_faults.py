@@ -48,7 +48,7 @@ def killed(study: Study, chance: random.Random) -> None:
 
 
 def stopped(number: int, study: Study, chance: random.Random) -> None:
-    """SIGINT to the whole group, as a terminal's Ctrl-C, at times twice; or SIGTERM to the command, as a scheduler."""
+    """SIGINT to the whole group, as from a terminal, at times twice; or SIGTERM to the command, as from a scheduler."""
     attempt = study.start(workers=chance.choice((1, 2)), figures=chance.random() < 0.2)
     attempt.wait_for(lambda: TRAINING in attempt.said())
     if not attempt.ended_within(chance.uniform(0, study.seconds)):
@@ -81,7 +81,7 @@ def run_stopped(study: Study, chance: random.Random) -> None:
 
 
 def disk_full(study: Study, chance: random.Random) -> None:
-    """Results and cache on a disk with room for a part of them; later it has room."""
+    """Results and cache on a disk with room for only a part of them; later there is room."""
     size = chance.uniform(0.01, 1) * study.template.size
     mount("-t", "tmpfs", "-o", f"size={size:.0f}", "tmpfs", str(study.disk))
     study.hit()
@@ -92,7 +92,7 @@ def disk_full(study: Study, chance: random.Random) -> None:
 
 
 def read_only(study: Study, chance: random.Random) -> None:
-    """Results and cache that cannot be written, from the start or from a random moment on; later they can."""
+    """Results and cache that cannot be written, from the start or from a random moment on; later they can be."""
     attempt = None
     if chance.random() < 0.7:
         attempt = study.start(workers=chance.choice((1, 2)))
@@ -126,9 +126,9 @@ def killed_at_exit(study: Study, chance: random.Random) -> None:
 
 
 def damaged(what: str, study: Study, chance: random.Random) -> None:
-    """A file of a study that was killed is cut, changed in one byte, emptied, or a folder in its place.
+    """A file of a study that was killed is cut, changed in one byte, emptied, or replaced by a folder.
 
-    If the command does not go on, it names the file, which is then removed; of a record, with its run.
+    If the command does not go on, it names the file, which is then removed; a record is removed with its run.
     """
     path = chance.choice(sorted(study.disk.glob(what)))
     study.hit()
@@ -157,7 +157,7 @@ def out_of_memory(study: Study, chance: random.Random) -> None:
 
 
 def clock_jumps(study: Study, chance: random.Random) -> None:
-    """Times of files, and the wall clock while the study runs, years in the future or the past."""
+    """Times of files, and the wall clock while the study runs, jump years into the future or the past."""
     study.hit()
     for path in study.disk.rglob("*"):
         moment = time.time() + chance.choice((-YEARS, YEARS))
@@ -196,12 +196,12 @@ def fails(study: Study, attempt: Attempt, name: str, words: str) -> None:
 
 
 def mount(*arguments: str) -> None:
-    """Mount something, or something else there, seen by this process and its children alone."""
+    """Mount something, or mount it anew; only this process and its children see it."""
     subprocess.run(["mount", *arguments], check=True, capture_output=True)
 
 
 def make_read_only(disk: Path) -> None:
-    """Make a mounted folder read-only, when no file in it is just being written: the system refuses it until then."""
+    """Make a mounted folder read-only, as soon as no file in it is being written: until then the system refuses."""
     ends = time.monotonic() + PATIENCE
     while True:
         try:
@@ -240,13 +240,13 @@ def allow_little_memory() -> None:
 
 
 def let_clock_jump(seed: float) -> None:
-    """Have every look at the wall clock find it years before or after the last."""
+    """Let the wall clock jump, at every reading, years back, years ahead or not at all."""
     now, chance = time.time, random.Random(seed)
     time.time = lambda: now() + chance.choice((-YEARS, 0.0, YEARS))
 
 
 def cut(path: Path, chance: random.Random) -> None:
-    """Leave a part of a file, from its beginning."""
+    """Leave only the beginning of a file."""
     path.write_bytes(path.read_bytes()[: chance.randrange(max(1, path.stat().st_size))])
 
 

@@ -60,7 +60,7 @@ class Template:
 
 
 def load_everything() -> None:
-    """Import all that an attempt needs, for its forks; and have nothing use threads, which a fork does not survive."""
+    """Import all that an attempt needs, for its forks, and let nothing use threads, which do not survive a fork."""
     os.environ |= {
         "HF_HUB_OFFLINE": "1",
         "MPLBACKEND": "Agg",
@@ -127,7 +127,7 @@ class Attempt:
         return [pid for pid in found if pid is not None]
 
     def left(self) -> list[int]:
-        """The processes of its group that are still there a second after it ended; Python's own helper follows late."""
+        """The processes of its group that are still there a second after it ended; Python's own helper ends late."""
         ends = time.monotonic() + 1
         while left := [pid for pid, _, group in _processes() if group == self.process.pid]:
             if time.monotonic() > ends:
@@ -279,7 +279,9 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 def make_template(folder: Path) -> Template:
     """Make the reviews, the encoder, and the studies that others are compared with and begin from."""
-    making = FORK.Process(target=_make_miniature, args=(folder,))  # which computes
+    making = FORK.Process(
+        target=_make_miniature, args=(folder,)
+    )  # a process of its own, since it computes, which starts threads
     making.start()
     making.join()
     base = {
@@ -338,7 +340,7 @@ def _make_miniature(folder: Path) -> None:
 
 
 def _call(arguments: list[str], log: Path, figures: bool, prepare: Callable[[], None]) -> None:
-    """In an attempt's process: what a shell and the command line's start would do, and the command."""
+    """In an attempt's process: do what a shell and the command line's start would do, then the command."""
     from lora_study import report
     from lora_study.studies import study
     from lora_study.studies.launchers import local
