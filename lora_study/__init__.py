@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lora_study.base.errors import ConfigError
     from lora_study.config import ExperimentConfig, ModelConfig
     from lora_study.config_files import load_experiment
+    from lora_study.data.datamodule import ReviewDataModule
     from lora_study.lora import (
         LinearWithLoRA,
         LoRALayer,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     )
     from lora_study.lora.adapters import Adapters, load_adapter, save_adapter
     from lora_study.lora.dora import LinearWithDoRA
+    from lora_study.model.classifier import ReviewClassifier
     from lora_study.model.encoder import build_model
     from lora_study.records.record import Record, read_records
     from lora_study.sharing.predict import Prediction, predict, prepare
@@ -40,6 +42,8 @@ __all__ = [
     "ModelConfig",
     "Prediction",
     "Record",
+    "ReviewClassifier",
+    "ReviewDataModule",
     "TrainedModel",
     "build_model",
     "inject_lora",
@@ -61,6 +65,8 @@ __all__ = [
 
 _MODULES = {
     "lora.adapters": ("Adapters", "load_adapter", "save_adapter"),
+    "data.datamodule": ("ReviewDataModule",),
+    "model.classifier": ("ReviewClassifier",),
     "model.encoder": ("build_model",),
     "base.errors": ("ConfigError",),
     "config": ("ExperimentConfig", "ModelConfig"),

@@ -153,20 +153,20 @@ class StepTimes(TrainerCallback):
 def ours(task: Task) -> Measured:
     """This package."""
     config, device, precision, memory = _start(task)
-    data = ReviewDataModule(config.data, build_tokenizer(config.model), order_seed=config.seed)
+    data = ReviewDataModule.from_config(config)
     data.setup()
     model = build_model(config.model, head_seed=config.seed)
     apply_mode(model, config)
     make_fast(model, device, precision)
     stopwatch = Stopwatch()
-    classifier = ReviewClassifier(model, config.train)
+    classifier = ReviewClassifier(model, config)
     if task.job == "epochs":
         model.to(device)  # type: ignore[arg-type]
         start = time.perf_counter()
         features = FeatureDataModule(data, model, COMPUTE_DTYPE[precision])
         unused = features.seconds["val"] + features.seconds["test"]
         trainer = _trainer(config, precision, max_epochs=EPOCHS)
-        trainer.fit(ReviewClassifier(HeadOnFeatures(model), config.train), features.train_dataloader())
+        trainer.fit(ReviewClassifier(HeadOnFeatures(model), config), features.train_dataloader())
         seconds = time.perf_counter() - start - unused
         train = data.parts["train"]
         return Measured(EPOCHS * len(train), EPOCHS * int(train.lengths.sum()), seconds, memory.read()["peak_bytes"])
@@ -188,14 +188,14 @@ def ours(task: Task) -> Measured:
 def profile(task: Task) -> dict[str, float]:
     """Shares of our training's time by kind of operation; "the rest" is Python, Lightning and small operations."""
     config, device, precision, _ = _start(task)
-    data = ReviewDataModule(config.data, build_tokenizer(config.model), order_seed=config.seed)
+    data = ReviewDataModule.from_config(config)
     data.setup()
     model = build_model(config.model, head_seed=config.seed)
     apply_mode(model, config)
     make_fast(model, device, precision)
     trainer = _trainer(config, precision, max_steps=Task.WARMUP + task.steps)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-        trainer.fit(ReviewClassifier(model, config.train), data.train_dataloader())
+        trainer.fit(ReviewClassifier(model, config), data.train_dataloader())
     own = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
     whole = sum(own.values())
     shares = {kind: sum(own.get(name, 0.0) for name in names) / whole for kind, names in KINDS.items()}

@@ -143,7 +143,7 @@ def run_example(page, number):
 def test_every_example_is_run():
     assert {page: len(EXAMPLE.findall(text)) for page, text in PAGES.items() if "```python" in text} == {
         "README.md": 1,
-        "docs/using.md": 3,
+        "docs/using.md": 4,
     }
     assert all(text.count("```python") == len(EXAMPLE.findall(text)) for text in PAGES.values())
 
@@ -189,3 +189,13 @@ def test_the_example_of_an_experiment_does_what_it_says(checkout, capsys):
     status, first, second = capsys.readouterr().out.splitlines()
     assert status.startswith("completed ")
     assert all(line.split()[0] in ("positive", "negative") for line in (first, second))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*LeafSpec:FutureWarning")  # Lightning's advice to its users
+def test_the_example_of_an_own_trainer_does_what_it_says(checkout):
+    names = run_example("docs/using.md", 3)
+    assert sorted(row for batch in names["said"] for row in batch["index"].tolist()) == list(range(16))
+    assert names["trainer"].current_epoch == 2
+    assert set(names["trainer"].callback_metrics) == {"train/loss", "train/accuracy", "val/loss", "val/accuracy"}
+    assert list((checkout / "logs").rglob("metrics.csv"))
+    assert all(path.stat().st_size < 2e6 for path in (checkout / "checkpoints").iterdir())

@@ -81,16 +81,20 @@ class BucketSampler(Sampler[list[int]]):
         return [batches[position] for position in generator.permutation(len(batches))]
 
 
+class Batches(list[list[int]]):
+    """Batches that stay the same; a plain list has no attributes, which Lightning copies when it predicts."""
+
+
 def evaluation_batches(
     lengths: np.ndarray, batch_size: int, rank: int = 0, world_size: int = 1, drop_last: bool = False
-) -> list[list[int]]:
+) -> Batches:
     """Batches from the longest review to the shortest, every review once, shared out among the devices.
 
     The longest come first so that a batch that does not fit into memory fails at once. With drop_last the last rows
     that do not fill a batch are left out, as by the article's loaders.
     """
     rows = np.arange(len(lengths) - len(lengths) % batch_size if drop_last else len(lengths))
-    return batched(longest_first(lengths, rows)[rank::world_size], batch_size)
+    return Batches(batched(longest_first(lengths, rows)[rank::world_size], batch_size))
 
 
 def collate(

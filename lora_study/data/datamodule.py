@@ -6,19 +6,21 @@ from typing import Any
 import lightning as L
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
 from lora_study.base.errors import check
 from lora_study.base.files import user_path
-from lora_study.config import DataConfig
-from lora_study.data.batching import BucketSampler, collate, evaluation_batches
+from lora_study.config import DataConfig, ExperimentConfig
+from lora_study.data.batching import Batches, BucketSampler, collate, evaluation_batches
 from lora_study.data.cache import fingerprint
 from lora_study.data.duplicates import deduplicate, overlap_report
 from lora_study.data.sources import load_reviews
 from lora_study.data.splits import split_reviews
 from lora_study.data.tokens import TokenisedReviews, tokenise
+from lora_study.model.encoder import build_tokenizer, check_tables
 
 Loader = DataLoader[dict[str, Tensor]]
 
@@ -49,6 +51,17 @@ class ReviewDataModule(L.LightningDataModule):
         self.order_seed = order_seed
         self.parts: dict[str, TokenisedReviews] = {}
         self._identity: dict[str, Any] = {}
+
+    @classmethod
+    def from_config(cls, config: ExperimentConfig) -> "ReviewDataModule":
+        """The reviews of an experiment, for the tokenizer of its encoder; nothing is read before `setup`.
+
+        Raises:
+            ConfigError: the tokenizer cannot be had, or the encoder is too small for it or for ``data.max_length``.
+        """
+        tokenizer = build_tokenizer(config.model)
+        check_tables(config.model, tokenizer, config.data.max_length)
+        return cls(config.data, tokenizer, order_seed=config.resolved_seeds()["data_order"])
 
     def setup(self, stage: str | None = None) -> None:
         """Load, split and tokenise the reviews, once; the stage is ignored.
@@ -83,6 +96,10 @@ class ReviewDataModule(L.LightningDataModule):
         return self.eval_dataloader("val")
 
     def test_dataloader(self) -> Loader:
+        """The reviews of test; see `eval_dataloader`."""
+        return self.eval_dataloader("test")
+
+    def predict_dataloader(self) -> Loader:
         """The reviews of test; see `eval_dataloader`."""
         return self.eval_dataloader("test")
 
@@ -134,14 +151,15 @@ class ReviewDataModule(L.LightningDataModule):
         """This process's rank and the number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _loader(self, part: str, batches: BucketSampler | list[list[int]]) -> Loader:
+    def _loader(self, part: str, batches: BucketSampler | Batches) -> Loader:
         """A DataLoader whose data set is the row numbers: `collate` looks up a whole batch of them at once."""
         tokens = self.parts[part]
         rows: Any = range(len(tokens))
         pad_to = self.config.max_length if self.config.padding == "max_length" else None
         multiple = self.config.pad_to_multiple_of
         join = partial(collate, tokens, pad_id=self.tokenizer.pad_token_id, pad_to=pad_to, multiple=multiple)
-        return DataLoader(rows, batch_sampler=batches, collate_fn=join)
+        own = torch.Generator()  # or each pass over the reviews would draw from torch's, and so move dropout's masks
+        return DataLoader(rows, batch_sampler=batches, collate_fn=join, generator=own)
 
 
 def load_splits(config: DataConfig) -> dict[str, pd.DataFrame]:

@@ -1,6 +1,9 @@
 """The LightningModule: trains and scores a classifier that is handed to it, whatever its mode."""
 
+from typing import Any
+
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -9,8 +12,12 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC, MulticlassF1Score
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from lora_study.config import TrainConfig
+from lora_study.base.errors import ConfigError, check
+from lora_study.base.redaction import without_secrets
+from lora_study.config import ExperimentConfig, to_dict
 from lora_study.lora import parameter_groups
+from lora_study.model.encoder import build_model
+from lora_study.model.modes import HEAD, apply_mode
 
 Batch = dict[str, Tensor]
 
@@ -23,17 +30,21 @@ class ReviewClassifier(L.LightningModule):
     A batch is a dict with labels (batch,), index (batch,) and the model's own inputs, such as input_ids and
     attention_mask (batch, seq). The model returns an object with logits (batch, 2).
 
+    Each epoch's dropout masks are drawn from a seed of their own, and those of each device from another. So they
+    depend on nothing that was drawn before, and training that goes on from a checkpoint ends as if it had never been
+    interrupted. Lightning's checkpoints hold only what is trained, and the head; `from_config` reads the rest again.
+
     Args:
         model: A built model in its fine-tuning mode: what requires gradients is trained.
-        config: Optimizer settings.
-        lr_ratio: Learning rate of LoRA's B divided by that of everything else.
+        config: The experiment. Number of epochs, precision and devices are the Trainer's.
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig, *, lr_ratio: float = 1.0) -> None:
+    def __init__(self, model: nn.Module, config: ExperimentConfig) -> None:
         super().__init__()
+        self.save_hyperparameters(without_secrets(to_dict(config)))  # for checkpoints and loggers
+        self.strict_loading = False  # see `on_save_checkpoint`
         self.model = model
         self.config = config
-        self.lr_ratio = lr_ratio
         # Measured while training: with dropout, on weights that still move, over this device's reviews alone.
         self.train_accuracy = MulticlassAccuracy(num_classes=2, average="micro", sync_on_compute=False)
         self.val_accuracy, self.val_loss = _accuracy(), MeanMetric()
@@ -43,10 +54,26 @@ class ReviewClassifier(L.LightningModule):
                 "accuracy": _accuracy(),
                 "f1": MulticlassF1Score(num_classes=2, average="macro"),
                 "auroc": MulticlassAUROC(num_classes=2),
-            }
+            },
+            prefix="test/",
         )
         self.test_predictions: list[tuple[Tensor, Tensor]] = []
         self.trained_in_train_mode: bool | None = None  # known after the first step, and recorded
+
+    @classmethod
+    def from_config(cls, config: ExperimentConfig) -> "ReviewClassifier":
+        """The classifier of an experiment, ready for any `lightning.Trainer`: pretrained encoder, new head and mode.
+
+        It computes with torch's and transformers' own layers, as a run does with ``train.fast`` false.
+
+        Raises:
+            ConfigError: the encoder cannot be had or does not suit the mode, or ``train.cache_trunk`` is set.
+        """
+        caches = config.train.cache_trunk
+        check(not caches, "train.cache_trunk", caches, "only lora_study.run can cache features; set it to false")
+        model = build_model(config.model, head_seed=config.resolved_seeds()["head_init"])
+        apply_mode(model, config)
+        return cls(model, config)
 
     def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The mean loss (scalar) and the logits (batch, 2) of a batch; shared by training and scoring."""
@@ -67,22 +94,27 @@ class ReviewClassifier(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Switch dropout on: from_pretrained returns a model in eval mode, and Lightning >= 2.2 keeps it there."""
         if stage == "fit":
-            self.model.train(self.config.dropout_active)
+            self.model.train(self.config.train.dropout_active)
 
     def on_train_epoch_start(self) -> None:
-        """Forget the last epoch's accuracy."""
+        """Forget the last epoch's accuracy; seed the epoch's dropout."""
         self.train_accuracy.reset()
+        seed = self.config.resolved_seeds()["dropout"]
+        entropy = np.random.SeedSequence((seed, self.current_epoch, self.global_rank))
+        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
+        if self.current_epoch > 0:  # the masks are to stay those of published runs, where a DataLoader drew a number
+            torch.empty((), dtype=torch.int64).random_()
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """The loss of one optimizer step."""
         if batch_index == 0:
             modes = {module.training for module in self.model.modules()}
-            if modes != {self.config.dropout_active}:
+            if modes != {self.config.train.dropout_active}:
                 raise RuntimeError("dropout is not as train.dropout_active says at an epoch's first training step")
-            self.trained_in_train_mode = self.config.dropout_active
+            self.trained_in_train_mode = self.config.train.dropout_active
         loss, logits = self.step(batch)
         self.train_accuracy.update(logits.detach(), batch["labels"])
-        progress = {"loss": loss.detach(), "accuracy": self.train_accuracy.compute()}
+        progress = {"train/loss": loss.detach(), "train/accuracy": self.train_accuracy.compute()}
         self.log_dict(progress, prog_bar=True, batch_size=len(batch["labels"]))
         return loss if self.trainer.world_size == 1 else loss * self._weight(batch)
 
@@ -105,8 +137,8 @@ class ReviewClassifier(L.LightningModule):
         self.val_accuracy.update(logits, batch["labels"])
 
     def on_validation_epoch_end(self) -> None:
-        """Publish val_loss and val_accuracy (a fraction)."""
-        self.log_dict({"val_loss": self.val_loss.compute(), "val_accuracy": self.val_accuracy.compute()}, prog_bar=True)
+        """Publish val/loss and val/accuracy (a fraction)."""
+        self.log_dict({"val/loss": self.val_loss.compute(), "val/accuracy": self.val_accuracy.compute()}, prog_bar=True)
         self.val_loss.reset()
         self.val_accuracy.reset()
 
@@ -122,8 +154,8 @@ class ReviewClassifier(L.LightningModule):
         self.test_predictions.append((batch["index"], logits.softmax(-1)[:, 1]))
 
     def on_test_epoch_end(self) -> None:
-        """Publish loss, accuracy, f1 and auroc; gather the predictions of all devices."""
-        self.log_dict({"loss": self.test_loss.compute(), **self.test_scores.compute()})
+        """Publish test/loss, test/accuracy, test/f1 and test/auroc; gather the predictions of all devices."""
+        self.log_dict({"test/loss": self.test_loss.compute(), **self.test_scores.compute()})
         self.test_loss.reset()
         self.test_scores.reset()
         if self.trainer.world_size > 1:
@@ -139,12 +171,37 @@ class ReviewClassifier(L.LightningModule):
         order = rows.argsort()
         return rows[order], probabilities[order]
 
+    def predict_step(self, batch: Batch, batch_index: int) -> Batch:
+        """Row in the part (index) and probability of class 1 of each review of a batch: both (batch,)."""
+        return {"index": batch["index"], "probability": self.step(batch)[1].softmax(-1)[:, 1]}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what is trained and the head, which may be frozen as it was drawn."""
+        checkpoint["state_dict"] = {name: checkpoint["state_dict"][name] for name in self._kept()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that would leave weights as they are, or has some for which there is no place.
+
+        Raises:
+            ConfigError: it is of another mode or other adapters.
+        """
+        if others := sorted(checkpoint["state_dict"].keys() ^ self._kept()):
+            raise ConfigError(
+                f"the checkpoint is of another config: only one of the two keeps {others[0]}; make the classifier from "
+                "the config that was trained"
+            )
+
+    def _kept(self) -> set[str]:
+        head = tuple(f"model.{layer}." for layer in HEAD)
+        return {name for name, value in self.named_parameters() if value.requires_grad or name.startswith(head)}
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimizer over the parameters that require gradients, and no others."""
-        groups = parameter_groups(self.model, self.config.learning_rate, self.lr_ratio)
+        train = self.config.train
+        groups = parameter_groups(self.model, train.learning_rate, self.config.lora.lr_ratio)
         # One pass over memory instead of several: 1.2x on full fine-tuning on a CPU.
         fused = groups[0]["params"][0].device.type in ("cpu", "cuda")
-        return OPTIMIZERS[self.config.optimizer](groups, weight_decay=self.config.weight_decay, fused=fused)
+        return OPTIMIZERS[train.optimizer](groups, weight_decay=train.weight_decay, fused=fused)
 
 
 def _accuracy() -> MulticlassAccuracy:

@@ -1,4 +1,4 @@
-"""What watches a run: its random numbers, the best epoch, the learning curves with their clock."""
+"""What watches a run: its signals, the best epoch, the learning curves with their clock."""
 
 import math
 import signal
@@ -7,31 +7,12 @@ import time
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from lora_study.base.machine import PeakMemory
 from lora_study.training.devices import spread_like, whole
-
-
-class EpochSeed(Callback):
-    """Draws the dropout masks of each epoch from a seed of its own, and those of each device from another.
-
-    So they depend on nothing that was drawn before, and a run taken up after an epoch draws what it would have drawn.
-
-    Args:
-        seed: Seed of the run's dropout masks.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Seed torch."""
-        entropy = np.random.SeedSequence((self.seed, trainer.current_epoch, trainer.global_rank))
-        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
 
 
 class OwnSignals(Callback):
@@ -53,7 +34,7 @@ class BestEpoch(Callback):
 
     Attributes:
         epoch: That epoch, counted from 1; 0 before the first validation.
-        scores: Its val_accuracy and val_loss.
+        scores: Its accuracy and loss in validation.
         weights: Its trainable parameters by name, whole on every device.
     """
 
@@ -64,7 +45,7 @@ class BestEpoch(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compare this epoch with the best so far."""
-        scores = {name: float(trainer.callback_metrics[f"val_{name}"]) for name in ("accuracy", "loss")}
+        scores = {name: float(trainer.callback_metrics[f"val/{name}"]) for name in ("accuracy", "loss")}
         if scores["accuracy"] > self.scores["accuracy"]:
             self.epoch, self.scores = trainer.current_epoch + 1, scores
             self.weights = {name: whole(value.detach()).clone() for name, value in trainable(pl_module)}
@@ -151,7 +132,7 @@ class Curves(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note the validation scores."""
-        scores = {name: float(trainer.callback_metrics[name]) for name in ("val_loss", "val_accuracy")}
+        scores = {f"val_{name}": float(trainer.callback_metrics[f"val/{name}"]) for name in ("loss", "accuracy")}
         self._note(trainer, self.train_seconds, **scores)
 
     def _note(self, trainer: L.Trainer, seconds: float, **values: float) -> None:

@@ -2,7 +2,7 @@
 
 One safetensors file holds what is trained, the best epoch's copy of it and the optimizer's state, never the frozen
 weights; its metadata holds the rest as JSON. Random states are not in it, since every epoch begins from a seed of its
-own (`callbacks.EpochSeed`), nor the order of the reviews, which follows from seed and epoch.
+own (see `ReviewClassifier`), nor the order of the reviews, which follows from seed and epoch.
 """
 
 import json

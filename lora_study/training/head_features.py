@@ -87,7 +87,12 @@ class FeatureDataModule(L.LightningDataModule):
             index = torch.as_tensor(rows)
             return {"features": features[index], "labels": labels[index], "index": index}
 
-        return DataLoader(range(len(labels)), batch_sampler=like.batch_sampler, collate_fn=collate)  # type: ignore[arg-type]
+        return DataLoader(
+            range(len(labels)),  # type: ignore[arg-type]
+            batch_sampler=like.batch_sampler,
+            collate_fn=collate,
+            generator=like.generator,
+        )
 
 
 @torch.no_grad()  # not inference_mode: its tensors could not take part in training

@@ -34,17 +34,17 @@ class PlainProgress(Callback):
         batches = int(trainer.num_training_batches)
         step, steps = trainer.global_step, trainer.max_epochs * batches
         speed = (step - self._first_step) / (now - self._start)
-        metrics = trainer.progress_bar_metrics
+        loss, accuracy = (trainer.progress_bar_metrics[f"train/{name}"] for name in ("loss", "accuracy"))
         self._print(
             trainer,
-            f"step {batch_idx + 1}/{batches}  loss {metrics['loss']:.4f}  accuracy {100 * metrics['accuracy']:.1f}%  "
+            f"step {batch_idx + 1}/{batches}  loss {loss:.4f}  accuracy {100 * accuracy:.1f}%  "
             f"{speed:.1f} steps/s  about {progress.duration((steps - step) / speed)} left",
         )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the validation scores."""
         metrics = trainer.callback_metrics
-        self._print(trainer, f"val loss {metrics['val_loss']:.4f}  val accuracy {100 * metrics['val_accuracy']:.2f}%")
+        self._print(trainer, f"val loss {metrics['val/loss']:.4f}  val accuracy {100 * metrics['val/accuracy']:.2f}%")
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start counting the reviews of the part being scored."""

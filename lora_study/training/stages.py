@@ -9,7 +9,7 @@ import lightning as L
 import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DistilBertForSequenceClassification
 
 from lora_study.base import machine
@@ -21,7 +21,7 @@ from lora_study.model import encoder
 from lora_study.model.classifier import ReviewClassifier
 from lora_study.model.fast.levers import COMPUTE_DTYPE, make_fast
 from lora_study.model.modes import HEAD, apply_mode, count_parameters
-from lora_study.training.callbacks import BestEpoch, Curves, EpochSeed, OwnSignals, TrainingPeak, trainable
+from lora_study.training.callbacks import BestEpoch, Curves, OwnSignals, TrainingPeak, trainable
 from lora_study.training.checkpoints import Checkpoints
 from lora_study.training.devices import whole
 from lora_study.training.head_features import FeatureDataModule, HeadOnFeatures
@@ -139,9 +139,7 @@ def pick_computer(config: ExperimentConfig, place: Place) -> Computer:
 
 def read_reviews(config: ExperimentConfig) -> Reviews:
     """Read, split and tokenise the reviews."""
-    tokenizer = encoder.build_tokenizer(config.model)
-    encoder.check_tables(config.model, tokenizer, config.data.max_length)
-    batches = ReviewDataModule(config.data, tokenizer, order_seed=config.resolved_seeds()["data_order"])
+    batches = ReviewDataModule.from_config(config)
     batches.setup()
     smallest = min(len(part) for part in batches.parts.values())
     check(
@@ -179,20 +177,20 @@ def prepare(
     """Put together what trains the model, and take it up from its checkpoint if it is to be resumed."""
     best, curves, peak = BestEpoch(), Curves(), TrainingPeak(built.memory)
     checkpoints = Checkpoints(checkpoint, _identity(config, reviews, built), best, curves, peak, clock)
-    callbacks: list[Callback] = [EpochSeed(config.resolved_seeds()["dropout"]), peak, best, curves, OwnSignals()]
+    callbacks: list[Callback] = [peak, best, curves, OwnSignals()]
     if not config.train.cache_trunk:  # with it an epoch takes no time
         callbacks.append(checkpoints)
     trainer = make_trainer(config.train, computer.device, computer.precision, callbacks)
     reviews.batches.trainer = trainer  # which knows this process's share of the batches
     started = time.perf_counter()
     batches: ReviewDataModule | FeatureDataModule = reviews.batches
+    model: nn.Module = built.model
     if config.train.cache_trunk:
         built.model.to(computer.device)  # type: ignore[arg-type]
         parts = ("train", "val", "test") if config.score_test else ("train", "val")
         batches = FeatureDataModule(reviews.batches, built.model, computer.dtype, parts)
-        classifier = ReviewClassifier(HeadOnFeatures(built.model), config.train)
-    else:
-        classifier = ReviewClassifier(built.model, config.train, lr_ratio=config.lora.lr_ratio)
+        model = HeadOnFeatures(built.model)
+    classifier = ReviewClassifier(model, config)
     if resume:
         checkpoints.resume(trainer, classifier)
     return Training(trainer, classifier, batches, best, curves, peak, checkpoints, started)
@@ -225,7 +223,8 @@ def score(config: ExperimentConfig, reviews: Reviews, built: Built, training: Tr
         most = MOST_TRAIN if part == "train" else None
         loader = training.batches.eval_dataloader(part, most)
         (found,) = training.trainer.test(training.classifier, loader, verbose=False)
-        metrics[part] = {**found, "n": batches.scored(part, most)}
+        scores = {name.removeprefix("test/"): value for name, value in found.items()}
+        metrics[part] = {**scores, "n": batches.scored(part, most)}
         seconds[part] = time.perf_counter() - started
     memory = built.memory.read()
     predictions = _predictions(reviews, training.classifier) if config.score_test else None

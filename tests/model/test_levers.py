@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
-from lora_study.config import ExperimentConfig, LoRAConfig, TrainConfig
+from lora_study.config import ExperimentConfig, LoRAConfig
 from lora_study.model.classifier import ReviewClassifier
 from lora_study.model.fast.dropout import CheapDropout
 from lora_study.model.fast.levers import COMPUTE_DTYPE, hold_frozen_linears_in, make_fast
@@ -47,7 +47,7 @@ def batch() -> dict[str, torch.Tensor]:
 
 def step(model: DistilBertForSequenceClassification, precision: str) -> dict[str, torch.Tensor]:
     """Loss, logits and trained weights of one optimizer step, by name."""
-    module = ReviewClassifier(model, TrainConfig(learning_rate=1e-3, optimizer="adamw"))
+    module = ReviewClassifier(model, ExperimentConfig())
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     dtype = COMPUTE_DTYPE[precision]
     with torch.autocast("cpu", dtype, enabled=dtype is not None):
@@ -80,7 +80,7 @@ def test_with_dropout_the_mean_loss_is_the_plain_ones(precision):
         if fast:
             make_fast(model, CPU, precision)
             assert not any(type(module) is nn.Dropout and module.p > 0 for module in model.modules())
-        module = ReviewClassifier(model, TrainConfig())
+        module = ReviewClassifier(model, ExperimentConfig())
         dtype = COMPUTE_DTYPE[precision]
         with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype is not None):
             losses[fast] = torch.stack([module.step(batch())[0] for _ in range(300)]).flatten()
@@ -104,7 +104,7 @@ def test_in_eval_mode_no_dropout_acts():
     model = in_mode("lora", dropout=0.5)
     make_fast(model, CPU, "32-true")
     assert any(isinstance(module, CheapDropout) for module in model.modules())
-    module = ReviewClassifier(model.eval(), TrainConfig())
+    module = ReviewClassifier(model.eval(), ExperimentConfig())
     assert torch.equal(module.step(batch())[1], module.step(batch())[1])
 
 

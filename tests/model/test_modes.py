@@ -145,9 +145,10 @@ def test_the_variants_settings_are_departures_from_the_article_in_mode_lora_alon
 def test_the_classifier_trains_b_at_its_own_rate(optimizer):
     model = build_skeleton(ModelConfig())
     apply_mode(model, ExperimentConfig(lora=LoRAConfig(train_head=True)))
-    config = TrainConfig(optimizer=optimizer, learning_rate=1e-3, weight_decay=0.1)
-    (only,) = ReviewClassifier(model, config).configure_optimizers().param_groups
-    base, faster = ReviewClassifier(model, config, lr_ratio=16).configure_optimizers().param_groups
+    train = TrainConfig(optimizer=optimizer, learning_rate=1e-3, weight_decay=0.1)
+    alike, plus = (ExperimentConfig(train=train, lora=LoRAConfig(lr_ratio=ratio)) for ratio in (1, 16))
+    (only,) = ReviewClassifier(model, alike).configure_optimizers().param_groups
+    base, faster = ReviewClassifier(model, plus).configure_optimizers().param_groups
     assert (only["lr"], base["lr"], faster["lr"]) == (1e-3, 1e-3, 16e-3)
     assert only["weight_decay"] == base["weight_decay"] == faster["weight_decay"] == 0.1
     updates = [layer.lora for _, layer in lora_layers(model)]

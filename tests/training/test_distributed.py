@@ -13,7 +13,6 @@ import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,7 +27,6 @@ from lora_study.config import ExperimentConfig, TrainConfig, to_dict
 from lora_study.model.classifier import ReviewClassifier
 from lora_study.records.record import read_record, write_record
 from lora_study.training import devices
-from lora_study.training.callbacks import EpochSeed
 from lora_study.training.experiment import run_experiment
 from lora_study.training.recording import new_record
 
@@ -104,8 +102,9 @@ def test_each_epoch_and_each_device_drops_out_other_units():
     """Or the noise of dropout would be the same in both halves of a batch."""
 
     def numbers(seed: int, epoch: int, rank: int) -> tuple:
-        trainer: Any = SimpleNamespace(current_epoch=epoch, global_rank=rank)
-        EpochSeed(seed).on_train_epoch_start(trainer, None)
+        classifier = ReviewClassifier(torch.nn.Linear(1, 1), ExperimentConfig(seed=seed))
+        classifier.trainer = SimpleNamespace(current_epoch=epoch, global_rank=rank)
+        classifier.on_train_epoch_start()
         return tuple(torch.rand(3).tolist())
 
     with torch.random.fork_rng(devices=[]):
