@@ -1,8 +1,6 @@
 """Batches hold every review once; the data module gives them to Lightning unchanged."""
 
 import json
-from collections.abc import Iterable
-from pathlib import Path
 from typing import TypeVar
 
 import lightning as L
@@ -11,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from lora_study.base.errors import ConfigError
@@ -25,7 +22,7 @@ T = TypeVar("T")
 LENGTHS = st.lists(st.integers(3, 512), min_size=1, max_size=90).map(np.array)
 
 
-def tokens_of(reviews: list[list[int]]) -> TokenisedReviews:
+def tokens_of(reviews):
     return TokenisedReviews(
         tokens=np.array([token for review in reviews for token in review], dtype=np.int32),
         offsets=np.cumsum([0, *map(len, reviews)]),
@@ -35,14 +32,12 @@ def tokens_of(reviews: list[list[int]]) -> TokenisedReviews:
     )
 
 
-def flat(batches: Iterable[list[T]]) -> list[T]:
+def flat(batches):
     return [row for batch in batches for row in batch]
 
 
 @given(lengths=LENGTHS, batch_size=st.integers(1, 20), window=st.integers(1, 6), seed=st.integers(0, 99))
-def test_an_epoch_holds_every_review_once_in_full_batches(
-    lengths: np.ndarray, batch_size: int, window: int, seed: int
-) -> None:
+def test_an_epoch_holds_every_review_once_in_full_batches(lengths, batch_size, window, seed):
     sampler = BucketSampler(lengths, batch_size, window, seed)
     for _ in range(2):
         batches = list(sampler)
@@ -51,7 +46,7 @@ def test_an_epoch_holds_every_review_once_in_full_batches(
         assert sorted(map(len, batches))[1:] == [batch_size] * (len(batches) - 1)
 
 
-def test_epochs_differ_and_depend_on_seed_and_epoch_alone() -> None:
+def test_epochs_differ_and_depend_on_seed_and_epoch_alone():
     lengths = np.arange(3, 103)
     runs = BucketSampler(lengths, 8, 4, seed=5)
     first, second = list(runs), list(runs)
@@ -62,7 +57,7 @@ def test_epochs_differ_and_depend_on_seed_and_epoch_alone() -> None:
     assert list(BucketSampler(lengths, 8, 4, seed=6)) != first
 
 
-def test_setting_the_epoch_agrees_with_advancing_and_counts_once() -> None:
+def test_setting_the_epoch_agrees_with_advancing_and_counts_once():
     advancing, told = (BucketSampler(np.arange(3, 53), 8, 2, seed=0) for _ in range(2))
     for epoch in range(3):
         told.set_epoch(epoch)
@@ -74,7 +69,7 @@ def test_setting_the_epoch_agrees_with_advancing_and_counts_once() -> None:
     assert list(told) == list(expected)
 
 
-def test_epoch_may_be_set_after_the_iterator_was_made() -> None:
+def test_epoch_may_be_set_after_the_iterator_was_made():
     sampler, expected = (BucketSampler(np.arange(3, 53), 8, 2, seed=0) for _ in range(2))
     batches = iter(sampler)
     sampler.set_epoch(2)
@@ -82,16 +77,16 @@ def test_epoch_may_be_set_after_the_iterator_was_made() -> None:
     assert list(batches) == list(expected)
 
 
-def test_window_of_one_is_an_ordinary_shuffle() -> None:
+def test_window_of_one_is_an_ordinary_shuffle():
     batches = list(BucketSampler(np.arange(3, 53), 8, 1, seed=3))
     assert flat(batches) == np.random.default_rng((3, 0)).permutation(50).tolist()
     assert len(batches[-1]) == 2
 
 
-def test_windows_spare_padding_and_do_not_order_the_epoch_by_length() -> None:
+def test_windows_spare_padding_and_do_not_order_the_epoch_by_length():
     lengths = np.random.default_rng(0).integers(3, 512, size=4000)
 
-    def padded(batches: list[list[int]]) -> int:
+    def padded(batches):
         return sum(len(batch) * lengths[batch].max() for batch in batches)
 
     shuffled, bucketed = (list(BucketSampler(lengths, 12, window, seed=1)) for window in (1, 50))
@@ -101,7 +96,7 @@ def test_windows_spare_padding_and_do_not_order_the_epoch_by_length() -> None:
 
 
 @given(lengths=LENGTHS, batch_size=st.integers(1, 20), world_size=st.integers(2, 4))
-def test_devices_share_every_batch(lengths: np.ndarray, batch_size: int, world_size: int) -> None:
+def test_devices_share_every_batch(lengths, batch_size, world_size):
     whole = list(BucketSampler(lengths, batch_size, 3, 7))
     shares = [list(BucketSampler(lengths, batch_size, 3, 7, rank, world_size)) for rank in range(world_size)]
     for batch, *parts in zip(whole, *shares, strict=True):
@@ -113,7 +108,7 @@ def test_devices_share_every_batch(lengths: np.ndarray, batch_size: int, world_s
 
 
 @given(lengths=LENGTHS, batch_size=st.integers(1, 20))
-def test_evaluation_goes_from_long_to_short_and_drops_none(lengths: np.ndarray, batch_size: int) -> None:
+def test_evaluation_goes_from_long_to_short_and_drops_none(lengths, batch_size):
     batches = evaluation_batches(lengths, batch_size)
     assert sorted(flat(batches)) == list(range(len(lengths)))
     assert (np.diff(lengths[flat(batches)]) <= 0).all()
@@ -125,10 +120,8 @@ def test_evaluation_goes_from_long_to_short_and_drops_none(lengths: np.ndarray, 
     choose=st.randoms(use_true_random=False),
     pad_id=st.integers(0, 5),
 )
-def test_a_batch_is_padded_little_beyond_its_longest_review(
-    reviews: list[list[int]], choose: object, pad_id: int
-) -> None:
-    rows = choose.sample(range(len(reviews)), choose.randint(1, len(reviews)))  # type: ignore[attr-defined]
+def test_a_batch_is_padded_little_beyond_its_longest_review(reviews, choose, pad_id):
+    rows = choose.sample(range(len(reviews)), choose.randint(1, len(reviews)))
     batch = collate(tokens_of(reviews), rows, pad_id)
     needed, most = max(len(reviews[row]) for row in rows), max(map(len, reviews))
     width = batch["input_ids"].shape[1]
@@ -144,36 +137,33 @@ def test_a_batch_is_padded_little_beyond_its_longest_review(
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tiny_backbone: Path) -> PreTrainedTokenizerFast:
-    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(tiny_backbone)
-    return tokenizer
+def tokenizer(tiny_backbone):
+    return PreTrainedTokenizerFast.from_pretrained(tiny_backbone)
 
 
-def module_of(
-    reviews_csv: Path, tokenizer: PreTrainedTokenizerFast, cache: Path, **changes: object
-) -> ReviewDataModule:
+def module_of(reviews_csv, tokenizer, cache, **changes):
     settings = {"sizes": SplitSizes(50, 20, 30), "batch_size": 8, "eval_batch_size": 9, "max_length": 24}
-    config = DataConfig(source=str(reviews_csv), cache_dir=str(cache), **{**settings, **changes})  # type: ignore[arg-type]
+    config = DataConfig(source=str(reviews_csv), cache_dir=str(cache), **{**settings, **changes})
     data = ReviewDataModule(config, tokenizer, order_seed=4)
     data.setup()
     return data
 
 
 @pytest.fixture
-def data(reviews_csv: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> ReviewDataModule:
+def data(reviews_csv, tokenizer, tmp_path):
     return module_of(reviews_csv, tokenizer, tmp_path)
 
 
-def rows_of(batches: object) -> list[list[int]]:
-    return [batch["index"].tolist() for batch in batches]  # type: ignore[attr-defined]
+def rows_of(batches):
+    return [batch["index"].tolist() for batch in batches]
 
 
-def test_a_loader_gives_the_first_reviews_of_a_part_if_it_is_told_how_many(data: ReviewDataModule) -> None:
+def test_a_loader_gives_the_first_reviews_of_a_part_if_it_is_told_how_many(data):
     assert sorted(flat(rows_of(data.eval_dataloader("train", 21)))) == list(range(21))
     assert (data.scored("train", 21), data.scored("train", 60), data.scored("train")) == (21, 50, 50)
 
 
-def test_loaders_give_every_review_of_their_part_once(data: ReviewDataModule) -> None:
+def test_loaders_give_every_review_of_their_part_once(data):
     loaders = {
         "train": [data.train_dataloader(), data.eval_dataloader("train")],
         "val": [data.val_dataloader(), data.eval_dataloader("val")],
@@ -190,15 +180,13 @@ def test_loaders_give_every_review_of_their_part_once(data: ReviewDataModule) ->
                 assert batch["attention_mask"].sum(1).tolist() == data.parts[part].lengths[batch["index"]].tolist()
 
 
-def test_setup_loads_once(data: ReviewDataModule) -> None:
+def test_setup_loads_once(data):
     before = dict(data.parts)
     data.setup("fit")
     assert all(data.parts[part] is before[part] for part in before)
 
 
-def test_description_is_plain_json_without_the_users_paths(
-    reviews_csv: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, data: ReviewDataModule
-) -> None:
+def test_description_is_plain_json_without_the_users_paths(reviews_csv, tokenizer, tmp_path, data):
     description = data.describe()
     text = json.dumps(description, allow_nan=False)
     assert json.loads(text) == description
@@ -211,9 +199,7 @@ def test_description_is_plain_json_without_the_users_paths(
     assert description["overlap"]["across"]["test_in_train"] == 0
 
 
-def test_fingerprint_follows_the_reviews_alone(
-    reviews_csv: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, data: ReviewDataModule
-) -> None:
+def test_fingerprint_follows_the_reviews_alone(reviews_csv, tokenizer, tmp_path, data):
     description = data.describe()
     batched = module_of(reviews_csv, tokenizer, tmp_path, batch_size=3, max_length=9).describe()
     assert batched["fingerprint"] == description["fingerprint"]
@@ -224,7 +210,7 @@ def test_fingerprint_follows_the_reviews_alone(
     assert reseeded["fingerprints"]["test"] != description["fingerprints"]["test"]
 
 
-def test_deduplication_happens_before_splitting(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_deduplication_happens_before_splitting(tokenizer, tmp_path):
     rows = [f"review {row % 40},{row % 2}" for row in range(80)]
     (tmp_path / "twice.csv").write_text("\n".join(["text,label", *rows]))
     twice = module_of(tmp_path / "twice.csv", tokenizer, tmp_path, sizes=SplitSizes(40, 20, 20)).describe()
@@ -236,7 +222,7 @@ def test_deduplication_happens_before_splitting(tokenizer: PreTrainedTokenizerFa
     assert set(once["overlap"]["across"].values()) == {0}
 
 
-def test_tokenizer_without_padding_is_refused(tiny_backbone: Path) -> None:
+def test_tokenizer_without_padding_is_refused(tiny_backbone):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_backbone)
     tokenizer.pad_token = None
     with pytest.raises(ConfigError, match="padding token"):
@@ -252,25 +238,25 @@ LIGHTNING = pytest.mark.filterwarnings(
 class Recorder(L.LightningModule):
     """Writes down which reviews it was given."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.epochs: dict[int, list[list[int]]] = {}
-        self.scored: list[int] = []
+        self.epochs = {}
+        self.scored = []
 
-    def training_step(self, batch: dict[str, Tensor]) -> Tensor:
+    def training_step(self, batch):
         self.epochs.setdefault(self.current_epoch, []).append(batch["index"].tolist())
         return self.weight.sum()
 
-    def validation_step(self, batch: dict[str, Tensor]) -> None:
+    def validation_step(self, batch):
         if not self.trainer.sanity_checking:
             self.scored += batch["index"].tolist()
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def trainer_of(folder: Path, epochs: int, **options: object) -> L.Trainer:
+def trainer_of(folder, epochs, **options):
     return L.Trainer(
         default_root_dir=folder,
         max_epochs=epochs,
@@ -279,20 +265,18 @@ def trainer_of(folder: Path, epochs: int, **options: object) -> L.Trainer:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        **options,  # type: ignore[arg-type]
+        **options,
     )
 
 
-def expected_epochs(data: ReviewDataModule, epochs: int) -> dict[int, list[list[int]]]:
+def expected_epochs(data, epochs):
     sampler = BucketSampler(data.parts["train"].lengths, 8, data.config.bucket_window, seed=4)
     return {epoch: list(sampler) for epoch in range(epochs)}
 
 
 @LIGHTNING
-def test_lightning_trains_the_samplers_epochs_also_when_it_resumes(
-    reviews_csv: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
-    def fit(epochs: int, checkpoint: Path | None = None) -> tuple[Recorder, L.Trainer]:
+def test_lightning_trains_the_samplers_epochs_also_when_it_resumes(reviews_csv, tokenizer, tmp_path):
+    def fit(epochs, checkpoint=None):
         module, trainer = Recorder(), trainer_of(tmp_path, epochs)
         data = module_of(reviews_csv, tokenizer, tmp_path, bucket_window=2)
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -320,9 +304,7 @@ def process_group():
 
 @pytest.mark.usefixtures("process_group")
 @LIGHTNING
-def test_lightning_leaves_the_batches_alone_or_refuses_when_distributed(
-    reviews_csv: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
+def test_lightning_leaves_the_batches_alone_or_refuses_when_distributed(reviews_csv, tokenizer, tmp_path):
     data, module = module_of(reviews_csv, tokenizer, tmp_path), Recorder()
     trainer_of(tmp_path, 2, strategy="ddp", devices=1, use_distributed_sampler=False).fit(module, datamodule=data)
     assert module.epochs == expected_epochs(data, 2)

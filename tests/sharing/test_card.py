@@ -6,8 +6,6 @@ import importlib
 import io
 import re
 from contextlib import redirect_stdout
-from pathlib import Path
-from typing import Any
 
 import fabricate
 import pytest
@@ -26,31 +24,31 @@ REFERENCE = {"name": "distilbert-base-uncased", "backbone": "distilbert-base-unc
 BARE = Record(name="bare", mode="lora", seed=1, status="completed")
 
 
-def record(**changes: Any) -> Record:
+def record(**changes):
     """A completed run of lora_default with other settings, and the departures that these are."""
     run = fabricate.record(**changes)
     return dataclasses.replace(run, deviations=deviations(experiment_from(run.config)))
 
 
-def with_encoder(**encoder: Any) -> Record:
+def with_encoder(**encoder):
     run = record(config={"model": {"backbone": encoder["backbone"]}, "data": {"source": "hub"}}, data={"source": "hub"})
     return dataclasses.replace(run, provenance={**run.provenance, "encoder": {"stand_in": False, **encoder}})
 
 
-def on_own_table(source: str = "tickets.csv") -> Record:
+def on_own_table(source="tickets.csv"):
     return record(config={"data": {"source": f"/home/me/{source}"}}, data={"source": source})
 
 
 @pytest.mark.parametrize("kind", ["adapter", "model", "onnx"])
 @pytest.mark.parametrize("run", [record(), with_encoder(**REFERENCE), on_own_table(), BARE], ids=lambda run: run.name)
-def test_metadata_survives_the_round_trip_through_the_file(run: Record, kind: Any, tmp_path: Path) -> None:
+def test_metadata_survives_the_round_trip_through_the_file(run, kind, tmp_path):
     write_card(run, kind, tmp_path)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert ModelCard(text).data.to_dict() == model_card(run, kind).data.to_dict()
     assert ModelCard(text).content == text
 
 
-def test_metadata_names_base_data_library_and_results() -> None:
+def test_metadata_names_base_data_library_and_results():
     data = model_card(with_encoder(**REFERENCE), "adapter").data.to_dict()
     assert data["base_model"] == "distilbert/distilbert-base-uncased"
     assert (data["license"], data["language"], data["library_name"]) == ("apache-2.0", "en", "peft")
@@ -65,7 +63,7 @@ def test_metadata_names_base_data_library_and_results() -> None:
 
 @pytest.mark.parametrize("kind", ["adapter", "model", "onnx"])
 @pytest.mark.parametrize("run", [record(), with_encoder(**REFERENCE)], ids=["stand-in", "reference"])
-def test_code_imports_what_there_is(run: Record, kind: Any) -> None:
+def test_code_imports_what_there_is(run, kind):
     (code,) = re.findall(r"```python\n(.*?)```", model_card(run, kind).text, re.DOTALL)
     imports = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom)]
     assert imports
@@ -74,11 +72,11 @@ def test_code_imports_what_there_is(run: Record, kind: Any) -> None:
         assert all(hasattr(module, alias.name) for alias in node.names), node.module
 
 
-def test_full_model_is_not_tagged_lora() -> None:
+def test_full_model_is_not_tagged_lora():
     assert "lora" not in model_card(fabricate.record("full"), "model").data.tags
 
 
-def test_stand_in_is_named_by_its_origin_and_labelled() -> None:
+def test_stand_in_is_named_by_its_origin_and_labelled():
     card = model_card(record(), "adapter")
     assert card.data.base_model == "sentence-transformers/all-MiniLM-L6-v2"
     assert "**Stand-in encoder.**" in card.text and "rewritten as a DistilBERT" in card.text
@@ -86,7 +84,7 @@ def test_stand_in_is_named_by_its_origin_and_labelled() -> None:
     assert "Stand-in encoder" not in model_card(with_encoder(**REFERENCE), "adapter").text
 
 
-def test_local_encoder_claims_no_origin_and_no_licence() -> None:
+def test_local_encoder_claims_no_origin_and_no_licence():
     run = with_encoder(name="mine", backbone="/home/me/mine", revision=None, sha256="5c" * 32)
     card = model_card(run, "adapter")
     assert card.data.base_model is None and card.data.license is None
@@ -94,13 +92,13 @@ def test_local_encoder_claims_no_origin_and_no_licence() -> None:
     assert "/home" not in str(card)
 
 
-def test_the_accelerator_is_the_hardware_where_there_is_one() -> None:
+def test_the_accelerator_is_the_hardware_where_there_is_one():
     assert "| hardware | a CPU, 2 threads |" in model_card(record(), "model").text
     on_gpu = record(provenance={"hardware": {"accelerator": "NVIDIA A100"}})
     assert "| hardware | NVIDIA A100 |" in model_card(on_gpu, "model").text
 
 
-def test_own_table_is_not_called_imdb() -> None:
+def test_own_table_is_not_called_imdb():
     card = model_card(on_own_table(), "model")
     assert card.data.datasets is None and card.data.language is None
     assert card.data.eval_results[0].dataset_name == "tickets.csv"
@@ -108,13 +106,13 @@ def test_own_table_is_not_called_imdb() -> None:
     assert "IMDb" not in body and "English" not in body and "tickets.csv" in body
 
 
-def test_results_are_the_records_with_wilsons_interval() -> None:
+def test_results_are_the_records_with_wilsons_interval():
     text = model_card(fabricate.record(test=0.8), "model").text
     assert re.search(r"\| test \| 1,000 \| 80\.00 \| 77\.41 to 82\.36 \| 0\.8000 \| 0\.8500 \| 0\.4200 \|", text)
     assert "73,728 of 22,785,410 parameters" in text
 
 
-def test_what_the_record_lacks_is_said_and_no_number_is_made_up() -> None:
+def test_what_the_record_lacks_is_said_and_no_number_is_made_up():
     card = model_card(BARE, "adapter")
     assert card.data.eval_results is None
     results = card.text.partition("## Results")[2].partition("## Data")[0]
@@ -123,7 +121,7 @@ def test_what_the_record_lacks_is_said_and_no_number_is_made_up() -> None:
     assert "| train.epochs | unknown |" in card.text
 
 
-def test_contamination_is_told() -> None:
+def test_contamination_is_told():
     told = "4 test reviews have an exact copy in the training part"
     assert told in model_card(record(), "model").text
     clean = record(data={"overlap": {"across": {"test_in_train": 0}}})
@@ -131,18 +129,18 @@ def test_contamination_is_told() -> None:
     assert "not measured whether test reviews have" in model_card(BARE, "model").text
 
 
-def test_departures_are_listed_and_only_the_articles_recipe_may_claim_its_numbers() -> None:
+def test_departures_are_listed_and_only_the_articles_recipe_may_claim_its_numbers():
     mine = model_card(record(config={"train": {"epochs": 7}}), "model").text
     assert "| train.epochs | 3 | 7 |" in mine
     assert "its numbers are not the article's" in mine
     assert "its numbers are not the article's" not in model_card(with_encoder(**REFERENCE), "model").text
 
 
-def test_same_record_same_card() -> None:
+def test_same_record_same_card():
     assert str(model_card(record(), "adapter")) == str(model_card(record(), "adapter"))
 
 
-def test_no_folder_of_the_machine_is_told() -> None:
+def test_no_folder_of_the_machine_is_told():
     run = on_own_table()
     command = "lora-study run --config configs/embedded/full.yaml --data.source '/home/me/my data/tickets.csv'"
     run.provenance["command"] = f"{command} --results-dir=~/secret/runs"
@@ -162,11 +160,11 @@ def test_no_folder_of_the_machine_is_told() -> None:
         ("run 'two\nlines'", "run 'two lines'"),
     ],
 )
-def test_commands_keep_all_but_absolute_folders(command: str, shown: str) -> None:
+def test_commands_keep_all_but_absolute_folders(command, shown):
     assert without_folders(command) == shown
 
 
-def test_text_of_a_record_cannot_become_markup() -> None:
+def test_text_of_a_record_cannot_become_markup():
     run = on_own_table("a<script>|[x](y).csv")
     run.deviations[0]["here"] = "<i>"
     run.provenance["versions"]["python"] = "{{ 7 * 7 }} *3*"
@@ -175,7 +173,7 @@ def test_text_of_a_record_cannot_become_markup() -> None:
     assert r"\<i\>" in text and r"# \| \<u\> \|, seed 1" in text and r"python {{ 7 \* 7 }} \*3\*" in text
 
 
-def run_code(card: ModelCard, **replaced: str) -> str:
+def run_code(card, **replaced):
     """What the code on a card prints, with folders in place of the names that a reader has to fill in."""
     (code,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
     for name, folder in replaced.items():
@@ -187,7 +185,7 @@ def run_code(card: ModelCard, **replaced: str) -> str:
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT asks for a name of the past
-def test_code_for_an_adapter_runs(tiny_backbone: Path, tmp_path: Path) -> None:
+def test_code_for_an_adapter_runs(tiny_backbone, tmp_path):
     pytest.importorskip("peft")
     torch.manual_seed(1)
     model = DistilBertForSequenceClassification.from_pretrained(tiny_backbone)
@@ -204,7 +202,7 @@ def test_code_for_an_adapter_runs(tiny_backbone: Path, tmp_path: Path) -> None:
     assert found == pytest.approx(expected[0].tolist(), abs=1e-4)
 
 
-def test_code_for_a_merged_model_runs(tiny_backbone: Path, tmp_path: Path) -> None:
+def test_code_for_a_merged_model_runs(tiny_backbone, tmp_path):
     model = AutoModelForSequenceClassification.from_pretrained(tiny_backbone, id2label={0: "negative", 1: "positive"})
     model.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(tiny_backbone).save_pretrained(tmp_path)
