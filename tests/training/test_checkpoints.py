@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -31,11 +30,11 @@ class Killed(BaseException):
     """Ends a run on the spot: no failed record, nothing tidied up."""
 
 
-def checkpoint_of(results: Path, name: str) -> Path:
+def checkpoint_of(results, name):
     return results / name / ".seed-1.checkpoint" / "epoch.safetensors"
 
 
-def run_until(monkeypatch: pytest.MonkeyPatch, where: str, call: int, config, results: Path, **options) -> None:
+def run_until(monkeypatch, where, call, config, results, **options):
     """Start a run that is killed in a given call of one of its steps."""
     calls, original = 0, getattr(ReviewClassifier, where)
 
@@ -52,7 +51,7 @@ def run_until(monkeypatch: pytest.MonkeyPatch, where: str, call: int, config, re
             run_experiment(config, results, **options)
 
 
-def outcome(results: Path, name: str) -> tuple:
+def outcome(results, name):
     """All that a run found out, apart from what depends on the clock."""
     folder = results / name / "seed-1"
     record = read_record(folder / "record.json")
@@ -81,7 +80,7 @@ def test_a_run_that_is_killed_while_it_is_tested_is_not_trained_again(tiny, tmp_
     pieces = tmp_path / "pieces"
     run_until(monkeypatch, "test_step", 2, tiny("full", **SHORT), pieces)
 
-    def train(*_: object) -> None:
+    def train(*_):
         raise AssertionError("training goes on")
 
     monkeypatch.setattr(ReviewClassifier, "training_step", train)
@@ -146,29 +145,22 @@ def test_a_failed_run_keeps_its_checkpoint(tiny, tmp_path, monkeypatch):
     assert run_experiment(tiny("lora", **SHORT), tmp_path, resume=True).provenance["resumed_after_epochs"] == [1]
 
 
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-9])
-
-
-def flip(path: Path) -> None:
+def flip(path):
     content = bytearray(path.read_bytes())
     content[-2] ^= 1
     path.write_bytes(content)
 
 
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
+DAMAGE = {
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-9]),
+    "flipped": flip,
+    "empty": lambda path: path.write_bytes(b""),
+    "pickled": lambda path: torch.save({"trained": torch.zeros(2)}, path),
+    "foreign": lambda path: save_file({"weight": torch.zeros(2)}, path),
+}
 
 
-def pickled(path: Path) -> None:
-    torch.save({"trained": torch.zeros(2)}, path)
-
-
-def foreign(path: Path) -> None:
-    save_file({"weight": torch.zeros(2)}, path)
-
-
-@pytest.mark.parametrize("damage", [cut, flip, empty, pickled, foreign])
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_a_checkpoint_is_read_as_it_was_written_or_not_at_all(damage, tmp_path):
     path = tmp_path / "epoch.safetensors"
     tensors, state = {"trained.a": torch.randn(3, 4), "step.a": torch.tensor(7.0)}, {"epoch": 1, "rows": [{"x": 0.1}]}
@@ -182,22 +174,20 @@ def test_a_checkpoint_is_read_as_it_was_written_or_not_at_all(damage, tmp_path):
         read_checkpoint(path)
 
 
-def poison(path: Path) -> None:
+def poison(path):
     tensors, state = read_checkpoint(path)
     name = next(name for name in tensors if name.startswith("exp_avg_sq."))
     write_checkpoint(path, tensors | {name: tensors[name] * torch.nan}, state)
 
 
-def of_other_reviews(path: Path) -> None:
-    tensors, state = read_checkpoint(path)
-    state["identity"]["data.fingerprint"] = "another"
-    write_checkpoint(path, tensors, state)
+def of_another_run(field, value):
+    """Makes a checkpoint one of a run with another value of a field."""
 
+    def change(path):
+        tensors, state = read_checkpoint(path)
+        write_checkpoint(path, tensors, state | {"identity": state["identity"] | {field: value}})
 
-def of_other_settings(path: Path) -> None:
-    tensors, state = read_checkpoint(path)
-    state["identity"]["lora.r"] = 2
-    write_checkpoint(path, tensors, state)
+    return change
 
 
 @pytest.fixture(scope="module")
@@ -215,10 +205,9 @@ def interrupted(tiny, tmp_path_factory):
     [
         (flip, "damaged"),
         (poison, "not finite"),
-        (of_other_reviews, r"another data\.fingerprint"),
-        (of_other_settings, r"another lora\.r \(2, now 4\)"),
+        (of_another_run("data.fingerprint", "other"), r"another data\.fingerprint"),
+        (of_another_run("lora.r", 2), r"another lora\.r \(2, now 4\)"),
     ],
-    ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_a_checkpoint_that_is_no_good_is_named_and_the_run_starts_over(
     damage, words, interrupted, tiny, tmp_path, caplog
@@ -237,7 +226,7 @@ def test_a_checkpoint_that_is_no_good_is_named_and_the_run_starts_over(
 
 
 def test_a_full_disk_costs_the_checkpoint_and_not_the_run(tiny, tmp_path, monkeypatch, caplog):
-    def no_space(*_: object, **__: object) -> None:
+    def no_space(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("lora_study.training.checkpoints.save_file", no_space)
