@@ -76,11 +76,15 @@ def test_a_gzip_file_that_is_not_whole_is_refused(tmp_path, name, spoil):
         ('text,label\n"a\rb\r\nc\x0c\u2028\x85",1\nc,0\n', "a\rb\r\nc\x0c\u2028\x85", 1),
         ("rating,text,label\n9,a,1\n1,b,0\n", "a", 1),
         ('text,label\n" ""a"" film",1\nb,0\n', ' "a" film', 1),
+        ('text,label\n"a, ""b""\r\nc",1\r\n\r\n"' + "long " * 50_000 + '",0\r\n', 'a, "b"\r\nc', 1),
     ],
+    ids=range(10),
 )
 def test_odd_csv_is_read_as_it_is_meant(tmp_path, content, text, label):
-    reviews = load(written(tmp_path, "r.csv", content))
+    path = written(tmp_path, "r.csv", content)
+    reviews = load(path)
     assert (reviews["text"][0], reviews["label"][0], len(reviews)) == (text, label, 2)
+    assert to_predict(path) == [("1", text), ("2", reviews["text"][1])]
 
 
 @pytest.mark.parametrize(

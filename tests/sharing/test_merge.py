@@ -15,7 +15,6 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 from lora_study.base.errors import ConfigError
 from lora_study.cli import main
 from lora_study.lora import lora_layers
-from lora_study.sharing.export import export_run
 from lora_study.sharing.merge import write_merged
 from lora_study.sharing.predict import predict
 from lora_study.sharing.trained import load_run
@@ -164,16 +163,6 @@ def test_a_file_in_the_way_is_named_and_the_model_is_not_merged(runs, tmp_path):
     with pytest.raises(ConfigError, match="file is a file; name another folder"):
         write_merged(trained, tmp_path / "file")
     assert len(list(lora_layers(trained.model))) == adapted > 0
-
-
-def test_paths_may_begin_at_the_home_folder(runs, tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    shutil.copytree(runs["lora"], tmp_path / "run")
-    write_merged(load_run("~/run"), "~/merged")
-    export_run("~/run", "~/adapter")
-    assert {path.name for path in tmp_path.iterdir()} == {"run", "merged", "adapter"}
-    assert (tmp_path / "merged" / "model.safetensors").exists()
-    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
 
 
 def test_what_fails_midway_leaves_nothing(runs, tmp_path, monkeypatch):
