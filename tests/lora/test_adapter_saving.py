@@ -8,24 +8,10 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_networks import adapted, base, outputs, train
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
-from transformers import (
-    BertConfig,
-    BertForMultipleChoice,
-    BertForTokenClassification,
-    BertModel,
-    DistilBertConfig,
-    DistilBertForQuestionAnswering,
-    DistilBertForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    RobertaConfig,
-    RobertaForSequenceClassification,
-    T5Config,
-    T5ForConditionalGeneration,
-)
 
 from lora_study import Adapters, ConfigError, inject_lora, load_adapter, lora_layers, save_adapter
 from lora_study.lora.dora import LinearWithDoRA
@@ -33,56 +19,6 @@ from lora_study.lora.dora import LinearWithDoRA
 # PEFT asks transformers by a name that transformers 5 is giving up.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 PREFIX = "base_model.model."
-TOKENS = torch.arange(2, 18).reshape(2, 8)
-BERT = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-
-
-class Odd(nn.Module):
-    """Parameters in places where modules of transformers have none."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shift = nn.Parameter(torch.zeros(6))
-        self.body = nn.ModuleDict({"proj": nn.Linear(6, 6), "norm": nn.BatchNorm1d(6)})
-        self.norm = nn.BatchNorm1d(6)
-        self.head = nn.Linear(6, 6)
-        self.scales = nn.ParameterList([torch.ones(6), torch.ones(6)])
-        self.again = self.head
-        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
-        self.output = nn.Linear(6, 6)
-        self.output.weight = self.head.weight
-
-    def forward(self, input_ids):
-        x = self.norm(input_ids[:, :6].float() / 10 + self.shift)
-        x = self.again(self.head(self.body["norm"](self.body["proj"](x)) * self.scales[0]) * self.scales[1])
-        return self.output(x + self.attention(x[None], x[None], x[None])[0][0])
-
-
-KINDS = {
-    "distilbert": lambda: DistilBertForSequenceClassification(
-        DistilBertConfig(vocab_size=40, dim=16, n_heads=2, n_layers=2, hidden_dim=24)
-    ),
-    "questions": lambda: DistilBertForQuestionAnswering(
-        DistilBertConfig(vocab_size=40, dim=16, n_heads=2, n_layers=2, hidden_dim=24)
-    ),
-    "tokens": lambda: BertForTokenClassification(BertConfig(**BERT)),
-    "choices": lambda: BertForMultipleChoice(BertConfig(**BERT)),
-    "bert": lambda: BertModel(BertConfig(**BERT)),
-    "roberta": lambda: RobertaForSequenceClassification(RobertaConfig(**BERT)),
-    "gpt2": lambda: GPT2LMHeadModel(
-        GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
-    ),
-    "t5": lambda: T5ForConditionalGeneration(
-        T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, decoder_start_token_id=0)
-    ),
-    "odd": Odd,
-}
-
-
-def base(kind: str) -> nn.Module:
-    """A small network that is always the same, frozen."""
-    torch.manual_seed(0)
-    return KINDS[kind]().eval().requires_grad_(False)
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -90,45 +26,11 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter_model.safetensors")
 
 
-def outputs(model: nn.Module) -> torch.Tensor:
-    """What a network says of two fixed texts."""
-    kind = repr(model)[:200]
-    more = {"decoder_input_ids": TOKENS.flip(1)} if "T5" in kind else {}
-    with torch.no_grad():
-        found = model(input_ids=TOKENS[None] if "MultipleChoice" in kind else TOKENS, **more)
-    if isinstance(found, torch.Tensor):
-        return found
-    return found.last_hidden_state.sum(1) + found.pooler_output if "pooler_output" in found else found[0]
-
-
-def train(model: nn.Module) -> nn.Module:
-    """Change every parameter that requires gradients, as training would."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.3 * torch.randn_like(parameter)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d) and module.weight.requires_grad:
-            module.running_mean += 0.5
-    return model
-
-
-def adapted(kind: str, targets=("query",), trained="", **settings) -> nn.Module:
-    """A network with LoRA, in which the parameters whose names hold a word are trained as well."""
-    model = base(kind)
-    inject_lora(model, list(targets), r=2, alpha=3.0, scaling="alpha", **settings)
-    for name, parameter in model.named_parameters():
-        if trained and any(word in name for word in trained.split()):
-            parameter.requires_grad_(True)
-    return train(model)
-
-
 TRAINED = {
-    "head of question answering": ("questions", {"trained": "qa_outputs"}),
+    "head of question answering": ("distilbert questions", {"trained": "qa_outputs"}),
     "pooler": ("bert", {"trained": "pooler"}),
-    "heads of choices": ("choices", {"trained": "pooler classifier"}),
-    "head of tokens": ("tokens", {"trained": "classifier"}),
+    "heads of choices": ("bert choices", {"trained": "pooler classifier"}),
+    "head of tokens": ("bert tokens", {"trained": "classifier"}),
     "head of two layers": ("roberta", {"trained": "classifier"}),
     "half a head": ("roberta", {"trained": "classifier.dense"}),
     "norms": ("bert", {"trained": "LayerNorm"}),
@@ -139,7 +41,7 @@ TRAINED = {
     "tied embeddings under an update": ("gpt2", {"targets": ["lm_head"], "trained": "wte"}),
     "shared embeddings": ("t5", {"targets": ["q", "wo"], "trained": "shared"}),
     "adapted layers": ("bert", {"trained": "query", "layer": LinearWithDoRA}),
-    "all of bert": ("tokens", {"trained": "."}),
+    "all of bert": ("bert tokens", {"trained": "."}),
     "all of distilbert": ("distilbert", {"trained": ".", "targets": ["query", "head"]}),
     "all of gpt2": ("gpt2", {"targets": ["c_attn", "c_proj"], "trained": "."}),
     "all of t5": ("t5", {"targets": ["q"], "trained": "."}),
@@ -184,7 +86,7 @@ def test_peft_has_it_too(tmp_path, name):
 
 
 def test_a_frozen_base_and_its_biases_stay_out_of_the_folder(tmp_path):
-    save_adapter(adapted("questions", trained="qa_outputs"), tmp_path / "head")
+    save_adapter(adapted("distilbert questions", trained="qa_outputs"), tmp_path / "head")
     save_adapter(adapted("bert", trained="bias"), tmp_path / "biases")
     save_adapter(adapted("bert", trained="LayerNorm"), tmp_path / "norms")
     names = {name: list(tensors_of(tmp_path / name)) for name in ("head", "biases", "norms")}
@@ -306,10 +208,10 @@ def test_what_no_one_could_load_is_not_written(tmp_path, damage):
 
 
 def test_a_frozen_head_goes_with_the_adapter_whatever_it_is_called(tmp_path):
-    model = adapted("questions")
+    model = adapted("distilbert questions")
     nn.init.ones_(model.qa_outputs.weight)
     save_adapter(model, tmp_path)
-    load_adapter(other := base("questions"), tmp_path)
+    load_adapter(other := base("distilbert questions"), tmp_path)
     assert torch.equal(other.qa_outputs.weight, model.qa_outputs.weight)
     assert not other.qa_outputs.weight.requires_grad
 
@@ -428,9 +330,9 @@ def test_layers_of_the_same_names_elsewhere_are_not(tmp_path):
     ("kind", "auto"),
     [
         ("distilbert", peft.AutoPeftModelForSequenceClassification),
-        ("questions", peft.AutoPeftModelForQuestionAnswering),
-        ("tokens", peft.AutoPeftModelForTokenClassification),
-        ("tokens", peft.AutoPeftModel),
+        ("distilbert questions", peft.AutoPeftModelForQuestionAnswering),
+        ("bert tokens", peft.AutoPeftModelForTokenClassification),
+        ("bert tokens", peft.AutoPeftModel),
         ("bert", peft.AutoPeftModelForFeatureExtraction),
         ("gpt2", peft.AutoPeftModelForCausalLM),
         ("gpt2", peft.AutoPeftModel),
