@@ -16,7 +16,7 @@ from lora_study.training.devices import spread_like, whole
 
 
 class OwnSignals(Callback):
-    """Leaves SIGTERM to what handled it before: Lightning's own handler has the devices talk to one another first."""
+    """Leaves SIGTERM to what handled it before: Lightning's own handler first lets the devices talk to one another."""
 
     def __init__(self) -> None:
         self._handler = signal.getsignal(signal.SIGTERM)
@@ -60,7 +60,7 @@ class BestEpoch(Callback):
 class TrainingPeak(Callback):
     """The most memory in use while the first epoch trains, before anything is scored.
 
-    Scoring takes larger batches, and memory that it freed may stay with the process, so later readings would be of
+    Scoring takes larger batches, and memory that it freed may stay with the process, so later readings would count
     both. Every epoch does the same work.
 
     Args:
@@ -76,7 +76,7 @@ class TrainingPeak(Callback):
         self._is_read = False
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Read it, once; an interrupted run's is that of its pieces."""
+        """Read it, once; the peak of an interrupted run is the highest of its pieces."""
         if not self._is_read:
             self._is_read = True
             found = self._memory.read()["peak_bytes"]
@@ -84,7 +84,7 @@ class TrainingPeak(Callback):
 
 
 class Curves(Callback):
-    """Learning curves and the time training takes, validation apart.
+    """Learning curves and the time that training takes without validation.
 
     Attributes:
         rows: One per logging interval (train_loss, the mean over the interval) and one per validation.

@@ -40,20 +40,20 @@ class CheckpointError(ValueError):
 
 
 class Checkpoints(Callback):
-    """Writes a run's checkpoint at each epoch's end, and takes a run up from it.
+    """Writes a run's checkpoint at each epoch's end, and resumes a run from it.
 
     Args:
         path: The checkpoint's file, in a folder of its own.
-        identity: What makes it a checkpoint of this very run, by name; plain JSON.
+        identity: What makes it a checkpoint of this run and no other, by name; plain JSON.
         best: The run's best epoch, part of the checkpoint.
         curves: The run's learning curves, part of the checkpoint.
         peak: The run's peak memory, part of the checkpoint.
         clock: `time.perf_counter` when the run started.
 
     Attributes:
-        epoch: The epoch the run was taken up after; 0 if from the start.
-        resumed_epochs: All epochs the run was ever taken up after.
-        seconds: What the pieces before took, up to their checkpoints: fit and total.
+        epoch: The epoch after which the run was resumed; 0 if it began at the start.
+        resumed_epochs: All epochs after which the run was ever resumed.
+        seconds: What the earlier pieces of the run took, up to their checkpoints: fit and total.
     """
 
     def __init__(
@@ -77,9 +77,10 @@ class Checkpoints(Callback):
         self._optimizer: dict[str, Tensor] = {}
 
     def resume(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the run up where its checkpoint left it; before `Trainer.fit`.
+        """Resume the run where its checkpoint left it; call it before `Trainer.fit`.
 
-        Without a checkpoint the run starts as ever, and likewise, with a warning, if it is damaged or not this run's.
+        Without a checkpoint the run starts from the beginning, as it does, with a warning, if the checkpoint is damaged
+        or of another run.
         """
         if not self.path.exists():
             return
@@ -111,7 +112,7 @@ class Checkpoints(Callback):
             print(f"  goes on after epoch {self.epoch}/{trainer.max_epochs}", file=sys.stderr, flush=True)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock; see to it that all processes start from the same epoch."""
+        """Start the clock, and check that all processes start from the same epoch."""
         self._starts["fit"] = time.perf_counter()
         if trainer.strategy.broadcast(self.epoch) != self.epoch:
             raise ConfigError(

@@ -1,7 +1,7 @@
 """Training only the head: the frozen trunk's features are computed once and reused in every epoch.
 
 With the trunk frozen and in eval mode its output for a review never changes, so running it again in every
-epoch buys nothing. Without its dropout this is not what the article did; `train.cache_trunk` says so.
+epoch buys nothing. Without the trunk's dropout this is not what the article did; `train.cache_trunk` says so.
 """
 
 import time

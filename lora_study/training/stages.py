@@ -67,7 +67,7 @@ class Built:
 
     Attributes:
         model: The classifier.
-        head: The head's weights before that, in fp32.
+        head: The head's weights before it was arranged, in fp32.
         encoder: What the record says of the encoder.
         parameters: How many there are of each kind.
         memory: Peak memory, counted from before the model was built.
@@ -82,7 +82,7 @@ class Built:
 
 @dataclass(frozen=True)
 class Training:
-    """A training that can begin, or go on from a checkpoint, with what watches it.
+    """A training that can begin or go on from a checkpoint, and what watches it.
 
     Attributes:
         trainer: Runs the epochs.
@@ -91,7 +91,7 @@ class Training:
         best: Keeps the best epoch.
         curves: Keeps the learning curves.
         peak: Reads the peak memory of training.
-        checkpoints: Writes checkpoints; knows what the pieces before took.
+        checkpoints: Writes checkpoints; knows how long the earlier pieces took.
         started: `time.perf_counter` when it was prepared, features included.
     """
 
@@ -115,7 +115,7 @@ class Scored:
 
     Attributes:
         metrics: Per part its scores and the number of reviews; None for a part that is not scored.
-        seconds: Per part the seconds that took.
+        seconds: Per part how long scoring it took.
         memory: Peak memory of the whole run.
         predictions: One row per test review; None where they are not scored.
         weights: The head and what was trained, by name; None where they are not kept.
@@ -174,7 +174,7 @@ def prepare(
     clock: float,
     resume: bool,
 ) -> Training:
-    """Put together what trains the model, and take it up from its checkpoint if it is to be resumed."""
+    """Put together what trains the model, and resume it from its checkpoint if that is asked for."""
     best, curves, peak = BestEpoch(), Curves(), TrainingPeak(built.memory)
     checkpoints = Checkpoints(checkpoint, _identity(config, reviews, built), best, curves, peak, clock)
     callbacks: list[Callback] = [peak, best, curves, OwnSignals()]
