@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchmetrics.classification import MulticlassAccuracy
 from transformers import (
     DataCollatorWithPadding,
+    DistilBertForSequenceClassification,
     PrinterCallback,
     Trainer,
     TrainerCallback,
@@ -51,13 +52,8 @@ KINDS = {
     "copies and conversions": ("aten::copy_", "aten::fill_"),
     "gelu": ("aten::gelu", "aten::gelu_backward"),
     "layer norms": ("aten::native_layer_norm", "aten::native_layer_norm_backward"),
-    "additions and products by element": (
-        "aten::add",
-        "aten::add_",
-        "aten::mul",
-        "aten::mul_",
-        "aten::div",
-        "aten::div_",
+    "additions and products by element": tuple(
+        f"aten::{name}{end}" for name in ("add", "mul", "div") for end in ("", "_")
     ),
     "dropout masks": ("dropout masks", "aten::ge", "aten::gt"),
     "optimizer": ("aten::_fused_adam_",),
@@ -153,11 +149,7 @@ class StepTimes(TrainerCallback):
 def ours(task: Task) -> Measured:
     """This package."""
     config, device, precision, memory = _start(task)
-    data = ReviewDataModule.from_config(config)
-    data.setup()
-    model = build_model(config.model, head_seed=config.seed)
-    apply_mode(model, config)
-    make_fast(model, device, precision)
+    data, model = _our_data_and_model(config, device, precision)
     stopwatch = Stopwatch()
     classifier = ReviewClassifier(model, config)
     if task.job == "epochs":
@@ -188,11 +180,7 @@ def ours(task: Task) -> Measured:
 def profile(task: Task) -> dict[str, float]:
     """Shares of our training's time by kind of operation; "the rest" is Python, Lightning and small operations."""
     config, device, precision, _ = _start(task)
-    data = ReviewDataModule.from_config(config)
-    data.setup()
-    model = build_model(config.model, head_seed=config.seed)
-    apply_mode(model, config)
-    make_fast(model, device, precision)
+    data, model = _our_data_and_model(config, device, precision)
     trainer = _trainer(config, precision, max_steps=Task.WARMUP + task.steps)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         trainer.fit(ReviewClassifier(model, config), data.train_dataloader())
@@ -396,6 +384,16 @@ def _start(task: Task) -> tuple[ExperimentConfig, torch.device, str, PeakMemory]
     L.seed_everything(config.seed, verbose=False)
     device = pick_device(config.train.accelerator)
     return config, device, pick_precision(config.train.precision, device), PeakMemory(device)
+
+
+def _our_data_and_model(
+    config: ExperimentConfig, device: torch.device, precision: str
+) -> tuple[ReviewDataModule, DistilBertForSequenceClassification]:
+    data, model = ReviewDataModule.from_config(config), build_model(config.model, head_seed=config.seed)
+    data.setup()
+    apply_mode(model, config)
+    make_fast(model, device, precision)
+    return data, model
 
 
 def _trainer(config: ExperimentConfig, precision: str, **options: Any) -> L.Trainer:

@@ -157,24 +157,12 @@ def test_the_classifier_trains_b_at_its_own_rate(optimizer):
     assert len(base["params"]) + len(faster["params"]) == len(only["params"])
 
 
-def test_the_ratio_of_the_config_is_what_a_run_trains_with(tiny_backbone, reviews_csv, tmp_path):
+def test_the_ratio_of_the_config_is_what_a_run_trains_with(tiny, tmp_path):
     """After one step of Adam, every entry of B is as far from zero as its learning rate."""
 
     def largest_b(lr_ratio: float) -> float:
-        config = experiment_from(
-            {
-                "name": f"ratio-{lr_ratio}",
-                "model": {"backbone": str(tiny_backbone)},
-                "lora": {"r": 2, "alpha": 1, "lr_ratio": lr_ratio},
-                "data": {
-                    "source": str(reviews_csv),
-                    "sizes": {"train": 12, "val": 20, "test": 20},
-                    "max_length": 32,
-                    "cache_dir": str(tmp_path / "cache"),
-                },
-                "train": {"epochs": 1, "precision": "32-true", "accelerator": "cpu", "learning_rate": 0.001},
-            }
-        )
+        one_step = {"data": {"sizes": {"train": 12}}, "train": {"epochs": 1, "learning_rate": 0.001}}
+        config = tiny("lora", name=f"ratio-{lr_ratio}", lora={"lr_ratio": lr_ratio}, **one_step)
         record = run_experiment(config, tmp_path / "results")
         assert record.status == "completed", record.error
         weights = load_file(tmp_path / "results" / config.name / "seed-1" / "adapter.safetensors")
