@@ -124,7 +124,7 @@ def train(model: nn.Module) -> nn.Module:
 
 
 def adapted(kind: str, targets=("query", "value"), trained: str = "", head_seed: int = 0, **settings) -> nn.Module:
-    """A trained network with LoRA, of which the parameters whose names hold one of some words are trained as well."""
+    """A trained network with LoRA; parameters whose names hold one of the words in `trained` are trained, too."""
     model = base(kind, head_seed)
     inject_lora(model, list(targets), **{"r": 4, "alpha": 3.0, "scaling": "alpha", **settings})
     for name, parameter in model.named_parameters():

@@ -164,7 +164,7 @@ def test_a_layer_in_two_places_that_was_adapted_in_one_is_refused(tmp_path):
         load_adapter(nn.Sequential(shared, nn.Tanh(), shared), tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore:Found missing adapter keys")  # so PEFT says of what it saved itself
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys")  # PEFT says so even of what it saved itself
 def test_a_block_in_two_places_is_adapted_in_both(tmp_path):
     model = train(peft.get_peft_model(base("loop"), peft.LoraConfig(r=2, target_modules=["lin"])))
     model.save_pretrained(tmp_path / "theirs")

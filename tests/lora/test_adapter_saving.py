@@ -64,7 +64,7 @@ def test_whatever_was_trained_is_there_again(tmp_path, name):
     fresh = base(kind)
     load_adapter(fresh, tmp_path / "once")
     torch.testing.assert_close(outputs(fresh), outputs(model), atol=1e-5, rtol=0)
-    # Nor is it lost when it is saved again by who loaded it.
+    # Nor is it lost when the model that it was loaded into is saved.
     save_adapter(fresh, tmp_path / "twice")
     adapters = Adapters(again := base(kind))
     adapters.load("twice", tmp_path / "twice")
@@ -237,7 +237,7 @@ def distributed(model: nn.Module) -> nn.Module:
 
 
 def with_inner_wrappers(model: nn.Module) -> nn.Module:
-    """Compile one block and one layer of a DistilBERT, as those do whose whole model does not compile."""
+    """Compile one block and one layer of a DistilBERT, as people do whose whole model does not compile."""
     layers = model.distilbert.transformer.layer
     layers[0] = compiled(layers[0])
     layers[1].attention = DataParallel(layers[1].attention)

@@ -93,7 +93,7 @@ def test_each_row_of_the_weight_is_as_long_as_its_magnitude_and_points_where_lor
 
 
 def test_the_weight_has_the_gradients_of_the_layer():
-    """Networks that reach for the weight, such as torch's TransformerEncoder, train it as those that call the layer."""
+    """Networks that read the weight, such as torch's TransformerEncoder, train it as those do that call the layer."""
     layer, x = adapted(), torch.randn(4, 12)
     parameters = [layer.magnitude, layer.lora.lora_A, layer.lora.lora_B]
     called = torch.autograd.grad(layer(x).square().sum(), parameters)
@@ -138,7 +138,7 @@ def test_a_row_of_zeros_stays_zero_and_makes_no_nan():
 
 
 def test_a_small_change_of_length_is_felt_in_bf16():
-    """Scales near 1 are further apart in bf16 than a step of training takes them."""
+    """In bf16, numbers near 1 are further apart than a training step moves a scale."""
     layer = LinearWithDoRA(nn.Linear(64, 64), LoRALayer(64, 64, r=2, alpha=1))
     x = torch.randn(256, 64)
     with torch.autocast("cpu", torch.bfloat16):

@@ -1,4 +1,4 @@
-"""lora.py: what LoRA promises, on several networks, and against PEFT's own layers."""
+"""What LoRA and DoRA promise, on several networks."""
 
 import contextlib
 import copy
@@ -9,7 +9,6 @@ from torch import nn
 
 from lora_study.lora import (
     LinearWithLoRA,
-    LoRALayer,
     inject_lora,
     lora_disabled,
     lora_layers,
@@ -19,8 +18,6 @@ from lora_study.lora import (
     unmerge_lora,
 )
 from lora_study.lora.dora import LinearWithDoRA
-
-SCALINGS = {"alpha": 6.0, "alpha/r": 1.5, "alpha/sqrt(r)": 3.0}  # the factor for alpha = 6 and r = 4
 
 
 def distilbert() -> tuple[nn.Module, tuple]:
@@ -206,81 +203,6 @@ def test_updates_that_were_left_out_follow_the_model_and_return_to_their_places_
         pass
 
 
-@pytest.mark.parametrize("scaling", SCALINGS)
-def test_agrees_with_peft_in_forward_and_gradients(scaling):
-    """PEFT's layer is an independent implementation; its lora_alpha is what our three conventions convert to."""
-    from peft.tuners.lora import LoraConfig
-    from peft.tuners.lora.layer import Linear as PeftLinear
-
-    torch.manual_seed(0)
-    base = nn.Linear(12, 10)
-    ours = LinearWithLoRA(base, LoRALayer(12, 10, r=4, alpha=6.0, scaling=scaling))
-    nn.init.normal_(ours.lora.lora_B)
-    theirs = PeftLinear(
-        base,
-        "default",
-        config=LoraConfig(
-            r=4, lora_alpha=24 if scaling == "alpha" else 6, use_rslora=scaling == "alpha/sqrt(r)", lora_dropout=0.0
-        ),
-        r=4,
-        lora_alpha=24 if scaling == "alpha" else 6,
-    )
-    theirs.lora_A["default"].weight.data = ours.lora.lora_A.detach().T.clone()
-    theirs.lora_B["default"].weight.data = ours.lora.lora_B.detach().T.clone()
-
-    x = torch.randn(3, 7, 12, requires_grad=True)
-    mine, peft = ours(x), theirs(x)
-    torch.testing.assert_close(mine, peft)
-    weights = torch.randn_like(mine)
-    (x_grad,) = torch.autograd.grad((mine * weights).sum(), x, retain_graph=True)
-    (peft_x_grad,) = torch.autograd.grad((peft * weights).sum(), x, retain_graph=True)
-    torch.testing.assert_close(x_grad, peft_x_grad)
-    (mine * weights).sum().backward()
-    (peft * weights).sum().backward()
-    torch.testing.assert_close(ours.lora.lora_A.grad.T, theirs.lora_A["default"].weight.grad)
-    torch.testing.assert_close(ours.lora.lora_B.grad.T, theirs.lora_B["default"].weight.grad)
-    torch.testing.assert_close(ours.weight, base.weight + theirs.get_delta_weight("default"))
-
-
-@pytest.mark.parametrize(("scaling", "factor"), SCALINGS.items())
-def test_scaling_conventions(scaling, factor):
-    layer = LoRALayer(5, 3, r=4, alpha=6.0, scaling=scaling)
-    nn.init.normal_(layer.lora_B)
-    assert layer.scaling == factor
-    torch.testing.assert_close(layer(torch.eye(5)), factor * layer.lora_A @ layer.lora_B)
-    torch.testing.assert_close(layer.delta(), factor * layer.lora_A @ layer.lora_B)
-
-
-@pytest.mark.parametrize("r", [1, 4, 16])
-def test_a_has_variance_one_over_r_and_b_is_zero(r):
-    layer = LoRALayer(4096, 8, r=r, alpha=1, generator=torch.Generator().manual_seed(0))
-    assert layer.lora_A.shape == (4096, r)
-    assert layer.lora_A.mean().abs().item() < 0.06
-    assert layer.lora_A.var().item() == pytest.approx(1 / r, rel=0.1)
-    assert not layer.lora_B.any()
-
-
-def test_initialisation_follows_the_generator_and_leaves_the_global_one_alone():
-    torch.manual_seed(0)
-    state = torch.get_rng_state()
-    first, second, other = (LoRALayer(8, 8, 2, 1, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2))
-    assert torch.equal(first.lora_A, second.lora_A)
-    assert not torch.equal(first.lora_A, other.lora_A)
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_dropout_acts_on_the_branch_while_training_only():
-    layer = LinearWithLoRA(nn.Linear(64, 8), LoRALayer(64, 8, r=4, alpha=1, dropout=0.5))
-    nn.init.normal_(layer.lora.lora_B)
-    x = torch.randn(5, 64)
-    update = layer.eval()(x) - layer.linear(x)
-    torch.testing.assert_close(layer(x) - layer.linear(x), update)
-    torch.manual_seed(0)
-    draws = torch.stack([layer.train()(x) - layer.linear(x) for _ in range(400)])
-    assert draws.std(0).mean() > 0.1, "each draw differs"
-    torch.testing.assert_close(draws.mean(0), update, atol=1.5, rtol=0.2)
-
-
 def test_a_weight_tied_to_an_embedding_leaves_the_embedding_alone_when_merged():
     model = nn.ModuleDict({"embed": nn.Embedding(9, 4), "out": nn.Linear(4, 9, bias=False)})
     model["out"].weight = model["embed"].weight
@@ -325,11 +247,6 @@ def test_a_layer_is_not_adapted_twice_but_others_may_be():
     assert len(list(lora_layers(model))) == 4
 
 
-def test_unknown_scaling_is_refused():
-    with pytest.raises(ValueError, match="alpha/sqrt"):
-        LoRALayer(4, 4, 2, 1, scaling="r/alpha")
-
-
 def test_unmerging_onto_another_model_or_twice_is_refused_and_changes_nothing():
     model, inputs = mlp()
     other, _ = mlp()
@@ -347,7 +264,7 @@ def test_unmerging_onto_another_model_or_twice_is_refused_and_changes_nothing():
 
 @pytest.mark.parametrize("train_head", [False, True])
 def test_lora_plus_gives_b_its_own_rate_as_peft_does(train_head):
-    """PEFT puts every trained vector, such as the head's bias, with B; the paper speaks of B alone, and so do we."""
+    """PEFT trains every vector, such as the head's bias, at B's rate; the paper speaks of B alone, and so do we."""
     from peft import LoraConfig, inject_adapter_in_model
     from peft.optimizers import create_loraplus_optimizer
 

@@ -1,4 +1,4 @@
-"""merging.py: what is merged computes what was adapted, or nothing is merged; and what follows a model about."""
+"""merging.py: a merged model computes what the adapted one did, or nothing is merged; and what follows the model."""
 
 import copy
 import pickle
