@@ -4,15 +4,15 @@ Accuracies and shares are in percent, differences in percentage points; a missin
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import statistics
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from lora_study.base.text_tables import plain
@@ -65,22 +65,6 @@ PARAMETERS = {
 }
 
 
-def runs_table(records: Iterable[Record]) -> pd.DataFrame:
-    """The records as one flat table: a row per run, a column per value, by its dotted name as in `Record.flat`.
-
-    It also has what must agree where runs are averaged: ``encoder`` in words, ``memory_kind`` (see `memory_kind`) and
-    ``cost``, the settings that change what a run costs.
-    """
-    records = list(records)
-    frame = pd.json_normalize([vars(record) for record in records])
-    frame = frame.reindex(columns=list(dict.fromkeys(["name", "mode", "seed", "status", *frame.columns])))
-    return frame.assign(
-        encoder=[encoder_label([record]) for record in records],
-        memory_kind=pd.Series([memory_kind(record) for record in records], dtype="string"),
-        cost=[_cost(record) for record in records],
-    )
-
-
 def summary_table(
     records: Iterable[Record], reported: Mapping[str, ReportedRow], published: Iterable[Record] = ()
 ) -> pd.DataFrame:
@@ -94,24 +78,20 @@ def summary_table(
     Warns:
         UserWarning: runs of one experiment cannot be averaged; see `comparable`.
     """
-    runs = _averaged(records)
-    earlier = _averaged(record for record in published if record.status == "completed")
-    default_trainable = _shared(_standing(runs, "lora_default"), "parameters.trainable")
+    runs, earlier = _averaged(records), _averaged(record for record in published if record.status == "completed")
+    counts = {name: _counts(group) for name, group in runs.items()}
     rows = []
-    for name in in_order(runs["name"], reported):
-        row, counts = reported.get(name), _counts(_standing(runs, name))
-        before = _mean(earlier[earlier["name"] == name], "metrics.test.accuracy", 100)
-        rows.append(
-            {
-                "experiment": name,
-                **counts,
-                **_measurements(runs[runs["name"] == name]),
-                "published_test_accuracy": before,
-                "trainable_ratio": _ratio(counts["trainable"], default_trainable),
-            }
-        )
-        if row:
-            rows[-1] |= {f"reported_{part}_accuracy": getattr(row, part) for part in ("test", "val", "train")}
+    for name in in_order(runs, reported):
+        row = {
+            "experiment": name,
+            **counts[name],
+            **_measurements(runs[name]),
+            "published_test_accuracy": mean(earlier.get(name, ()), "metrics.test.accuracy", 100),
+            "trainable_ratio": _ratio(counts[name]["trainable"], counts.get("lora_default", {}).get("trainable")),
+        }
+        if name in reported:
+            row |= {f"reported_{part}_accuracy": getattr(reported[name], part) for part in ("test", "val", "train")}
+        rows.append(row)
     return pd.DataFrame(rows, columns=list(SUMMARY)).astype(SUMMARY)
 
 
@@ -125,48 +105,53 @@ def parameters_table(records: Iterable[Record], reported: Mapping[str, ReportedR
     rows = [
         {
             "experiment": name,
-            **_counts(_standing(runs, name)),
+            **_counts(runs[name]),
             "reported_trainable": reported[name].trainable if name in reported else None,
         }
-        for name in in_order(runs["name"], reported)
+        for name in in_order(runs, reported)
     ]
     return pd.DataFrame(rows, columns=list(PARAMETERS)).astype(PARAMETERS)
 
 
-def _measurements(runs: pd.DataFrame) -> dict[str, Any]:
+def _measurements(runs: Sequence[Record]) -> dict[str, Any]:
     """What the completed runs of one experiment measured, averaged where that makes sense."""
-    done = runs[runs["status"] == "completed"]
-    accuracies, reviews = (_numbers(done, f"metrics.test.{key}") for key in ("accuracy", "n"))
+    done = [record for record in runs if record.status == "completed"]
+    accuracies, reviews = (all_measured(done, f"metrics.test.{key}") for key in ("accuracy", "n"))
     error = accuracy_over_seeds(accuracies, int(min(reviews))) if accuracies and reviews else None
     # The costs of different ways of computing have no mean, nor do resident memory and a GPU's.
-    timed = done if done["cost"].nunique() == 1 else done[:0]
-    weighed = timed if done["memory_kind"].nunique(dropna=False) == 1 else done[:0]
+    timed = done if len({_cost(record) for record in done}) == 1 else []
+    weighed = timed if len({memory_kind(record) for record in done}) == 1 else []
     return {
         "seeds": len(done),
         "failed": len(runs) - len(done),
         "test_reviews": min(reviews, default=None),
-        "test_accuracy": _mean(done, "metrics.test.accuracy", 100),
+        "test_accuracy": mean(done, "metrics.test.accuracy", 100),
         "test_spread": 100 * statistics.stdev(accuracies) if len(accuracies) > 1 else None,
         "test_low": error and 100 * error.interval[0],
         "test_high": error and 100 * error.interval[1],
         "sampling_low": error and 100 * error.sampling[0],
         "sampling_high": error and 100 * error.sampling[1],
-        "val_accuracy": _mean(done, "metrics.val.accuracy", 100),
-        "train_accuracy": _mean(done, "metrics.train.accuracy", 100),
-        "train_seconds": _mean(timed, "timing.train_seconds"),
-        "fit_seconds": _mean(timed, "timing.fit_seconds"),
-        "peak_memory_mib": _mean(weighed, "memory.peak_bytes", 2**-20),
-        "memory_kind": None if weighed.empty else weighed["memory_kind"].iloc[0],
+        "val_accuracy": mean(done, "metrics.val.accuracy", 100),
+        "train_accuracy": mean(done, "metrics.train.accuracy", 100),
+        "train_seconds": mean(timed, "timing.train_seconds"),
+        "fit_seconds": mean(timed, "timing.fit_seconds"),
+        "peak_memory_mib": mean(weighed, "memory.peak_bytes", 2**-20),
+        "memory_kind": memory_kind(weighed[0]) if weighed else None,
     }
 
 
-def _counts(standing: pd.DataFrame) -> dict[str, Any]:
-    """What the runs that speak for an experiment share: mode, encoder and the numbers of parameters."""
-    counts = {key: _shared(standing, f"parameters.{key}") for key in ("total", "trainable", "lora", "head", "base")}
+def _counts(runs: Sequence[Record]) -> dict[str, Any]:
+    """Mode, encoder and numbers of parameters, which an experiment's runs share, as they have the same settings.
+
+    Failed runs, which may have had others, count only if none completed.
+    """
+    standing = [record for record in runs if record.status == "completed"] or runs
+    keys = ("total", "trainable", "lora", "head", "base")
+    counts = {key: next(iter(all_measured(standing, f"parameters.{key}")), None) for key in keys}
     share = _ratio(counts["trainable"], counts["total"])
     return {
-        "mode": standing["mode"].iloc[0],
-        "encoder": _labels(standing["encoder"]),
+        "mode": standing[0].mode,
+        "encoder": encoder_label(standing),
         **counts,
         "trainable_share": None if share is None else 100 * share,
     }
@@ -226,15 +211,9 @@ def comparable(records: Iterable[Record]) -> tuple[list[Record], list[str]]:
 
 def encoder_label(records: Iterable[Record]) -> str:
     """The encoder(s) the records were run with, such as 'stand-in encoder: all-MiniLM-L6-v2'."""
-    encoders = (record.encoder for record in records)
-    return _labels(
-        f"{'stand-in encoder' if encoder.stand_in else 'encoder'}: {encoder.name or 'unknown'}" for encoder in encoders
-    )
-
-
-def _labels(labels: Iterable[str]) -> str:
-    known = {label for label in labels if not label.endswith(": unknown")}
-    return "; ".join(sorted(known)) or "encoder: unknown"
+    known = [record.encoder for record in records if record.encoder.name]
+    labels = {f"{'stand-in encoder' if encoder.stand_in else 'encoder'}: {encoder.name}" for encoder in known}
+    return "; ".join(sorted(labels)) or "encoder: unknown"
 
 
 def memory_kind(record: Record) -> str | None:
@@ -248,7 +227,9 @@ def memory_kind(record: Record) -> str | None:
 
 def measured(record: Record, name: str) -> float | None:
     """A number of a record by its dotted name, such as 'metrics.test.accuracy'; None if it is missing."""
-    return _finite(record.flat.get(name))
+    value = record.flat.get(name)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if is_number else None
 
 
 def all_measured(records: Iterable[Record], name: str) -> list[float]:
@@ -256,10 +237,10 @@ def all_measured(records: Iterable[Record], name: str) -> list[float]:
     return [value for record in records if (value := measured(record, name)) is not None]
 
 
-def mean(records: Iterable[Record], name: str) -> float | None:
-    """Mean over the records that have the value."""
+def mean(records: Iterable[Record], name: str, factor: float = 1) -> float | None:
+    """Mean over the records that have the value, times a factor."""
     values = all_measured(records, name)
-    return statistics.fmean(values) if values else None
+    return factor * statistics.fmean(values) if values else None
 
 
 def rows_of(frame: pd.DataFrame) -> list[Any]:
@@ -273,12 +254,12 @@ def in_order(names: Iterable[str], reported: Mapping[str, ReportedRow]) -> list[
     return [name for name in reported if name in names] + sorted(names - set(reported))
 
 
-def _averaged(records: Iterable[Record]) -> pd.DataFrame:
-    """The flat table of the records that can be compared; warns of those that cannot."""
+def _averaged(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """The records that can be compared, by experiment; warns of those that cannot."""
     kept, left_out = comparable(records)
     for line in left_out:
         warnings.warn(line, stacklevel=3)
-    return runs_table(kept)
+    return {name: list(group) for name, group in itertools.groupby(kept, lambda record: record.name)}
 
 
 def _setup(record: Record) -> dict[str, Any]:
@@ -295,33 +276,6 @@ def _cost(record: Record) -> str:
     """The settings that change what a run costs: where they differ, times and memory have no mean."""
     settings = flatten(to_dict(ExperimentConfig())) | flatten(record.config)  # a record may be older than a setting
     return str([settings.get(name) for name in COSTS])
-
-
-def _standing(runs: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The runs that speak for an experiment: the failed ones, perhaps of other settings, only if none completed."""
-    runs = runs[runs["name"] == name]
-    done = runs[runs["status"] == "completed"]
-    return runs if done.empty else done
-
-
-def _numbers(runs: pd.DataFrame, name: str) -> list[float]:
-    """A column of `runs_table` without values that are missing or not numbers."""
-    return [number for value in runs.get(name, ()) if (number := _finite(value)) is not None]
-
-
-def _mean(runs: pd.DataFrame, name: str, factor: float = 1) -> float | None:
-    values = _numbers(runs, name)
-    return factor * statistics.fmean(values) if values else None
-
-
-def _shared(runs: pd.DataFrame, name: str) -> float | None:
-    """A number that all these runs share: they have the same settings; see `comparable`."""
-    return next(iter(_numbers(runs, name)), None)
-
-
-def _finite(value: Any) -> float | None:
-    is_number = isinstance(value, int | float | np.integer) and not isinstance(value, bool) and math.isfinite(value)
-    return value if is_number else None
 
 
 def _ratio(value: float | None, of: float | None) -> float | None:
