@@ -13,7 +13,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from fabricate import write_study
+from fabricate import record as made_up
+from fabricate import write_run
 from in_this_process import InThisProcess
 from tiny_experiments import tiny_content
 
@@ -361,7 +362,7 @@ def test_list_shows_every_experiment_below_a_folder(capsys, named_runs):
 def test_a_report_is_opened_in_a_browser_if_there_is_one(capsys, tmp_path, monkeypatch, there):
     opened = []
     monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address) or there)
-    write_study(tmp_path / "a study")
+    write_run(tmp_path / "a study", made_up())
     assert main(["report", "--results-dir", str(tmp_path / "a study")]) == 0
     assert not opened
     assert main(["report", "--results-dir", str(tmp_path / "a study"), "--open"]) == 0

@@ -108,21 +108,15 @@ def mean_with_sampling(mean: float, deviation: float, seeds: int, sampling: floa
 
 @dataclass(frozen=True)
 class AccuracyOverSeeds:
-    """The accuracy of one recipe, with the two sources of its error, separately and together.
+    """The error of one recipe's accuracy.
 
     Attributes:
-        mean: Mean accuracy over seeds, a fraction.
-        seeds: Number of runs.
         sampling: Wilson's interval of that accuracy for one run's reviews: the part that more reviews would shrink.
             All seeds share the test reviews, so more seeds do not shrink it.
-        seed_deviation: Standard deviation between seeds on the same reviews; None for one run.
-        interval: Both parts together, at the same confidence; the first alone for one run.
+        interval: That and the error of seeds together, at the same confidence; the first alone for one run.
     """
 
-    mean: float
-    seeds: int
     sampling: Interval
-    seed_deviation: float | None
     interval: Interval
 
 
@@ -141,12 +135,10 @@ def accuracy_over_seeds(accuracies: Sequence[float], n: int, confidence: float =
     mean = float(np.mean(accuracies))
     sampling = wilson(round(mean * n), n, confidence)
     if len(accuracies) < 2:
-        return AccuracyOverSeeds(mean, 1, sampling, None, sampling)
+        return AccuracyOverSeeds(sampling, sampling)
     low, high = mean_t(accuracies).interval(confidence)
     both = (mean - math.hypot(mean - sampling[0], mean - low), mean + math.hypot(sampling[1] - mean, high - mean))
-    return AccuracyOverSeeds(
-        mean, len(accuracies), sampling, float(np.std(accuracies, ddof=1)), (max(both[0], 0.0), min(both[1], 1.0))
-    )
+    return AccuracyOverSeeds(sampling, (max(both[0], 0.0), min(both[1], 1.0)))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ import dataclasses
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 from lora_study.base.errors import ConfigError
 from lora_study.base.files import user_path
@@ -40,7 +39,7 @@ def finished_run(folder: Path, config: ExperimentConfig) -> Record | None:
         if then and now[key] and then != now[key]:
             raise _changed("model.backbone", config.model.backbone, folder)
     if (known := record.data.get("fingerprint")) and not _is_pinned(config.data):
-        question = dataclasses.replace(config.data, **{name: _default(name) for name in _FEEDING})
+        question = dataclasses.replace(config.data, **{name: getattr(DataConfig(), name) for name in _FEEDING})
         if known != _fingerprint(question, _stamp(config.data.source)):
             raise _changed("data.source", config.data.source, folder)
     return record
@@ -48,10 +47,6 @@ def finished_run(folder: Path, config: ExperimentConfig) -> Record | None:
 
 def _changed(field: str, value: str, folder: Path) -> ConfigError:
     return ConfigError(f"{field}: {value} has changed since {folder} was run on it; restore it, {OTHERWISE}")
-
-
-def _default(name: str) -> Any:
-    return getattr(DataConfig(), name)
 
 
 def _is_pinned(config: DataConfig) -> bool:

@@ -88,12 +88,3 @@ def write_run(results_dir: Path, run: Record, curves_text: str | None = None) ->
     if run.status == "completed":
         write_text(folder / "curves.csv", curves() if curves_text is None else curves_text)
     write_record(run, folder)
-
-
-def write_study(results_dir: Path) -> None:
-    """Four experiments: three seeds of lora_default, one of the others, and one failed run of full."""
-    runs = [record("last_two_layers", 1, 0.69), record("lora_best", 1, 0.802), record("full", 1, 0.808)]
-    runs += [record("lora_default", seed, 0.77 + seed / 200) for seed in (1, 2, 3)]
-    for number, run in enumerate(runs):
-        write_run(results_dir, run, curves(0.03 * number))
-    write_run(results_dir, failed("full", 2))

@@ -6,9 +6,7 @@ The claims are in ``claims.yaml`` beside this file, the rules that judge them in
 import dataclasses
 import difflib
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +85,7 @@ def load_claims(path: str | Path | None = None) -> tuple[Claim, ...]:
         ConfigError: the file cannot be read, a claim has an unknown kind or field, lacks one, or has a value that
             is not valid, or two claims share an id.
     """
-    with (
-        nullcontext(user_path(path))
-        if path
-        else as_file(files("lora_study.evidence.claims").joinpath("claims.yaml")) as file
-    ):
-        content = read_yaml(file)
+    content = read_yaml(user_path(path or Path(__file__).with_name("claims.yaml")))
     where = f"claims file {path or 'claims.yaml'}"
     entries = content.get("claims")
     if not isinstance(entries, list) or not entries:
