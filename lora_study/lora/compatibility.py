@@ -64,16 +64,6 @@ class StandsForLinear(nn.Module):
         """Width of the output."""
         return widths(self.linear)[1]
 
-    @property
-    def nx(self) -> int:
-        """Width of the input, as Conv1D calls it; nn.Linear has no such name."""
-        return self.linear.nx  # type: ignore[return-value]
-
-    @property
-    def nf(self) -> int:
-        """Width of the output, as Conv1D calls it."""
-        return self.linear.nf  # type: ignore[return-value]
-
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Hand a new weight or bias to the linear layer, as when transformers ties it to an embedding.
 
