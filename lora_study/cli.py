@@ -105,7 +105,10 @@ def reproduce(
     launcher = make_launcher(runs.launcher, runs.workers)
     records = run_study(config, experiments, results_dir, launcher, command=command)
     write_report(results_dir)
-    return _ended(records, results_dir / "report.md")
+    status = _ended(records, results_dir / "report.md")
+    if config.next:
+        print(f"next: {config.next}")
+    return status
 
 
 def sweep(

@@ -305,8 +305,9 @@ def test_a_miniature_study_writes_every_file_of_the_design_and_skips_what_is_don
     assert {"lora", "full"} <= set(summary["experiment"])
 
     before = {path: path.stat().st_mtime_ns for path in results.glob("*/seed-1/*")}
-    study.write_text(yaml.safe_dump({"name": "mini", "title": "A miniature", "experiments": files[:2]}))
+    study.write_text(yaml.safe_dump({"name": "mini", "title": "A miniature", "experiments": files[:2], "next": "rest"}))
     assert main(["reproduce", "--study", str(study), "--results-dir", str(results)]) == 0
+    assert capsys.readouterr().out.endswith("report.md\nnext: rest\n")
     assert {path: path.stat().st_mtime_ns for path in results.glob("*/seed-1/*")} == before
 
     (tmp_path / "full.yaml").write_text(

@@ -2,6 +2,7 @@
 
 It answers what huggingface_hub, transformers and datasets ask of the real one: a repository's description, the
 list of its files, facts about given paths, and the files. Each repository has one branch, main, with one commit.
+As on the real one, a repository's former name leads on to its name, and large files are kept by another server.
 """
 
 import hashlib
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+LARGE = (".safetensors", ".parquet")  # files that are kept elsewhere
+
 
 @dataclass(frozen=True)
 class Repository:
@@ -24,11 +27,15 @@ class Repository:
         kind: 'models' or 'datasets'.
         name: OWNER/NAME.
         folder: Its files.
+        former: A name without an owner, from before names had one.
+        pinned: Its commit; by default it is made from the files.
     """
 
     kind: str
     name: str
     folder: Path
+    former: str = ""
+    pinned: str = ""
 
     def paths(self) -> list[str]:
         return sorted(p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*") if p.is_file())
@@ -38,7 +45,8 @@ class Repository:
 
     @property
     def commit(self) -> str:
-        return hashlib.sha1("".join(path + self.digest(path) for path in self.paths()).encode()).hexdigest()
+        content = "".join(path + self.digest(path) for path in self.paths())
+        return self.pinned or hashlib.sha1(content.encode()).hexdigest()
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -59,7 +67,10 @@ class Repository:
     def facts(self, path: str) -> dict[str, Any]:
         if (self.folder / path).is_dir():
             return {"type": "directory", "path": path, "oid": hashlib.sha1(path.encode()).hexdigest()}
-        return {"type": "file", "path": path, "oid": self.digest(path), "size": (self.folder / path).stat().st_size}
+        return {"type": "file", "path": path, "oid": self.digest(path), "size": self.size(path)}
+
+    def size(self, path: str) -> int:
+        return (self.folder / path).stat().st_size
 
     def tree(self, below: str, recursive: bool) -> list[dict[str, Any]]:
         top = self.folder / below
@@ -74,6 +85,7 @@ class MiniatureHub:
         repositories: What it serves.
         requests: The requests so far, such as "GET /api/models/tiny/distilbert".
         url: Its address, to be set as HF_ENDPOINT.
+        elsewhere: The address of the server of large files.
     """
 
     def __init__(self, repositories: list[Repository]) -> None:
@@ -100,22 +112,23 @@ class MiniatureHub:
             def log_message(self, format: str, *args: Any) -> None:
                 """Say nothing."""
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.servers = [ThreadingHTTPServer(("127.0.0.1", 0), Handler) for _ in range(2)]
+        self.url, self.elsewhere = (f"http://127.0.0.1:{server.server_port}" for server in self.servers)
 
     @classmethod
     @contextmanager
     def serving(cls, repositories: list[Repository]) -> Iterator["MiniatureHub"]:
         hub = cls(repositories)
-        thread = threading.Thread(target=hub.server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+        threads = [threading.Thread(target=server.serve_forever, args=(0.01,)) for server in hub.servers]
+        for thread in threads:
+            thread.start()
         try:
             yield hub
         finally:
-            hub.server.shutdown()
-            hub.server.server_close()
-            thread.join()
+            for server, thread in zip(hub.servers, threads, strict=True):
+                server.shutdown()
+                server.server_close()
+                thread.join()
 
     def answer(self, target: str, form: str) -> tuple[int, dict[str, str], bytes]:
         """Status, headers and body of the answer to one request."""
@@ -124,6 +137,9 @@ class MiniatureHub:
         api = parts[0] == "api"
         if not api and parts[0] != "datasets":
             parts.insert(0, "models")  # a model's files have no prefix
+        if former := [r for r in self.repositories if r.former and parts[api : api + 2] == [r.kind, r.former]]:
+            place = url.path.replace(f"/{former[0].former}", f"/{former[0].name}", 1)
+            return 307, {"Location": f"{place}?{url.query}"}, b""
         kind, owner, name, action, revision, *rest = [*parts[api:], "", "", "", ""]
         path = "/".join(part for part in rest if part)
         found = [r for r in self.repositories if (r.kind, r.name) == (kind, f"{owner}/{name}")]
@@ -139,8 +155,12 @@ class MiniatureHub:
         if api and action == "paths-info":
             asked = json.loads(form)["paths"] if form.startswith("{") else parse_qs(form).get("paths", [])
             return answer_json([repository.facts(path) for path in asked if (repository.folder / path).exists()])
-        if not api and action == "resolve" and (repository.folder / path).is_file():
+        if not api and action in ("resolve", "large") and (repository.folder / path).is_file():
             headers = {"ETag": f'"{repository.digest(path)}"', "X-Repo-Commit": repository.commit}
+            if action == "resolve" and path.endswith(LARGE):
+                place = self.elsewhere + url.path.replace("/resolve/", "/large/", 1)
+                size = str(repository.size(path))
+                return 302, headers | {"Location": place, "X-Linked-ETag": headers["ETag"], "X-Linked-Size": size}, b""
             return 200, headers, (repository.folder / path).read_bytes()
         return refusal("EntryNotFound", {"X-Repo-Commit": repository.commit})
 

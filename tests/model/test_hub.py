@@ -5,9 +5,11 @@ The hub is a miniature one on the loopback interface; see `miniature_hub`.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -18,15 +20,29 @@ from miniature_hub import MiniatureHub, Repository
 
 from lora_study.base.errors import ConfigError
 from lora_study.config import ModelConfig
+from lora_study.config_files import load_study
 from lora_study.model.encoder import build_model, build_skeleton, build_tokenizer, describe
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 CARD = """\
 ---
+dataset_info:
+  config_name: plain_text
+  features:
+  - {name: text, dtype: string}
+  - {name: label, dtype: {class_label: {names: {'0': neg, '1': pos}}}}
+  splits:
+  - {name: train, num_bytes: 60000, num_examples: 300}
+  - {name: test, num_bytes: 20000, num_examples: 100}
+  - {name: unsupervised, num_bytes: 20, num_examples: 2}
+  download_size: 50000
+  dataset_size: 80020
 configs:
 - config_name: plain_text
   data_files:
   - {split: train, path: plain_text/train-*}
   - {split: test, path: plain_text/test-*}
+  - {split: unsupervised, path: plain_text/unsupervised-*}
   default: true
 ---
 """
@@ -48,6 +64,15 @@ print(json.dumps({
 }))
 """
 
+RUN_STUDY = """
+import json, sys
+from lora_study.config_files import load_study
+from lora_study.training.experiment import run_experiment
+
+records = [run_experiment(experiment, sys.argv[2]) for experiment in load_study(sys.argv[1])[1]]
+print(json.dumps([[record.name, record.status, record.encoder.revision] for record in records]))
+"""
+
 Connect = Callable[..., None]
 
 
@@ -64,6 +89,8 @@ def reviews(reviews_csv, tmp_path_factory):
     table = pd.read_csv(reviews_csv)
     table[:300].to_parquet(folder / "plain_text/train-00000-of-00001.parquet", index=False)
     table[300:].to_parquet(folder / "plain_text/test-00000-of-00001.parquet", index=False)
+    unlabelled = pd.DataFrame({"text": ["a film", "another"], "label": [-1, -1]})
+    unlabelled.to_parquet(folder / "plain_text/unsupervised-00000-of-00001.parquet", index=False)
     return Repository("datasets", "stanfordnlp/imdb", folder)
 
 
@@ -84,11 +111,11 @@ def connect(monkeypatch, tmp_path):
     return connect_to
 
 
-def load_in_own_python(*revisions, **environment):
-    """What LOAD_BY_NAME prints in a Python whose environment has only these settings of Hugging Face's."""
+def in_own_python(code, *arguments, **environment):
+    """What the code prints last, as JSON, in a Python whose environment has only these settings of Hugging Face's."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     done = subprocess.run(
-        [sys.executable, "-c", LOAD_BY_NAME, *revisions],
+        [sys.executable, "-c", code, *arguments],
         env={**inherited, **environment},
         cwd=Path(__file__).parents[2],
         capture_output=True,
@@ -102,8 +129,8 @@ def load_in_own_python(*revisions, **environment):
 def test_environment_variables_choose_hub_and_cache(model, reviews, reviews_csv, tmp_path):
     revisions, home = (model.commit, reviews.commit), str(tmp_path)
     with MiniatureHub.serving([model, reviews]) as hub:
-        online = load_in_own_python(*revisions, HF_HOME=home, HF_ENDPOINT=hub.url)
-    offline = load_in_own_python(*revisions, HF_HOME=home, HF_HUB_OFFLINE="1")
+        online = in_own_python(LOAD_BY_NAME, *revisions, HF_HOME=home, HF_ENDPOINT=hub.url)
+    offline = in_own_python(LOAD_BY_NAME, *revisions, HF_HOME=home, HF_HUB_OFFLINE="1")
 
     here = ModelConfig(backbone=str(model.folder))
     weights = build_model(here, head_seed=1).state_dict()
@@ -115,6 +142,23 @@ def test_environment_variables_choose_hub_and_cache(model, reviews, reviews_csv,
     assert online["reviews"]["label"] == table["label"].tolist()
     assert online["reviews"]["split"] == ["train"] * 300 + ["test"] * 100
     assert offline == online
+
+
+@pytest.mark.slow
+def test_the_laptop_study_runs_on_what_it_finds_on_the_hub(model, reviews, tmp_path):
+    """Its names and commits, with the tiny model in the place of the real one, whose name has changed since."""
+    small = {"data": {"sizes": {"train": 48, "val": 16, "test": 30}}, "train": {"epochs": 1, "threads": 1}}
+    study = shutil.copytree(CONFIGS, tmp_path / "configs") / "studies" / "rehearsal.yaml"
+    study.write_text(json.dumps({"extends": "laptop.yaml", "name": "rehearsal", "overrides": small}))
+    shipped = load_study(study)[1][0]
+    assert shipped.model.backbone == "distilbert-base-uncased" and shipped.model.revision and shipped.data.revision
+    real = replace(model, name="distilbert/distilbert-base-uncased", former=shipped.model.backbone)
+    real = replace(real, pinned=shipped.model.revision)
+    arguments = (str(study), str(tmp_path / "results"))
+    with MiniatureHub.serving([real, replace(reviews, pinned=shipped.data.revision)]) as hub:
+        runs = in_own_python(RUN_STUDY, *arguments, HF_HOME=str(tmp_path / "home"), HF_ENDPOINT=hub.url)
+    rows = ("last_two_layers", "lora_default", "lora_best", "full")
+    assert runs == [[name, "completed", shipped.model.revision] for name in rows]
 
 
 @pytest.mark.parametrize("pinned", [True, False])
@@ -132,7 +176,7 @@ def test_model_by_name_is_the_model_of_the_folder(model, connect, pinned):
     with MiniatureHub.serving([model]) as hub:
         connect(hub)
         check_all()
-        fetched = [request for request in hub.requests if request.startswith("GET") and "/resolve/" in request]
+        fetched = [request for request in hub.requests if request.startswith("GET") and "/api/" not in request]
         names = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
         assert sorted(request.rsplit("/")[-1] for request in fetched) == names  # each once, and nothing pickled
         before = len(hub.requests)
