@@ -75,7 +75,9 @@ def legend(study: Study) -> str:
     if INCONCLUSIVE in given:
         words.append("*Inconclusive*: these runs cannot tell.")
     if NO_VERDICT in given:
-        words.append("*No verdict*: fewer than three seeds, or a number that only the article's encoder could confirm.")
+        words.append(
+            "*No verdict*: fewer than three seeds, or a number that only the article's own recipe could confirm."
+        )
     absent = [result for result in study.verdicts if result.basis is None and result.kind != "accuracy"]
     if absent:
         words.append(f"{count(len(absent), 'other claim')} had no run here; see *Evidence for each claim*.")

@@ -262,6 +262,11 @@ class TestStandIn:
         recipe = headline(evaluate(list(CLAIMS.values()), study(tmp_path, rows), tmp_path))
         assert recipe[0].startswith("Accuracies: 11 of 20 measured on distilbert-base-uncased: ")
         assert recipe[1] == "Orderings: 4 of 6 reproduced (2 not run)."
+        shorter = [{"field": "data.max_length", "article": 512, "here": 128}]
+        runs = [dataclasses.replace(run, deviations=shorter) for run in study(tmp_path, rows)]
+        departing = headline(evaluate(list(CLAIMS.values()), runs, tmp_path))
+        assert departing[0] == "Accuracies: 0 of 20 measured by the article's recipe."
+        assert departing[1] == "Orderings: 4 of 6 in the same direction with another recipe (2 not run)."
 
     def test_its_counts_are_checked_at_its_shape(self, tmp_path):
         small = {"encoder": {"name": "all-MiniLM-L6-v2 rewritten as DistilBERT", "stand_in": True}}

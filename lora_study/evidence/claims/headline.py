@@ -31,7 +31,9 @@ def age_of_rules(records: Iterable[Record]) -> str:
 def _accuracies(results: Sequence[ClaimResult]) -> str:
     there = [result for result in results if result.basis == "recipe"]
     verdicts = f": {_counts(there)}" if there else ""
-    return f"Accuracies: {len(there)} of {len(results)} measured on {REFERENCE}{verdicts}."
+    departs = any("departing from the article" in (result.measured or "") for result in results)
+    where = "by the article's recipe" if departs else f"on {REFERENCE}"
+    return f"Accuracies: {len(there)} of {len(results)} measured {where}{verdicts}."
 
 
 def _orderings(results: Sequence[ClaimResult]) -> str:
