@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from lora_study.base.text_tables import plain
-from lora_study.config import ExperimentConfig, flatten, to_dict
+from lora_study.config import flatten
 from lora_study.config_differences import COSTS, NO_OTHER_RESULT, without
 from lora_study.evidence.reported import ReportedRow
 from lora_study.evidence.statistics import accuracy_over_seeds
@@ -274,7 +274,7 @@ def _setup(record: Record) -> dict[str, Any]:
 
 def _cost(record: Record) -> str:
     """The settings that change what a run costs: where they differ, times and memory have no mean."""
-    settings = flatten(to_dict(ExperimentConfig())) | flatten(record.config)  # a record may be older than a setting
+    settings = flatten(record.config)
     return str([settings.get(name) for name in COSTS])
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from lora_study.base.files import read_json, user_path, write_text
 from lora_study.base.redaction import without_secrets
-from lora_study.config import flatten, without_retired
+from lora_study.config import ExperimentConfig, flatten, to_dict, without_retired
+from lora_study.config_files import overlay
 
 VERSION = 1
 ADAPTER = "adapter.safetensors"  # beside the record: what was trained, and the head
@@ -161,7 +162,8 @@ def read_record(path: str | Path) -> Record:
             raise RecordError(f"{path} has {f.name}: {getattr(record, f.name)!r}, which is not of that field's type")
     if place := _misfit(content, _SHAPE):
         raise RecordError(f"{path} has a value of another type than a record's at {place}")
-    record.config = without_retired(record.config)
+    # A run older than a setting was run with what is the setting's default now.
+    record.config = overlay(to_dict(ExperimentConfig()), without_retired(record.config))
     return record
 
 

@@ -93,8 +93,7 @@ def changed_fields(record: Record, config: ExperimentConfig) -> list[str]:
     Nor does the place matter of a file of reviews or of an encoder's folder whose content the record knows: that is
     compared by `training.finished.finished_run`.
     """
-    # A record older than a field was run with what is the field's default now.
-    then, now = flatten(to_dict(ExperimentConfig())) | flatten(record.config), flatten(to_dict(config))
+    then, now = flatten(record.config), flatten(to_dict(config))
     for key in ("data.source", "model.backbone"):  # older records have them as they were typed
         then[key] = now[key] if from_anywhere(str(then[key])) == now[key] else then[key]
     if record.data.get("fingerprint") and not {then["data.source"], now["data.source"]} & set(NAMED_SOURCES):

@@ -460,7 +460,6 @@ class TestRatios:
             "lora": {"r": 2},
         }
         other = dataclasses.replace(runs[0], config=overlay(runs[0].config, changes))
-        del other.config["model"]["attention_dropout"]  # an older record
         assert verdict("ratio.time.lora_default", [other, runs[1]], tmp_path).measured.startswith("0.500 of full's")
 
 

@@ -42,6 +42,13 @@ def test_a_record_of_today_is_read_and_written_back_as_it_is(tmp_path):
     assert [record.flat[name] for name in names] == [0.59375, 1.5, 16, 6]
 
 
+def test_a_record_older_than_a_setting_is_of_the_settings_default(tmp_path):
+    content = json.loads(TODAY.read_text())
+    del content["config"]["train"]["weight_decay"], content["config"]["lora"]["lr_ratio"], content["config"]["partial"]
+    (tmp_path / "record.json").write_text(json.dumps(content))
+    assert read_record(tmp_path / "record.json") == today()
+
+
 def test_it_is_summarised_with_other_seeds():
     other = today(
         seed=2,

@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from lora_study.base.files import atomic, atomic_folder, write_text
+from lora_study.config import ExperimentConfig, to_dict
 from lora_study.records.record import Record, RecordError, read_record, read_records, run_dir, write_record
 
 
@@ -17,7 +18,7 @@ def record(**changes) -> Record:
 
 
 def test_what_is_written_is_read_back(tmp_path):
-    original = record(parameters={"trainable": 3}, error=None)
+    original = record(config=to_dict(ExperimentConfig(seed=3)), parameters={"trainable": 3}, error=None)
     assert read_record(write_record(original, tmp_path)) == original
 
 

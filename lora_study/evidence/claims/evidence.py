@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lora_study.base.errors import one_line
-from lora_study.config import ExperimentConfig, flatten, to_dict
+from lora_study.config import flatten
 from lora_study.config_differences import NO_OTHER_WORK, without
 from lora_study.evidence.claims.arithmetic import REFERENCE
 from lora_study.evidence.predictions import correct, read_predictions
@@ -162,8 +162,7 @@ class Runs:
 
 def different_work(records: Sequence[Record]) -> list[str]:
     """What decides time and memory, besides the mode, and differs between the runs; empty if nothing does."""
-    defaults = flatten(to_dict(ExperimentConfig()))  # of fields that a record is older than
-    settings = [without(defaults | flatten(record.config), NO_OTHER_WORK) for record in records]
+    settings = [without(flatten(record.config), NO_OTHER_WORK) for record in records]
     fields = [
         field
         for field in sorted({field for setting in settings for field in setting})
