@@ -255,7 +255,10 @@ class TrainConfig(Settings, section="train"):
     Args:
         epochs: Passes over the training reviews; the epoch with the best validation accuracy is tested.
         optimizer: 'adam' or 'adamw'.
-        learning_rate: Constant learning rate.
+        learning_rate: Learning rate; with a schedule or a warmup, its highest.
+        schedule: The learning rate's course after the warmup: 'constant', or falling to 0 at the last step, 'linear' or
+            along a 'cosine'.
+        warmup: Share of all steps, in [0, 1), over which the learning rate first rises from 0.
         weight_decay: Weight decay of the optimizer.
         precision: '32-true', 'bf16-mixed', '16-mixed' (GPU only), or 'auto': bf16-mixed where the device computes in
             bf16 and 32-true elsewhere. Trainable weights are fp32 in all of them.
@@ -280,6 +283,8 @@ class TrainConfig(Settings, section="train"):
     epochs: int = 3
     optimizer: Literal["adam", "adamw"] = "adam"
     learning_rate: float = 5e-5
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: float = 0.0
     weight_decay: float = 0.0
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "16-mixed"
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = setting("auto", changes="cost")
@@ -296,6 +301,7 @@ class TrainConfig(Settings, section="train"):
         super().__post_init__()
         check(self.epochs >= 1, "train.epochs", self.epochs, "use 1 or more")
         check(0 < self.learning_rate < 1, "train.learning_rate", self.learning_rate, "use a number in (0, 1)")
+        check(0 <= self.warmup < 1, "train.warmup", self.warmup, "use a share of the steps in [0, 1), such as 0.1")
         check(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "use 0 or more")
         check(self.devices >= 1, "train.devices", self.devices, "use 1 or more")
         check(self.num_nodes >= 1, "train.num_nodes", self.num_nodes, "use 1 or more")

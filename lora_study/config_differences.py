@@ -22,8 +22,8 @@ COSTS = changing(ExperimentConfig, "cost")
 # what does not affect the training steps, which are all that is compared. No setting can declare that by itself.
 NO_OTHER_WORK = (
     *changing(ExperimentConfig, "nothing"),
-    *("name", "mode", "seed", "seeds", "lora", "partial", "train.learning_rate", "train.weight_decay"),
-    *("score_test", "data.sizes.test", "data.drop_last"),
+    *("name", "mode", "seed", "seeds", "lora", "partial", "train.learning_rate", "train.schedule", "train.warmup"),
+    *("train.weight_decay", "score_test", "data.sizes.test", "data.drop_last"),
 )
 
 # Where our default is not what the article did: no padding that is masked anyway, and no unscored review.

@@ -280,6 +280,8 @@ def test_numbers_in_scientific_notation_are_numbers(tmp_path):
         ({"data": {"max_length": 1024}}, ["data.max_length", "1024", "512"]),
         ({"data": {"batch_size": 0}}, ["data.batch_size", "0"]),
         ({"train": {"learning_rate": 0}}, ["train.learning_rate", "0"]),
+        ({"train": {"schedule": "step"}}, ["train.schedule", "'step'", "constant, linear, cosine"]),
+        ({"train": {"warmup": 100}}, ["train.warmup", "100", "share of the steps"]),
         ({"train": {"epochs": 0}}, ["train.epochs", "0"]),
         ({"train": {"cache_trunk": True}}, ["train.cache_trunk", "last_two_layers"]),
         ({"train": {"precision": "16-mixed", "accelerator": "cpu"}}, ["train.precision", "bf16-mixed"]),

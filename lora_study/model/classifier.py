@@ -1,16 +1,25 @@
 """The LightningModule: trains and scores a classifier that is handed to it, whatever its mode."""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC, MulticlassF1Score
 from torchmetrics.utilities.distributed import gather_all_tensors
+from transformers import (
+    get_constant_schedule_with_warmup,
+    get_cosine_schedule_with_warmup,
+    get_linear_schedule_with_warmup,
+)
 
 from lora_study.base.errors import ConfigError, check
 from lora_study.base.redaction import without_secrets
@@ -21,6 +30,10 @@ from lora_study.model.modes import HEAD, apply_mode
 
 Batch = dict[str, Tensor]
 
+FALLING: dict[str, Callable[..., LambdaLR]] = {
+    "linear": get_linear_schedule_with_warmup,
+    "cosine": get_cosine_schedule_with_warmup,
+}
 OPTIMIZERS: dict[str, type[torch.optim.Adam]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
@@ -195,13 +208,28 @@ class ReviewClassifier(L.LightningModule):
         head = tuple(f"model.{layer}." for layer in HEAD)
         return {name for name, value in self.named_parameters() if value.requires_grad or name.startswith(head)}
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimizer over the parameters that require gradients, and no others."""
+    def configure_optimizers(self) -> torch.optim.Optimizer | OptimizerLRSchedulerConfig:
+        """The optimizer over the parameters that require gradients, and no others; the schedule, where there is one."""
         train = self.config.train
         groups = parameter_groups(self.model, train.learning_rate, self.config.lora.lr_ratio)
         # One pass over memory instead of several: 1.2x on full fine-tuning on a CPU.
         fused = groups[0]["params"][0].device.type in ("cpu", "cuda")
-        return OPTIMIZERS[train.optimizer](groups, weight_decay=train.weight_decay, fused=fused)
+        optimizer = OPTIMIZERS[train.optimizer](groups, weight_decay=train.weight_decay, fused=fused)
+        if train.schedule == "constant" and train.warmup == 0:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._schedule(optimizer), "interval": "step"}}
+
+    def _schedule(self, optimizer: torch.optim.Optimizer) -> LambdaLR:
+        """The learning rate's course from the step on that the Trainer has come to."""
+        train, steps, done = self.config.train, self.trainer.estimated_stepping_batches, self.trainer.global_step
+        check(math.isfinite(steps), "train.schedule", train.schedule, "set the Trainer's max_epochs or max_steps")
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+        warmup = math.ceil(train.warmup * steps)
+        if train.schedule == "constant":
+            rising: LambdaLR = get_constant_schedule_with_warmup(optimizer, warmup, last_epoch=done - 1)
+            return rising
+        return FALLING[train.schedule](optimizer, warmup, int(steps), last_epoch=done - 1)
 
 
 def _accuracy() -> MulticlassAccuracy:

@@ -43,8 +43,8 @@ LICENCES = {"distilbert/distilbert-base-uncased": "apache-2.0", STAND_IN: "apach
 ABSOLUTE = re.compile(r"""(?<![\w.:/~])[~/][^"',]*/(?=[^/"',])""")
 
 SETTINGS = (
-    *("train.epochs", "train.optimizer", "train.learning_rate", "train.weight_decay", "data.batch_size"),
-    *("data.max_length", "model.dropout", "model.attention_dropout", "train.dropout_active"),
+    *("train.epochs", "train.optimizer", "train.learning_rate", "train.schedule", "train.warmup", "train.weight_decay"),
+    *("data.batch_size", "data.max_length", "model.dropout", "model.attention_dropout", "train.dropout_active"),
 )
 
 

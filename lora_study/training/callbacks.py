@@ -102,10 +102,17 @@ class Curves(Callback):
         self.cpu_seconds = 0.0
         self._epoch_start = self._epoch_start_cpu = 0.0
         self._losses: list[Tensor] = []
+        self._learning_rate = 0.0
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clocks."""
         self._epoch_start, self._epoch_start_cpu = time.perf_counter(), time.process_time()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the learning rate of the step; at its end a schedule has moved on."""
+        self._learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -136,8 +143,7 @@ class Curves(Callback):
         self._note(trainer, self.train_seconds, **scores)
 
     def _note(self, trainer: L.Trainer, seconds: float, **values: float) -> None:
-        learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
-        row = {"step": trainer.global_step, "epoch": trainer.current_epoch + 1, "learning_rate": learning_rate}
+        row = {"step": trainer.global_step, "epoch": trainer.current_epoch + 1, "learning_rate": self._learning_rate}
         self.rows.append(row | values | {"seconds": seconds})
 
 

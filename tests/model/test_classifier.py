@@ -40,7 +40,8 @@ def trained(classifier: ReviewClassifier) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def config(tiny) -> ExperimentConfig:
-    config = tiny("lora", train={"fast": False}, lora={"dropout": 0.2}, seed=3, seeds={"data_order": 5, "dropout": 7})
+    train = {"fast": False, "schedule": "cosine", "warmup": 0.2}
+    config = tiny("lora", train=train, lora={"dropout": 0.2}, seed=3, seeds={"data_order": 5, "dropout": 7})
     assert config.model.dropout > 0
     return config
 

@@ -75,6 +75,14 @@ def test_a_run_that_is_killed_goes_on_and_ends_as_if_it_had_not_been(mode, tiny,
     assert [path.name for path in (pieces / mode).iterdir()] == ["seed-1"], "the checkpoint is removed"
 
 
+def test_a_learning_rate_goes_on_where_its_schedule_was(tiny, tmp_path, monkeypatch):
+    config = tiny("lora", **SHORT, train={"schedule": "cosine", "warmup": 0.5}, lora={"lr_ratio": 4})
+    run_experiment(config, tmp_path / "whole")
+    run_until(monkeypatch, "training_step", STEPS + 7, config, tmp_path / "pieces")
+    assert run_experiment(config, tmp_path / "pieces", resume=True).provenance["resumed_after_epochs"] == [1]
+    assert outcome(tmp_path / "pieces", "lora") == outcome(tmp_path / "whole", "lora")
+
+
 def test_a_run_that_is_killed_while_it_is_tested_is_not_trained_again(tiny, tmp_path, monkeypatch):
     run_experiment(tiny("full", **SHORT), tmp_path / "whole")
     pieces = tmp_path / "pieces"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -95,6 +96,27 @@ def test_curves_have_one_validation_per_epoch_and_the_best_epoch_is_tested(runs)
     assert validations["epoch"].tolist() == [1, 2, 3]
     assert record.metrics["best_epoch"] == validations["epoch"].iloc[validations["val_accuracy"].argmax()]
     assert record.metrics["val"]["accuracy"] == validations["val_accuracy"].max()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "share"),
+    [
+        ("linear", 0.0, lambda step: 1 - step / 12),
+        ("linear", 0.25, lambda step: step / 3 if step < 3 else (12 - step) / 9),
+        ("cosine", 0.2, lambda step: step / 3 if step < 3 else (1 + math.cos(math.pi * (step - 3) / 9)) / 2),
+        ("constant", 0.5, lambda step: min(1, step / 6)),
+    ],
+)
+def test_the_learning_rate_takes_the_course_that_the_config_says(schedule, warmup, share, tiny, tmp_path):
+    sizes = {"train": 48, "val": 10, "test": 10}
+    train = {"epochs": 3, "learning_rate": 0.003, "schedule": schedule, "warmup": warmup}
+    record = run_experiment(tiny("cached", data={"sizes": sizes}, train={**train, "cache_trunk": True}), tmp_path)
+    curves = pd.read_csv(tmp_path / "cached/seed-1/curves.csv").dropna(subset="train_loss")
+    assert curves["step"].tolist() == list(range(1, 13))
+    np.testing.assert_allclose(curves["learning_rate"], [0.003 * share(step) for step in range(12)], atol=1e-12)
+    here = {entry["field"]: (entry["article"], entry["here"]) for entry in record.deviations}
+    assert here.get("train.schedule", ("constant", "constant")) == ("constant", schedule)
+    assert here.get("train.warmup", (0.0, 0.0)) == (0.0, warmup)
 
 
 def test_the_best_epochs_weights_are_the_ones_tested(tiny, tmp_path):
