@@ -20,16 +20,8 @@ TOLERANCE = {"32-true": {"atol": 1e-5, "rtol": 1e-4}, "bf16-mixed": {"atol": 3e-
 
 def in_mode(mode: str, dropout: float = 0.0, **lora: object) -> DistilBertForSequenceClassification:
     torch.manual_seed(0)
-    shape = DistilBertConfig(
-        vocab_size=60,
-        dim=32,
-        n_heads=4,
-        n_layers=2,
-        hidden_dim=64,
-        dropout=dropout,
-        attention_dropout=dropout,
-        seq_classif_dropout=dropout,
-    )
+    dropouts = dict.fromkeys(("dropout", "attention_dropout", "seq_classif_dropout"), dropout)
+    shape = DistilBertConfig(vocab_size=60, dim=32, n_heads=4, n_layers=2, hidden_dim=64, **dropouts)
     model = DistilBertForSequenceClassification(shape)
     apply_mode(model, ExperimentConfig(mode=mode, lora=LoRAConfig(**lora)))  # type: ignore[arg-type]
     for name, parameter in model.named_parameters():
