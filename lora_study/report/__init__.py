@@ -45,7 +45,8 @@ def write_report(
     Args:
         results_dir: Folder of the study, with ``EXPERIMENT/seed-N/record.json`` below it.
         published_dir: Folder of the published copy of the study; by default ``published/NAME`` beside the folder.
-        address: Where the reader finds the folder, for the commands; by default ``results/NAME``.
+        address: Where the reader finds the folder, for the commands; by default ``results/NAME``, or
+            ``results/published/NAME`` for a published copy.
         benchmarks_dir: Folder of benchmarks; by default ``benchmarks`` beside the study's folder.
 
     Returns:
@@ -73,7 +74,8 @@ def write_report(
 def report_files(study: Study) -> dict[str, bytes]:
     """Every file of a study's report: its content by its path below the results folder."""
     summary = summary_table(study.records, study.reported.rows, study.published)
-    tables = draw_up(study, summary, find_variants(study.records, study.predictions, _bases(study)))
+    bases = dict.fromkeys([*study.reported.rows, *study.reported.layerwise])  # what others can be variants of
+    tables = draw_up(study, summary, find_variants(study.records, study.predictions, bases))
     pictures = draw_figures(study)
     page = report_page(study, tables, pictures)
     images = {f"figures/{name}.png": picture.formats["svg"] for name, picture in pictures.items()}
@@ -108,11 +110,6 @@ def readme_results(results_dir: Path) -> str:
             f"{' '.join(headline(study.verdicts))} The [report]({folder}/report.md) has the evidence for each.",
         ]
     )
-
-
-def _bases(study: Study) -> list[str]:
-    """Experiments of which others can be variants: those that the article or its companion script reported."""
-    return [*study.reported.rows, *(name for name in study.reported.layerwise if name not in study.reported.rows)]
 
 
 def _named_by(page: Path) -> set[str]:

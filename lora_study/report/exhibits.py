@@ -93,7 +93,7 @@ def accuracies(study: Study, summary: pd.DataFrame) -> pd.DataFrame:
             "experiment": row.experiment,
             "seeds": row.seeds,
             "here (%)": row.test_accuracy,
-            "95% interval": interval_text(row.test_low, row.test_high),
+            "95% interval": None if pd.isna(row.test_low) else f"{row.test_low:.2f}\u00a0to\u00a0{row.test_high:.2f}",
             "published run (%)": row.published_test_accuracy,
             "article (%)": row.reported_test_accuracy,
         }
@@ -105,16 +105,6 @@ def accuracies(study: Study, summary: pd.DataFrame) -> pd.DataFrame:
         rows.append(line)
     frame = pd.DataFrame(rows)
     return frame if study.published else frame.drop(columns="published run (%)", errors="ignore")
-
-
-def config_lines(values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A nested mapping as rows of field and value."""
-    return [{"field": field, "value": value} for field, value in flatten(values).items()]
-
-
-def interval_text(low: float, high: float) -> str | None:
-    """An interval on one line: no-break spaces keep it there in a narrow column."""
-    return None if pd.isna(low) else f"{low:.2f}\u00a0to\u00a0{high:.2f}"
 
 
 def _gap(study: Study, runs: Mapping[str, list[Record]], base: str, name: str) -> str | None:
@@ -248,7 +238,8 @@ def _facts(study: Study, facts: Callable[[Record], Mapping[str, Any]]) -> pd.Dat
     """A table of what ``facts`` says of each record, and for which experiments."""
     by_experiment: dict[str, list[dict[str, Any]]] = {name: [] for name in study.curves}
     for record in study.records:
-        by_experiment[record.name] += config_lines(facts(record))
+        flat = flatten(facts(record))
+        by_experiment[record.name] += [{"field": field, "value": value} for field, value in flat.items()]
     return facts_table(by_experiment)
 
 

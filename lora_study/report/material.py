@@ -65,14 +65,7 @@ def read_study(
     address: str | None = None,
     benchmarks_dir: str | Path | None = None,
 ) -> Study:
-    """Read and check what a report is made from.
-
-    Args:
-        results_dir: Folder of the study, with ``EXPERIMENT/seed-N/record.json`` below it.
-        published_dir: Folder of the published copy of the study; by default ``published/NAME`` beside the folder.
-        address: Where the reader finds the folder, for the commands; by default ``results/NAME``, or
-            ``results/published/NAME`` for a published copy.
-        benchmarks_dir: Folder of benchmarks; by default ``benchmarks`` beside the study's folder.
+    """Read and check what a report is made from; the arguments are those of `lora_study.report.write_report`.
 
     Raises:
         ConfigError: there is no record that can be read.

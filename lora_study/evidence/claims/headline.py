@@ -14,10 +14,10 @@ def headline(results: Iterable[ClaimResult]) -> tuple[str, str, str]:
 
     Such as "Orderings: 4 of 6 in the same direction on the stand-in (1 inconclusive, 1 not run)."
     """
-    kinds: dict[str, list[ClaimResult]] = {"accuracy": [], "ordering": [], "equality": []}
-    for result in results:
-        kinds.setdefault(result.kind, []).append(result)
-    return _accuracies(kinds["accuracy"]), _orderings(kinds["ordering"]), _arithmetic(kinds["equality"])
+    results, kinds = list(results), ("accuracy", "ordering", "equality")
+    accuracies, orderings, equalities = ([result for result in results if result.kind == kind] for kind in kinds)
+    agree = sum(result.verdict == "agrees" for result in equalities)
+    return _accuracies(accuracies), _orderings(orderings), f"Arithmetic: {agree} of {len(equalities)} agree."
 
 
 def age_of_rules(records: Iterable[Record]) -> str:
@@ -45,10 +45,6 @@ def _orderings(results: Sequence[ClaimResult]) -> str:
     rest = _counts([result for result in results if result.verdict != word])
     said = word if recipe else f"in the {word}"
     return f"Orderings: {len(held)} of {len(results)} {said}{where if held else ''}{f' ({rest})' if rest else ''}."
-
-
-def _arithmetic(results: Sequence[ClaimResult]) -> str:
-    return f"Arithmetic: {sum(result.verdict == 'agrees' for result in results)} of {len(results)} agree."
 
 
 def _counts(results: Sequence[ClaimResult]) -> str:
