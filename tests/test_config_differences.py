@@ -16,7 +16,7 @@ from lora_study.evidence.summary import comparable, summary_table
 from lora_study.records.run_folder import changed_fields
 from lora_study.report.variants import find_variants
 
-# A value of each setting that changes no result, which is none that made-up records have.
+# For each setting that changes no result, a value that no made-up record has.
 COST = {
     "data.eval_batch_size": 3,
     "data.padding": "max_length",

@@ -108,7 +108,7 @@ class ReviewDataModule(L.LightningDataModule):
 
         Args:
             part: The part.
-            most: If given, only its first so many reviews: a random sample, since parts are shuffled.
+            most: If given, only this many of its first reviews: a random sample, since parts are shuffled.
         """
         lengths = self.parts[part].lengths[:most]
         return self._loader(
@@ -116,7 +116,7 @@ class ReviewDataModule(L.LightningDataModule):
         )
 
     def scored(self, part: str, most: int | None = None) -> int:
-        """How many reviews of a part `eval_dataloader` gives: all, or so many, unless ``drop_last``."""
+        """How many reviews of a part `eval_dataloader` gives: all or ``most``, less what ``drop_last`` leaves out."""
         rows = len(self.parts[part].lengths[:most])
         return rows - rows % self.config.eval_batch_size if self.config.drop_last else rows
 

@@ -1,6 +1,6 @@
 """Reviews from tables: the one reader of what is trained on and of what is predicted.
 
-It finds the columns, checks each value, and says of a faulty one in which row and line it stands.
+It finds the columns, checks each value, and says in which row and line a faulty one stands.
 """
 
 from collections import Counter
@@ -89,7 +89,7 @@ def labelled(tables: Iterable[Table], config: DataConfig) -> Iterator[Review]:
 
 
 def unlabelled(tables: Iterable[Table], text_column: str | None, likely: str | None) -> Iterator[Review]:
-    """The reviews of tables, whose labels are not read if there are any; errors as of `labelled`."""
+    """The reviews of tables, whose labels are not read if there are any; errors as in `labelled`."""
     return _reviews(tables, Column("--text-column", TEXT_NAMES, text_column, likely), None, Labels())
 
 
@@ -124,7 +124,7 @@ def _place_in_split(split: str | None, count: Mapping[str | None, int]) -> str:
     return str(count[None] + 1) if split is None else f"{split}/{count[split]}"
 
 
-# What is wrong with a value is said so that it can follow the row's name.
+# Messages about a value are worded so that they can follow the row's name.
 
 
 def name_of(value: Any) -> str:

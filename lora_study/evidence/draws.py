@@ -26,7 +26,7 @@ COLUMNS = ("draw", "values", "lowest mean (%)", "highest mean (%)", "share of th
 
 
 def draws_table(records: Sequence[Record]) -> pd.DataFrame:
-    """How much of the variance of the test accuracy is between the values of each draw; empty if no study says so.
+    """How much of the variance of the test accuracy is between the values of each draw; empty if the runs cannot tell.
 
     The share is a main effect's sum of squares over the total (η²). p, of its F test, is the probability of as large a
     share if the draw had no effect. The last row has what no draw explains by itself: interactions, and chance.
@@ -66,7 +66,7 @@ def draws_table(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def _one_recipe(records: Sequence[Record]) -> bool:
-    """Whether the runs differ in their seeds and names alone."""
+    """Whether the runs differ only in their seeds and names."""
     left_out = (*NO_OTHER_RESULT, "name", "seed", "seeds")
     first, *others = (without(flatten(record.config), left_out) for record in records)
     return all(other == first for other in others)

@@ -68,7 +68,7 @@ def with_all_seeds(table: pd.DataFrame, seeds: int) -> pd.DataFrame:
 
 
 def chosen_trial(table: pd.DataFrame, seeds: int) -> str | None:
-    """The settings with the best mean validation accuracy over so many seeds; of equals, the fewest parameters."""
+    """The settings with the best mean validation accuracy over all seeds; of equals, those of the fewest parameters."""
     complete = with_all_seeds(table, seeds)
     return None if complete.empty else str(complete.iloc[0]["trial"])
 

@@ -77,7 +77,7 @@ class FeatureDataModule(L.LightningDataModule):
         return self.eval_dataloader("val")
 
     def eval_dataloader(self, part: str, most: int | None = None) -> Loader:
-        """The reviews of a part, or its first so many, none shuffled."""
+        """The reviews of a part, or only this many of its first, none shuffled."""
         return self._loader(part, self.reviews.eval_dataloader(part, most))
 
     def _loader(self, part: str, like: Loader) -> Loader:

@@ -173,7 +173,7 @@ class TestKnownTruth:
         assert alone.adjusted_p == alone.p_value and "adjusted for 1 test" in alone.evidence
 
     def test_running_more_experiments_weakens_no_verdict(self, tmp_path):
-        """Tests that are not made count as p = 1, so the rows that come later change nothing but for the better."""
+        """Tests that are not made count as p = 1, so rows that come later can only improve things."""
         family = [claim for claim in CLAIMS.values() if claim.is_test]
         rows = {"lora_default": 0.894, "last_two_layers": 0.8875, "full": 0.8941, "lora_best": 0.8945}
         few = study(tmp_path, dict(list(rows.items())[:2]))

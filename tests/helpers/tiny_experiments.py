@@ -38,7 +38,7 @@ def tiny_experiment(backbone: Path, reviews: Path, cache: Path, variant: str, **
 def tiny_content(
     backbone: Path, reviews: Path, cache: Path, sizes: tuple[int, int, int], *, max_length: int = 16, **train
 ) -> dict:
-    """What an experiment's file says that trains for one epoch on so many reviews, validates and tests on so many."""
+    """The content of an experiment of one epoch that trains, validates and tests on this many reviews."""
     return {
         "model": {"backbone": str(backbone)},
         "data": {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def vanish(config, *_):
-    """In place of a run: say which GPU it was given, and vanish as if killed for want of memory."""
+    """In place of a run: say which GPU it was given, and vanish as if killed because memory ran out."""
     folder = Path(config.data.cache_dir)
     folder.mkdir(exist_ok=True)
     (folder / config.name).write_text(os.environ["CUDA_VISIBLE_DEVICES"])

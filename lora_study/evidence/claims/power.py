@@ -87,5 +87,5 @@ def of_below_one(deviation: float, seeds: int) -> Signs:
 
 
 def _deviations(random: np.random.Generator, deviation: float, seeds: int) -> np.ndarray:
-    """Sample standard deviations of so many normal draws."""
+    """Simulated standard deviations between this many seeds."""
     return deviation * np.sqrt(random.chisquare(seeds - 1, DRAWS) / (seeds - 1))
