@@ -57,7 +57,7 @@ def run_sweep(
     _claim(results_dir, sweep)
     records: list[Record] = []
     while trials:
-        records += _run_trials(trials, search, sweep.seeds, results_dir, launcher, command)
+        records += _run_trials(trials, search, sweep, results_dir, launcher, command)
         trials = search.ask()
     tried, _ = read_records(results_dir)
     parameters = list(sweep.parameters)
@@ -100,20 +100,28 @@ def _identity(settings: dict[str, Any]) -> dict[str, str]:
 
 
 def _run_trials(
-    trials: list[Trial], search: Search, seeds: tuple[int, ...], results_dir: Path, launcher: Launcher, command: str
+    trials: list[Trial], search: Search, sweep: SweepConfig, results_dir: Path, launcher: Launcher, command: str
 ) -> list[Record]:
-    """Run each trial with seed after seed while the search finds it worth another; tell the search how it did."""
+    """Run each trial with all seeds, or seed after seed while the search finds it worth another; tell it how each did.
+
+    Without a pruner nothing depends on the seeds before, and runs of all seeds keep all workers busy.
+    """
     records: list[Record] = []
     going = trials
-    for seed in seeds:
-        runs = [dataclasses.replace(trial.experiment, seed=seed) for trial in going]
+    for seeds in [sweep.seeds] if sweep.search.pruner == "none" else [(seed,) for seed in sweep.seeds]:
+        runs = [dataclasses.replace(trial.experiment, seed=seed) for seed in seeds for trial in going]
         ended = run_all(runs, results_dir, launcher, command)
         records += ended
-        for trial, record in zip(going, ended, strict=True):
-            accuracy = measured(record, "metrics.val.accuracy") if record.status == "completed" else None
-            trial.failed = accuracy is None  # a mean over fewer seeds would not be comparable
-            trial.accuracies += [] if accuracy is None else [accuracy]
+        for number, trial in enumerate(going):
+            found = [_accuracy(record) for record in ended[number :: len(going)]]
+            trial.failed = None in found  # a mean over fewer seeds would not be comparable
+            trial.accuracies += [accuracy for accuracy in found if accuracy is not None]
         going = [trial for trial in going if not trial.failed and search.goes_on(trial)]
     for trial in trials:  # in the order of the proposals, no matter which ended first
         search.tell(trial)
     return records
+
+
+def _accuracy(record: Record) -> float | None:
+    """A completed run's validation accuracy."""
+    return measured(record, "metrics.val.accuracy") if record.status == "completed" else None

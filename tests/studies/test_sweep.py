@@ -180,11 +180,26 @@ def test_an_adaptive_search_goes_on_after_a_failure_and_runs_nothing_twice(sweep
     config, base = sweep(parameters={"lora.r": [1, 2, 4]}, search=search, seeds=[1, 2])
     records = run_sweep(config, base, tmp_path / "out", launcher)
     tried = sorted((run.lora.r, run.seed) for run in launcher.runs if not run.score_test)
-    assert tried == [(1, 1), (1, 2), (2, 1), (4, 1), (4, 2)]
+    assert tried == [(1, 1), (1, 2), (2, 1), (2, 2), (4, 1), (4, 2)]
     assert len(records) == len(launcher.runs)
     table = trials_table(records, ["lora.r"]).set_index("lora.r")
     assert table.loc[1, "val_accuracy"] == pytest.approx(75), "the mean over its seeds"
-    assert (table.loc[2, "seeds"], table.loc[2, "failed"]) == (0, 1)
+    assert (table.loc[2, "seeds"], table.loc[2, "failed"]) == (0, 2)
+
+
+def test_without_a_pruner_no_worker_waits_for_a_seed_of_other_settings(sweep, tmp_path):
+    class Counting(MadeUp):
+        def run(self, runs, results_dir, command):
+            together.append(len(runs))
+            return super().run(runs, results_dir, command)
+
+    together: list[int] = []
+    run_sweep(*sweep(seeds=[1, 2, 3]), tmp_path / "out", Counting())
+    assert together == [24, 3]
+    together.clear()
+    adaptive = {"method": "adaptive", "trials": 4, "batch": 4, "pruner": "halving"}
+    run_sweep(*sweep(name="pruned", seeds=[1, 2, 3], search=adaptive), tmp_path / "pruned", Counting())
+    assert len(together) > 3 and max(together) <= 4
 
 
 def test_of_equal_settings_the_smaller_are_chosen(sweep, tmp_path):
