@@ -248,6 +248,27 @@ def test_a_full_disk_and_a_reader_that_has_seen_enough_are_said_or_taken_before_
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def make(*words):
+    """What a target of the Makefile prints, or would run."""
+    command = ["make", "--no-print-directory", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=CONFIGS.parent)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_setup_installs_with_uv_where_it_is_and_chooses_the_build_of_torch_with_both():
+    planned = ("--dry-run", "--always-make", "setup")
+    plain, chosen = (make(*planned, "UV=", *more).stdout.splitlines() for more in ((), ("TORCH_BACKEND=cpu",)))
+    assert plain[0].endswith(" -m venv .venv") and all(" -m pip install " in line for line in plain[1:4])
+    index = "--extra-index-url https://download.pytorch.org/whl/cpu torch"
+    assert not any("index-url" in line for line in plain) and [index in line for line in chosen].count(True) == 1
+    plain, chosen = (make(*planned, "UV=uv", *more).stdout.splitlines() for more in ((), ("TORCH_BACKEND=auto",)))
+    assert plain[0].startswith("uv venv ") and all(line.startswith("uv pip install ") for line in plain[1:4])
+    assert not any("torch-backend" in line for line in plain)
+    assert all("--torch-backend auto" in line and "index-url" not in line for line in chosen[1:4])
+    refused = make(*planned, "UV=", "TORCH_BACKEND=auto")
+    assert refused.returncode == 2 and "TORCH_BACKEND=auto needs uv" in refused.stderr
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 @pytest.mark.parametrize("target", ["reproduce", "sweep"])
 def test_make_hands_on_a_path_as_it_is_given(tmp_path, target):
@@ -255,17 +276,8 @@ def test_make_hands_on_a_path_as_it_is_given(tmp_path, target):
     command.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     command.chmod(0o755)
     paths = ["a b.csv", 'it\'s "$(date)" for $5.csv']
-    done = subprocess.run(
-        [
-            *("make", "--silent", "--old-file=setup", target, f"BIN={tmp_path}", "WORKERS=2"),
-            *(f"SOURCE={paths[0]}", f"BACKBONE={paths[1]}"),
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=CONFIGS.parent,
-    )
-    printed = done.stdout.splitlines()
+    flags = ("--silent", "--old-file=setup", f"BIN={tmp_path}", "WORKERS=2")
+    printed = make(*flags, target, f"SOURCE={paths[0]}", f"BACKBONE={paths[1]}").stdout.splitlines()
     assert printed[printed.index("--source") :] == ["--source", paths[0], "--backbone", paths[1], "--workers", "2"]
 
 
