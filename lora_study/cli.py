@@ -106,7 +106,7 @@ def reproduce(
     records = run_study(config, experiments, results_dir, launcher, command=command)
     write_report(results_dir)
     status = _ended(records, results_dir / "report.md")
-    if config.next:
+    if config.next and status == 0:
         print(f"next: {config.next}")
     return status
 

@@ -19,7 +19,7 @@ class StudyConfig(Settings):
         title: One line for the head of the report.
         question: What is asked, in plain words, for the report.
         limits: What the study cannot say, likewise.
-        next: What to type after it, in a line that the command ends with.
+        next: What to type after it, in a line that the command ends with when all runs are completed.
         experiments: Experiment files, relative to the study file, or experiments written out as in such a file:
             settings under a name, laid over what their ``extends`` names.
         seeds: Seeds every experiment is run with.
