@@ -82,6 +82,8 @@ class SweepConfig(Settings):
     Args:
         name: Name of the sweep and of its results folder.
         title: One line for the head of its page.
+        question: What is asked, in plain words, for the page.
+        limits: What the sweep cannot say, likewise.
         experiment: Experiment file, relative to the sweep file.
         parameters: What varies: for each field of the experiment, such as 'lora.r', a list of its values (equal ones
             count once), or (not in a grid) 'uniform' or 'loguniform' with the lowest and the highest, as in
@@ -98,6 +100,8 @@ class SweepConfig(Settings):
     search: SearchConfig = field(default_factory=SearchConfig)
     seeds: tuple[int, ...] = (1,)
     overrides: dict[str, Any] = field(default_factory=dict)
+    question: str = ""
+    limits: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -55,8 +55,10 @@ def write_sweep_report(results_dir: str | Path) -> list[Path]:
     table = trials_table(records, list(sweep.parameters))
     chosen = chosen_trial(table, len(sweep.seeds))
     pictures = _draw(with_all_seeds(table, len(sweep.seeds)), list(sweep.parameters), chosen)
-    parts = [f"# {escape(sweep.title)}", _what(sweep, trials_of(records), table)]
+    parts = [f"# {escape(sweep.title)}", *([escape(sweep.question)] if sweep.question else [])]
+    parts += [_what(sweep, trials_of(records), table)]
     parts += ["## The choice", _choice(sweep, table, chosen, runs_of_best(records, chosen, list(sweep.parameters)))]
+    parts += [f"**What it cannot say.** {escape(sweep.limits)}"] if sweep.limits else []
     if pictures:
         parts.append("## Figures")
         parts += [f"![{escape(picture.alt)}](figures/{name}.png)" for name, picture in pictures.items()]
@@ -120,6 +122,12 @@ def _choice(sweep: SweepConfig, table: pd.DataFrame, chosen: str | None, tested:
         "settings tried; of equals, those that train the fewest parameters are taken. No trial's test reviews were "
         "scored for the choice. The best of many is flattered by chance, so its validation accuracy is no estimate."
     )
+    for name, values in sweep.parameters.items():
+        numbers = (
+            isinstance(values, list) and len(values) > 2 and all(isinstance(value, int | float) for value in values)
+        )
+        if numbers and row[name] in (min(values), max(values)):
+            lines += f" Its {name} is at an end of the values tried; better ones may lie beyond."
     accuracies = all_measured(tested, "metrics.test.accuracy")
     if len(accuracies) < len(sweep.seeds):
         done = f"; {len(accuracies)} of {len(sweep.seeds)} seeds are done" if accuracies else ""

@@ -95,7 +95,8 @@ def _identity(settings: dict[str, Any]) -> dict[str, str]:
     Neither may the order of the parameters or how their values are written: they name the runs' folders.
     """
     search = {key: value for key, value in settings["search"].items() if key != "trials"}
-    same = {key: value for key, value in settings.items() if key != "title"} | {"search": search}
+    words = ("title", "question", "limits")
+    same = {key: value for key, value in settings.items() if key not in words} | {"search": search}
     return {key: json.dumps(value, sort_keys=key != "parameters") for key, value in same.items()}
 
 

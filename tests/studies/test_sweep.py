@@ -1,5 +1,6 @@
 """search.py, sweep.py, trials.py and the page: which settings are tried, which are chosen, what is said."""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -386,6 +387,17 @@ def test_the_page_says_how_many_were_tried_and_sets_the_choice_apart(sweep, tmp_
     before = {path: path.read_bytes() for path in files}
     assert main(["report", "--results-dir", str(results)]) == 0
     assert {path: path.read_bytes() for path in files} == before, "the same records give the same bytes"
+
+
+@pytest.mark.parametrize(("best", "at_an_end"), [(1, True), (4, True), (2, False)])
+def test_the_page_says_what_was_asked_and_whether_the_choice_is_at_an_end(sweep, tmp_path, best, at_an_end):
+    config, base = sweep(parameters={"lora.r": [4, 1, 2]}, question="Which rank?", limits="No other encoder's.")
+    run_sweep(config, base, tmp_path, MadeUp(accuracy=lambda run: 0.9 if run.lora.r == best else 0.6))
+    write_sweep_report(tmp_path)
+    page = (tmp_path / "sweep.md").read_text()
+    assert page.startswith("# A miniature\n\nWhich rank?\n\n") and "cannot say.** No other encoder's." in page
+    assert ("Its lora.r is at an end of the values tried" in page) == at_an_end
+    run_sweep(dataclasses.replace(config, question="", limits=""), base, tmp_path, MadeUp())  # words may change
 
 
 def test_the_page_tells_a_lucky_seed_and_an_earlier_choice_from_the_choice(sweep, tmp_path):
