@@ -18,7 +18,8 @@ from fabricate import write_run
 from in_this_process import InThisProcess
 from tiny_experiments import tiny_content
 
-from lora_study.cli import COMMANDS, main
+from lora_study.cli import main
+from lora_study.commands import COMMANDS
 from lora_study.flags import parse
 from lora_study.records.record import read_record, read_records
 

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from lora_study.base.errors import ConfigError
-from lora_study.cli import COMMANDS, main
+from lora_study.cli import main
+from lora_study.commands import COMMANDS
 from lora_study.config import ExperimentConfig, flatten, to_dict
 from lora_study.config_differences import deviations
 from lora_study.config_files import experiment_from, load_experiment, load_study, nested, overlay
