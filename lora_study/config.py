@@ -278,6 +278,8 @@ class TrainConfig(Settings, section="train"):
             distribution.
         keep_weights: Mode full only: keep all weights in the run's folder, as large as the model, to use it later. A
             study of many seeds may do without them. The other modes always keep what they trained.
+        logger: Where losses and accuracies are written as well while training: 'csv', 'tensorboard', 'wandb' or
+            'mlflow', below logs/ of the results folder; null nowhere else. W&B also sends them to its server.
     """
 
     epochs: int = 3
@@ -296,6 +298,7 @@ class TrainConfig(Settings, section="train"):
     dropout_active: bool = True
     fast: bool = setting(True, changes="cost")
     keep_weights: bool = setting(True, changes="nothing")
+    logger: Literal["csv", "tensorboard", "wandb", "mlflow"] | None = setting(None, changes="nothing")
 
     def __post_init__(self) -> None:
         super().__post_init__()

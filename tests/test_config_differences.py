@@ -28,7 +28,7 @@ COST = {
     "train.threads": 7,
     "train.fast": False,
 }
-NOTHING = {"data.cache_dir": "elsewhere", "train.keep_weights": False}
+NOTHING = {"data.cache_dir": "elsewhere", "train.keep_weights": False, "train.logger": "csv"}
 CLAIMS = {claim.id: claim for claim in load_claims()}
 
 

@@ -17,6 +17,7 @@ from lora_study.records.run_folder import locked, prepare_folder, write_run
 from lora_study.training import devices
 from lora_study.training.checks import check_lora
 from lora_study.training.finished import finished_run
+from lora_study.training.loggers import check_logger
 from lora_study.training.places import Place, find_place
 from lora_study.training.recording import Run, begin, files_of, reason, record_of, write_failed
 from lora_study.training.stages import Built, Reviews, build, pick_computer, prepare, read_reviews, score, train
@@ -53,6 +54,7 @@ def run_experiment(
             written then.
         OSError: the run's folder cannot be written; what was there is as it was.
     """
+    check_logger(config.train.logger)
     results_dir, place = user_path(results_dir), find_place(config.train)
     if place is None:
         return _run_on_each_device(config, results_dir, command, overwrite, resume)
@@ -66,7 +68,7 @@ def run_experiment(
             return done
         clock, run = time.perf_counter(), begin(config, command)
         checkpoint = folder.parent / f".{folder.name}.checkpoint" / "epoch.safetensors"
-        _go_through_stages(run, place, checkpoint, clock, resume)
+        _go_through_stages(run, place, results_dir, checkpoint, clock, resume)
         record = record_of(run, time.perf_counter() - clock)
         if writes:
             write_run(record, files_of(run), folder)
@@ -75,7 +77,7 @@ def run_experiment(
         return record
 
 
-def _go_through_stages(run: Run, place: Place, checkpoint: Path, clock: float, resume: bool) -> None:
+def _go_through_stages(run: Run, place: Place, results_dir: Path, checkpoint: Path, clock: float, resume: bool) -> None:
     """Do a run's stages in their order; if one fails, the run says why and keeps what the earlier ones returned."""
     config = run.config
     try:
@@ -86,7 +88,14 @@ def _go_through_stages(run: Run, place: Place, checkpoint: Path, clock: float, r
             if place.rank == 0:
                 _announce(config, run.reviews, run.built)
             run.training = prepare(
-                config, run.computer, run.reviews, run.built, checkpoint=checkpoint, clock=clock, resume=resume
+                config,
+                run.computer,
+                run.reviews,
+                run.built,
+                results_dir=results_dir,
+                checkpoint=checkpoint,
+                clock=clock,
+                resume=resume,
             )
             run.fit_seconds = train(run.training)
             run.scored = score(config, run.reviews, run.built, run.training)

@@ -25,6 +25,7 @@ from lora_study.training.callbacks import BestEpoch, Curves, OwnSignals, Trainin
 from lora_study.training.checkpoints import Checkpoints
 from lora_study.training.devices import whole
 from lora_study.training.head_features import FeatureDataModule, HeadOnFeatures
+from lora_study.training.loggers import make_logger
 from lora_study.training.places import Place
 from lora_study.training.trainer import make_trainer
 
@@ -170,6 +171,7 @@ def prepare(
     reviews: Reviews,
     built: Built,
     *,
+    results_dir: Path,
     checkpoint: Path,
     clock: float,
     resume: bool,
@@ -180,7 +182,9 @@ def prepare(
     callbacks: list[Callback] = [peak, best, curves, OwnSignals()]
     if not config.train.cache_trunk:  # with it an epoch takes no time
         callbacks.append(checkpoints)
-    trainer = make_trainer(config.train, computer.device, computer.precision, callbacks)
+    trainer = make_trainer(
+        config.train, computer.device, computer.precision, callbacks, make_logger(config, results_dir)
+    )
     reviews.batches.trainer = trainer  # which knows this process's share of the batches
     started = time.perf_counter()
     batches: ReviewDataModule | FeatureDataModule = reviews.batches
@@ -218,10 +222,12 @@ def score(config: ExperimentConfig, reviews: Reviews, built: Built, training: Tr
     metrics: dict[str, dict[str, Any] | None] = {"val": {**training.best.scores, "n": batches.scored("val")}}
     metrics["test"] = None
     seconds: dict[str, float] = {}
+    loggers = training.trainer.loggers
     for part in ("train", "test") if config.score_test else ("train",):
         started = time.perf_counter()
         most = MOST_TRAIN if part == "train" else None
         loader = training.batches.eval_dataloader(part, most)
+        training.trainer.loggers = loggers if part == "test" else []  # where every part would be named test
         (found,) = training.trainer.test(training.classifier, loader, verbose=False)
         scores = {name.removeprefix("test/"): value for name, value in found.items()}
         metrics[part] = {**scores, "n": batches.scored(part, most)}

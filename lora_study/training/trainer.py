@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
 from lora_study.config import TrainConfig
@@ -17,8 +18,10 @@ from lora_study.training import devices
 from lora_study.training.log_lines import PlainProgress
 
 
-def make_trainer(config: TrainConfig, device: torch.device, precision: str, callbacks: Sequence[Callback]) -> L.Trainer:
-    """A Trainer that computes on this device and leaves logs, checkpoints and the sharing out of batches to us."""
+def make_trainer(
+    config: TrainConfig, device: torch.device, precision: str, callbacks: Sequence[Callback], logger: Logger | None
+) -> L.Trainer:
+    """A Trainer that computes on this device and leaves checkpoints and the sharing out of batches to us."""
     in_terminal = sys.stderr.isatty()
     return L.Trainer(
         max_epochs=config.epochs,
@@ -32,7 +35,8 @@ def make_trainer(config: TrainConfig, device: torch.device, precision: str, call
         callbacks=[*callbacks, RichProgressBar(leave=True) if in_terminal else PlainProgress()],
         enable_progress_bar=in_terminal,
         num_sanity_val_steps=0,
-        logger=False,
+        logger=logger or False,
+        log_every_n_steps=10,
         enable_checkpointing=False,
         enable_model_summary=False,
     )
@@ -73,6 +77,7 @@ def quiet() -> Iterator[None]:
         logger.setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")  # some epochs have few steps
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning uses a deprecated name of torch's
         warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # torchmetrics has seen to it
         warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")  # its new name is unknown to older torch
