@@ -86,7 +86,7 @@ def _draw(table: pd.DataFrame, parameters: list[str], chosen: str | None) -> dic
         for name in parameters
         if table[name].nunique() > 1
     }
-    if table["trainable"].notna().any():
+    if table["trainable"].nunique() > 1:
         pictures["pareto"] = Picture(
             plots.draw(partial(sweep_plots.pareto, table, chosen)),
             f"Validation accuracy against trainable parameters of {len(table)} settings; {best}",
