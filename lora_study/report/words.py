@@ -187,7 +187,8 @@ def _meaning(study: Study) -> str:
         )
     if facts:
         held = sum(result.verdict in HOLDS for result in facts)
-        words.append(f"{held} of {count(len(facts), 'count')} over the reviews fit the article's.")
+        holds = f"{held} {'holds' if held == 1 else 'hold'}"
+        words.append(f"Of {count(len(facts), 'fact')} about the reviews or LoRA itself, {holds}.")
     return " ".join(words)
 
 
