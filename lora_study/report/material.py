@@ -16,7 +16,7 @@ import pandas as pd
 from lora_study.base.errors import ConfigError
 from lora_study.base.files import user_path
 from lora_study.config_files import read_yaml
-from lora_study.config_studies import STUDY_FILE
+from lora_study.config_studies import STUDY_FILE, WORDS
 from lora_study.evidence.claims import ClaimResult, evaluate, load_claims
 from lora_study.evidence.predictions import read_predictions
 from lora_study.evidence.reported import Reported, load_reported
@@ -25,7 +25,6 @@ from lora_study.records.record import Record, read_records, run_dir
 from lora_study.report.benchmarks import Benchmark, read_benchmarks
 
 CURVES = ("step", "train_loss")
-WORDS = ("title", "question", "limits")  # what a study says of itself
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from lora_study.base.files import user_path, write_text
 from lora_study.base.plain_yaml import dump_yaml
 from lora_study.base.progress import duration
 from lora_study.config import ExperimentConfig
-from lora_study.config_studies import STUDY_FILE, StudyConfig
+from lora_study.config_studies import STUDY_FILE, WORDS, StudyConfig
 from lora_study.records.record import Record, run_dir
 from lora_study.records.run_folder import BusyError, locked, writing_to
 from lora_study.studies.launchers import Launcher
@@ -42,7 +42,7 @@ def run_study(
     results_dir = user_path(results_dir)
     runs = [dataclasses.replace(experiment, seed=seed) for seed in study.seeds for experiment in experiments]
     records = run_all(runs, results_dir, launcher, command)
-    words = {"title": study.title, "question": study.question, "limits": study.limits}
+    words = {name: getattr(study, name) for name in WORDS}
     with writing_to(results_dir):
         write_text(results_dir / STUDY_FILE, dump_yaml({name: text for name, text in words.items() if text}))
     return records

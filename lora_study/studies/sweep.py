@@ -14,7 +14,7 @@ from lora_study.base.files import user_path, write_text
 from lora_study.base.plain_yaml import dump_yaml
 from lora_study.config import ExperimentConfig, to_dict
 from lora_study.config_files import experiment_from, read_config
-from lora_study.config_studies import SweepConfig
+from lora_study.config_studies import WORDS, SweepConfig
 from lora_study.evidence.summary import measured
 from lora_study.evidence.trials import BEST, SWEEP_FILE, chosen_trial, runs_of_best, trials_table
 from lora_study.records.record import Record, read_records
@@ -95,8 +95,7 @@ def _identity(settings: dict[str, Any]) -> dict[str, str]:
     Neither may the order of the parameters or how their values are written: they name the runs' folders.
     """
     search = {key: value for key, value in settings["search"].items() if key != "trials"}
-    words = ("title", "question", "limits")
-    same = {key: value for key, value in settings.items() if key not in words} | {"search": search}
+    same = {key: value for key, value in settings.items() if key not in WORDS} | {"search": search}
     return {key: json.dumps(value, sort_keys=key != "parameters") for key, value in same.items()}
 
 
