@@ -11,9 +11,8 @@ from itertools import combinations
 import pandas as pd
 from scipy import stats
 
-from lora_study.config import flatten
-from lora_study.config_differences import NO_OTHER_RESULT, without
-from lora_study.evidence.summary import measured
+from lora_study.config_differences import without
+from lora_study.evidence.summary import measured, setup_of
 from lora_study.records.record import Record
 
 DRAWS = {
@@ -66,9 +65,8 @@ def draws_table(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def _one_recipe(records: Sequence[Record]) -> bool:
-    """Whether the runs differ only in their seeds and names."""
-    left_out = (*NO_OTHER_RESULT, "name", "seed", "seeds")
-    first, *others = (without(flatten(record.config), left_out) for record in records)
+    """Whether the runs could be averaged but for their seeds and names."""
+    first, *others = (without(setup_of(record), ("name", "seeds")) for record in records)
     return all(other == first for other in others)
 
 

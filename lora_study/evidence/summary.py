@@ -191,7 +191,7 @@ def comparable(records: Iterable[Record]) -> tuple[list[Record], list[str]]:
     kept, left_out = [record for record in records if record.status != "completed"], []
     for name in dict.fromkeys(record.name for record in records):
         group = [record for record in records if record.name == name and record.status == "completed"]
-        keys = [json.dumps(_setup(record), sort_keys=True, default=str) for record in group]
+        keys = [json.dumps(setup_of(record), sort_keys=True, default=str) for record in group]
         usual = Counter(keys).most_common(1)[0][0] if keys else ""
         seeds: set[int] = set()
         for record, key in zip(group, keys, strict=True):
@@ -262,8 +262,8 @@ def _averaged(records: Iterable[Record]) -> dict[str, list[Record]]:
     return {name: list(group) for name, group in itertools.groupby(kept, lambda record: record.name)}
 
 
-def _setup(record: Record) -> dict[str, Any]:
-    """What runs of one experiment must share to be averaged."""
+def setup_of(record: Record) -> dict[str, Any]:
+    """What runs of one experiment must share to be averaged, by dotted name."""
     fingerprint = record.data.get("fingerprint")
     return without(flatten(record.config), ("seed", *NO_OTHER_RESULT)) | {
         "mode": record.mode,

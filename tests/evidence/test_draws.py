@@ -5,6 +5,7 @@ import pytest
 from fabricate import record
 from scipy import stats
 
+from lora_study.config_files import overlay
 from lora_study.evidence.draws import draws_table
 
 SEEDS = ("head_init", "lora_init", "data_order", "dropout")
@@ -23,6 +24,12 @@ def square(effect, size=4):
         for head in range(size)
         for lora in range(size)
     ]
+
+
+def with_another(**changes):
+    """The runs of a square, one of which differs in more than its draws."""
+    draws = {"provenance": {"seeds": dict(zip(SEEDS, (0, 0, 0, 7), strict=True))}}
+    return [*square(lambda head, lora, order: 0.7 + head / 50)[1:], record("other", 1, 0.7, **overlay(draws, changes))]
 
 
 def test_additive_effects_are_told_apart():
@@ -73,9 +80,11 @@ def test_equal_accuracies_have_no_shares():
         [],
         [record(seed=seed, provenance={"seeds": {"head_init": seed, "lora_init": seed}}) for seed in (1, 2, 3, 4)],
         square(lambda head, lora, order: 0.7 + head / 50)[1:],  # a run is missing
-        [*square(lambda *draws: 0.7)[1:], record("head_0_lora_0", 1, 0.9, config={"lora": {"r": 2}})],
+        with_another(config={"lora": {"r": 2}}),
+        with_another(provenance={"encoder": {"sha256": "64aa" * 16}}),
+        with_another(data={"fingerprint": "of other reviews"}),
     ],
-    ids=["none", "ordinary seeds", "unbalanced", "another recipe"],
+    ids=["none", "ordinary seeds", "unbalanced", "another recipe", "another encoder", "other reviews"],
 )
 def test_runs_that_cross_no_draws_have_no_table(runs):
     assert draws_table(runs).empty
