@@ -11,7 +11,7 @@ import pandas as pd
 
 from lora_study.base.errors import ConfigError
 from lora_study.evidence.summary import comparable, mean
-from lora_study.evidence.trials import trials_of
+from lora_study.evidence.trials import is_trial
 from lora_study.records.record import ADAPTER, Record, read_records, run_dir
 
 OVERVIEW = {
@@ -60,10 +60,9 @@ def find_runs(results_dir: Path) -> tuple[list[Run], list[str]]:
         folder = results_dir / study
         records, unreadable = read_records(folder)
         problems += unreadable
-        trials = {run_dir(folder, record.name, record.seed) for record in trials_of(records)}
         name = study.as_posix() if study.parts else folder.resolve().name
-        found = (Run(name, run_dir(folder, record.name, record.seed), record) for record in records)
-        runs += [run for run in found if run.folder not in trials]
+        others = (record for record in records if not is_trial(record))
+        runs += [Run(name, run_dir(folder, record.name, record.seed), record) for record in others]
     return runs, problems
 
 

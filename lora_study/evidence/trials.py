@@ -35,9 +35,14 @@ NUMBERS = {
 }
 
 
+def is_trial(record: Record) -> bool:
+    """Whether a run only tried settings of a sweep: it leaves the test reviews alone."""
+    return not record.config.get("score_test", True)
+
+
 def trials_of(records: Iterable[Record]) -> list[Record]:
-    """A sweep's trial runs among its folder's records: those that leave the test reviews alone."""
-    return [record for record in records if not record.config.get("score_test", True)]
+    """A sweep's trial runs among its folder's records."""
+    return [record for record in records if is_trial(record)]
 
 
 def trials_table(records: Iterable[Record], parameters: Sequence[str]) -> pd.DataFrame:

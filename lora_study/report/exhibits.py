@@ -53,7 +53,7 @@ def draw_up(study: Study, summary: pd.DataFrame, variants: list[Variant]) -> dic
     """Every table of the report that has a row, by name."""
     tables = {
         "verdicts": Table(_verdicts(study)),
-        "draws": Table(draws_table([record for record in study.records if record.status == "completed"])),
+        "draws": Table(draws_table(study.completed)),
         "accuracies": Table(accuracies(study, summary)),
         "parts": Table(_parts(summary)),
         "parameters": Table(_parameters(summary, study)),
@@ -84,7 +84,7 @@ def judged(study: Study) -> list[ClaimResult]:
 
 def accuracies(study: Study, summary: pd.DataFrame) -> pd.DataFrame:
     """Test accuracy by experiment, and the gaps between the rows here beside those between the article's."""
-    done = [record for record in study.records if record.status == "completed"]
+    done = study.completed
     runs = {name: [record for record in done if record.name == name] for name in summary["experiment"]}
     base = next((name for name in REFERENCE_ROWS if runs.get(name)), None)
     rows = []
@@ -169,9 +169,8 @@ def _parameters(summary: pd.DataFrame, study: Study) -> pd.DataFrame:
 def _cost(study: Study, summary: pd.DataFrame) -> pd.DataFrame:
     """Time and memory with their intervals over seeds, and as ratios to those of full fine-tuning."""
     runs: dict[str, dict[int, Record]] = {name: {} for name in summary["experiment"]}
-    for record in study.records:
-        if record.status == "completed":
-            runs[record.name][record.seed] = record
+    for record in study.completed:
+        runs[record.name][record.seed] = record
     full = runs.get("full", {})
     kinds = {row.experiment: str(row.memory_kind) for row in rows_of(summary)}
     rows = []

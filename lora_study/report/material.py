@@ -57,6 +57,11 @@ class Study:
     words: dict[str, str]
     warnings: list[str]
 
+    @property
+    def completed(self) -> list[Record]:
+        """The runs that ended with a result."""
+        return [record for record in self.records if record.status == "completed"]
+
 
 def read_study(
     results_dir: str | Path,

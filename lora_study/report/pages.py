@@ -114,7 +114,7 @@ def _accuracies(study: Study) -> Iterator[str]:
         "Means over seeds. The interval covers the error of sampling test reviews (Wilson's) and, from two seeds on, "
         "that of sampling seeds; a gap's interval is paired over both. The article has one seed for each row."
     )
-    done = {record.name for record in study.records if record.status == "completed"}
+    done = {record.name for record in study.completed}
     if absent := [name for name in study.reported.rows if name not in done]:
         yield f"Rows of the article without a completed run here: {escape(', '.join(absent))}."
 

@@ -21,7 +21,7 @@ GUESSING = 0.66  # training loss; a run that guesses has 0.69
 
 def scope(study: Study) -> str:
     """What was run, on which encoder and reviews, with how many seeds, and what that makes of its numbers."""
-    done = [record for record in study.records if record.status == "completed"]
+    done = study.completed
     failed = len(study.records) - len(done)
     encoder, reported = escape(encoder_label(study.records).replace("encoder: ", "encoder ")), study.reported
     seeds = sorted({sum(record.name == name for record in done) for name in study.curves})
@@ -41,11 +41,10 @@ def scope(study: Study) -> str:
 def budget(study: Study) -> str:
     """What each run learned from and was tested on, as a sentence and a space; empty where the runs differ."""
     budgets = set()
-    for record in study.records:
-        if record.status == "completed":
-            sizes, settings = record.data.get("sizes") or {}, flatten(record.config)
-            learned = sizes.get("train"), settings.get("data.max_length"), settings.get("train.epochs")
-            budgets.add((*learned, sizes.get("test")))
+    for record in study.completed:
+        sizes, settings = record.data.get("sizes") or {}, flatten(record.config)
+        learned = sizes.get("train"), settings.get("data.max_length"), settings.get("train.epochs")
+        budgets.add((*learned, sizes.get("test")))
     for reviews, tokens, epochs, tested in budgets if len(budgets) == 1 else ():
         if reviews and tokens and epochs and tested:
             return (
@@ -106,7 +105,7 @@ def confidence(study: Study) -> str:
     """Between which probabilities models with a frozen and with a trained head stay, and why."""
     spans: dict[bool, list[tuple[str, float, float]]] = {True: [], False: []}
     for name, runs in study.predictions.items():
-        record = next(record for record in study.records if record.name == name and record.status == "completed")
+        record = next(record for record in study.completed if record.name == name)
         every = pd.concat(run["probability"] for run in runs.values())
         spans[_is_frozen(record)].append((name, every.min(), every.max()))
     if not spans[True]:
