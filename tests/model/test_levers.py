@@ -1,4 +1,4 @@
-"""speed.py: a model arranged for speed computes what the plain one does."""
+"""levers.py: a model arranged for speed computes what the plain one does."""
 
 import copy
 
@@ -32,7 +32,7 @@ def in_mode(mode: str, dropout: float = 0.0, **lora: object) -> DistilBertForSeq
 
 def batch() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
-    mask = (torch.arange(9) < torch.tensor([9, 9, 5, 2])[:, None]).long()
+    mask = (torch.arange(9) < torch.tensor([5, 9, 2, 9])[:, None]).long()
     ids = torch.randint(0, 60, (4, 9), generator=generator) * mask
     return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([0, 1, 1, 0])}
 
@@ -80,6 +80,18 @@ def test_with_dropout_the_mean_loss_is_the_plain_ones(precision):
     spread = (losses[True].var() / 300 + losses[False].var() / 300).sqrt()
     assert abs(losses[True].mean() - losses[False].mean()) < 4 * spread
     assert losses[True].std().item() == pytest.approx(losses[False].std().item(), rel=0.3)
+
+
+def test_what_lies_in_padding_changes_nothing():
+    model = in_mode("lora")
+    make_fast(model, CPU, "32-true")
+    inputs = {name: value for name, value in batch().items() if name != "labels"}
+    expected = model(**inputs).logits
+    inputs["input_ids"] = torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], 59)
+    assert torch.equal(model(**inputs).logits, expected)
+    for review, logits in zip(range(4), expected, strict=True):  # nor who else is in the batch
+        alone = model(input_ids=inputs["input_ids"][[review]], attention_mask=inputs["attention_mask"][[review]])
+        torch.testing.assert_close(alone.logits[0], logits)
 
 
 def test_the_same_seed_gives_the_same_step():

@@ -18,8 +18,8 @@ from transformers import DistilBertForSequenceClassification
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.distilbert.modeling_distilbert import TransformerBlock
 
-from lora_study.model.fast.attention import use_matrix_products
 from lora_study.model.fast.dropout import use_cheap_dropout
+from lora_study.model.fast.packing import skip_padding
 
 # The type autocast computes in, for each of Lightning's precisions; None is fp32 without autocast.
 COMPUTE_DTYPE = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16, "32-true": None}
@@ -40,9 +40,7 @@ def make_fast(model: DistilBertForSequenceClassification, device: torch.device, 
     if device.type == "cpu":
         keep_freed_memory()
         use_cheap_dropout(model)
-        # In fp32 without dropout, torch's own attention is just as fast.
-        if dtype is torch.bfloat16 or model.config.attention_dropout > 0:
-            use_matrix_products(model)
+        skip_padding(model)
 
 
 def hold_frozen_linears_in(model: nn.Module, dtype: torch.dtype) -> None:
@@ -84,10 +82,18 @@ def finish_first_token_only(model: DistilBertForSequenceClassification) -> None:
 
 
 def _first_token(
-    block: TransformerBlock, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    block: TransformerBlock,
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    first: Tensor | None = None,
+    **kwargs: Any,
 ) -> Tensor:
-    """A transformer block's output for the first token: (batch, 1, dim), from hidden states (batch, seq, dim)."""
-    attention, first = block.attention, hidden_states[:, :1]
+    """A transformer block's output for the first token: (batch, 1, dim), from hidden states (batch, seq, dim).
+
+    For the reviews of a batch in one row (packing.py) ``first`` is where each begins, (reviews,), and the output is
+    (1, reviews, dim).
+    """
+    attention, where = block.attention, slice(1) if first is None else first
 
     def heads(x: Tensor) -> Tensor:
         return x.view(len(x), -1, attention.n_heads, attention.attention_head_size).transpose(1, 2)
@@ -97,7 +103,7 @@ def _first_token(
     read = hidden_states.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden_states
     mixed, _ = ALL_ATTENTION_FUNCTIONS[attention.config._attn_implementation](
         attention,
-        heads(attention.q_lin(read[:, :1])),
+        heads(attention.q_lin(read[:, where])),
         heads(attention.k_lin(read)),
         heads(attention.v_lin(read)),
         None if attention_mask is None else attention_mask[:, :, :1],
@@ -105,7 +111,7 @@ def _first_token(
         scaling=attention.scaling,
         **kwargs,
     )
-    attended = block.sa_layer_norm(attention.out_lin(mixed.flatten(2)) + first)
+    attended = block.sa_layer_norm(attention.out_lin(mixed.flatten(2)) + hidden_states[:, where])
     finished: Tensor = block.output_layer_norm(block.ffn(attended) + attended)
     return finished
 
