@@ -66,8 +66,7 @@ class BucketSampler(Sampler[list[int]]):
         # before it calls set_epoch, which matters when it resumes in a later epoch.
         epoch = self.epoch
         for batch in self.batches(epoch):
-            # An empty share, possible only in the last, smaller batch, would leave the other devices waiting.
-            yield batch[self.rank :: self.world_size] or batch[:1]
+            yield batch if self.world_size == 1 else self._share(batch)
         self.epoch = epoch + 1
 
     def batches(self, epoch: int) -> list[list[int]]:
@@ -79,6 +78,17 @@ class BucketSampler(Sampler[list[int]]):
         windows = [np.array(rows) for rows in batched(order, self.window * self.batch_size)]
         batches = batched(np.concatenate([longest_first(self.lengths, rows) for rows in windows]), self.batch_size)
         return [batches[position] for position in generator.permutation(len(batches))]
+
+    def _share(self, batch: list[int]) -> list[int]:
+        """This device's reviews of a batch: dealt out from the longest on, there and back, so that shares weigh alike.
+
+        An empty share, possible only in the last, smaller batch, would leave the other devices waiting; it is the
+        first device's first review.
+        """
+        dealt, turn = longest_first(self.lengths, np.array(batch)), 2 * self.world_size
+        places = np.arange(len(dealt)) % turn
+        share: list[int] = dealt[np.minimum(places, turn - 1 - places) == self.rank].tolist()
+        return share or dealt[:1].tolist()
 
 
 class Batches(list[list[int]]):

@@ -95,14 +95,16 @@ def test_windows_spare_padding_and_do_not_order_the_epoch_by_length():
     assert abs(np.corrcoef(longest, range(len(longest)))[0, 1]) < 0.2
 
 
-@given(lengths=LENGTHS, batch_size=st.integers(1, 20), world_size=st.integers(2, 4))
-def test_devices_share_every_batch(lengths, batch_size, world_size):
-    whole = list(BucketSampler(lengths, batch_size, 3, 7))
-    shares = [list(BucketSampler(lengths, batch_size, 3, 7, rank, world_size)) for rank in range(world_size)]
+@given(lengths=LENGTHS, batch_size=st.integers(1, 20), window=st.sampled_from([1, 3]), world_size=st.integers(2, 4))
+def test_devices_share_every_batch(lengths, batch_size, window, world_size):
+    whole = list(BucketSampler(lengths, batch_size, window, 7))
+    shares = [list(BucketSampler(lengths, batch_size, window, 7, rank, world_size)) for rank in range(world_size)]
     for batch, *parts in zip(whole, *shares, strict=True):
         assert all(parts)
         assert set(flat(parts)) == set(batch)
         assert len(flat(parts)) == max(len(batch), world_size)
+        weights = [lengths[part].sum() for part in parts]
+        assert max(weights) - min(weights) <= lengths[batch].max()  # tokens: a device hardly waits for another
     scored = [evaluation_batches(lengths, batch_size, rank, world_size) for rank in range(world_size)]
     assert sorted(flat(flat(scored))) == list(range(len(lengths)))
 
