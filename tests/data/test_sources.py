@@ -261,18 +261,3 @@ def test_hub_without_network_says_the_ways_out():
     message = refusal("hub")
     assert "stanfordnlp/imdb" in message
     assert "'embedded'" in message
-
-
-def test_hub_takes_the_two_labelled_splits(tmp_path, monkeypatch):
-    # `datasets` takes a folder of this name before it asks the hub.
-    folder = tmp_path / "stanfordnlp" / "imdb" / "plain_text"
-    folder.mkdir(parents=True)
-    for split, labels in {"train": [0, 1], "test": [1, 0], "unsupervised": [-1, -1]}.items():
-        texts = [f"{split} {row}" for row in (0, 1)]
-        pq.write_table(pa.table({"text": texts, "label": labels}), folder / f"{split}-00000-of-00001.parquet")
-    monkeypatch.chdir(tmp_path)
-    reviews = load_reviews(DataConfig())
-    assert reviews["id"].tolist() == ["train/0", "train/1", "test/0", "test/1"]
-    assert reviews["text"].tolist() == ["train 0", "train 1", "test 0", "test 1"]
-    assert reviews["label"].tolist() == [0, 1, 1, 0]
-    assert reviews["split"].tolist() == ["train", "train", "test", "test"]

@@ -1,8 +1,8 @@
 """A Hugging Face hub in miniature: one server on the loopback interface, a few folders as its repositories.
 
-It answers what huggingface_hub, transformers and datasets ask of the real one: a repository's description, the
-list of its files, facts about given paths, and the files. Each repository has one branch, main, with one commit.
-As on the real one, a repository's former name leads on to its name, and large files are kept by another server.
+It answers what huggingface_hub asks of the real one: a repository's description, the list of its files, and the
+files. Each repository has one branch, main, with one commit. As on the real one, a repository's former name leads on
+to its name, and large files are kept by another server.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 LARGE = (".safetensors", ".parquet")  # files that are kept elsewhere
 
@@ -97,9 +97,8 @@ class MiniatureHub:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                form = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
                 hub.requests.append(f"{self.command} {self.path}")
-                status, headers, body = hub.answer(self.path, form)
+                status, headers, body = hub.answer(self.path)
                 self.send_response(status)
                 for name, value in {**headers, "Content-Length": str(len(body))}.items():
                     self.send_header(name, value)
@@ -107,7 +106,7 @@ class MiniatureHub:
                 if self.command != "HEAD":
                     self.wfile.write(body)
 
-            do_HEAD = do_POST = do_GET  # noqa: N815
+            do_HEAD = do_GET  # noqa: N815
 
             def log_message(self, format: str, *args: Any) -> None:
                 """Say nothing."""
@@ -130,7 +129,7 @@ class MiniatureHub:
                 server.server_close()
                 thread.join()
 
-    def answer(self, target: str, form: str) -> tuple[int, dict[str, str], bytes]:
+    def answer(self, target: str) -> tuple[int, dict[str, str], bytes]:
         """Status, headers and body of the answer to one request."""
         url = urlsplit(target)
         parts = [unquote(part) for part in url.path.strip("/").split("/")]
@@ -152,9 +151,6 @@ class MiniatureHub:
             return answer_json(repository.describe())
         if api and action == "tree" and (repository.folder / path).is_dir():
             return answer_json(repository.tree(path, recursive="recursive=true" in url.query.lower()))
-        if api and action == "paths-info":
-            asked = json.loads(form)["paths"] if form.startswith("{") else parse_qs(form).get("paths", [])
-            return answer_json([repository.facts(path) for path in asked if (repository.folder / path).exists()])
         if not api and action in ("resolve", "large") and (repository.folder / path).is_file():
             headers = {"ETag": f'"{repository.digest(path)}"', "X-Repo-Commit": repository.commit}
             if action == "resolve" and path.endswith(LARGE):

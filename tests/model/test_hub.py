@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,34 +18,12 @@ from huggingface_hub import constants, hf_hub_download
 from miniature_hub import MiniatureHub, Repository
 
 from lora_study.base.errors import ConfigError
-from lora_study.config import ModelConfig
+from lora_study.config import DataConfig, ModelConfig
 from lora_study.config_files import load_study
+from lora_study.data.sources import load_reviews
 from lora_study.model.encoder import build_model, build_skeleton, build_tokenizer, describe
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-CARD = """\
----
-dataset_info:
-  config_name: plain_text
-  features:
-  - {name: text, dtype: string}
-  - {name: label, dtype: {class_label: {names: {'0': neg, '1': pos}}}}
-  splits:
-  - {name: train, num_bytes: 60000, num_examples: 300}
-  - {name: test, num_bytes: 20000, num_examples: 100}
-  - {name: unsupervised, num_bytes: 20, num_examples: 2}
-  download_size: 50000
-  dataset_size: 80020
-configs:
-- config_name: plain_text
-  data_files:
-  - {split: train, path: plain_text/train-*}
-  - {split: test, path: plain_text/test-*}
-  - {split: unsupervised, path: plain_text/unsupervised-*}
-  default: true
----
-"""
-
 LOAD_BY_NAME = """
 import json, sys
 from lora_study.model.encoder import build_model, build_tokenizer, describe
@@ -73,8 +50,6 @@ records = [run_experiment(experiment, sys.argv[2]) for experiment in load_study(
 print(json.dumps([[record.name, record.status, record.encoder.revision] for record in records]))
 """
 
-Connect = Callable[..., None]
-
 
 @pytest.fixture(scope="module")
 def model(tiny_backbone):
@@ -84,7 +59,7 @@ def model(tiny_backbone):
 @pytest.fixture(scope="module")
 def reviews(reviews_csv, tmp_path_factory):
     folder = tmp_path_factory.mktemp("imdb")
-    (folder / "README.md").write_text(CARD)
+    (folder / "README.md").write_text("# IMDb")
     (folder / "plain_text").mkdir()
     table = pd.read_csv(reviews_csv)
     table[:300].to_parquet(folder / "plain_text/train-00000-of-00001.parquet", index=False)
@@ -238,3 +213,35 @@ def test_unreachable_hub_is_one_line_and_quick(model, connect, pinned):
     message = str(caught.value)
     assert "\n" not in message
     assert all(part in message for part in (hub.url, "HF_ENDPOINT", "HF_HOME", "downloaded folder", "=embedded"))
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_only_the_labelled_reviews_are_fetched_and_the_cache_has_the_same(reviews, reviews_csv, connect, pinned):
+    config = DataConfig(source="hub", revision=reviews.commit if pinned else None)
+    with MiniatureHub.serving([reviews]) as hub:
+        connect(hub)
+        first = load_reviews(config)
+        assert not [request for request in hub.requests if "unsupervised" in request]
+        before = len(hub.requests)
+        again = load_reviews(config)
+        assert not hub.requests[before:] if pinned else not any("/large/" in line for line in hub.requests[before:])
+    assert first["id"].tolist() == [f"train/{row}" for row in range(300)] + [f"test/{row}" for row in range(100)]
+    assert first["text"].tolist() == pd.read_csv(reviews_csv)["text"].tolist()
+    pd.testing.assert_frame_equal(again, first)
+    connect(None)
+    pd.testing.assert_frame_equal(load_reviews(config), first)
+
+
+def test_reviews_that_the_hub_does_not_have_are_one_line(reviews, connect, tmp_path):
+    half = replace(reviews, folder=shutil.copytree(reviews.folder, tmp_path / "half"))
+    (half.folder / "plain_text/test-00000-of-00001.parquet").unlink()
+    config = DataConfig(source="hub", revision=half.commit)
+    with MiniatureHub.serving([half]) as hub:
+        connect(hub)
+        with pytest.raises(ConfigError, match=r"has no plain_text/test-.*\.parquet; name another data.revision"):
+            load_reviews(config)
+        with pytest.raises(ConfigError, match="it has no revision 'v9'"):
+            load_reviews(replace(config, revision="v9"))
+    connect(None)
+    with pytest.raises(ConfigError, match="HF_HUB_OFFLINE is set"):
+        load_reviews(config)
