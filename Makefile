@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PROFILE ?= embedded
 SWEEP ?= embedded_ranks
-ARGS ?= -m "not slow"
+ARGS ?= -m "not slow" --numprocesses auto --maxprocesses 8 --dist worksteal
 BIN := .venv/bin
 RESULTS := results/$(PROFILE)
 # The shell is given a path as it stands, with its spaces, quotes and dollar signs, by the environment.
@@ -62,7 +62,7 @@ publish: setup ## copy a finished study, and the benchmarks, to results/publishe
 	$(if $(wildcard results/benchmarks/*.json),$(BIN)/python scripts/publish.py results/benchmarks)
 	$(BIN)/python scripts/publish.py $(RESULTS)
 
-test: setup ## run the tests (ARGS='-m slow' runs the slow ones instead)
+test: setup ## run the tests, one process per core (ARGS='-m slow' runs the slow ones instead, in one)
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: setup ## check style, format, types, and which part imports which

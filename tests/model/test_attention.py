@@ -83,9 +83,9 @@ def test_dropout_drops_attention_probabilities_and_keeps_their_mean():
     heads = [row(), row(), row()]
     exact = ours(heads).detach()
     with torch.no_grad():
-        draws = torch.stack([ours(heads, dropout=0.3) for _ in range(4000)])
+        draws = torch.stack([ours(heads, dropout=0.3) for _ in range(1000)])
     assert draws.std(0).min() > 0
-    assert ((draws.mean(0) - exact).abs() < 5 * draws.std(0) / 4000**0.5).all()
+    assert ((draws.mean(0) - exact).abs() < 5 * draws.std(0) / 1000**0.5).all()
 
 
 def test_dropout_has_the_gradients_of_the_mask_it_drew():
