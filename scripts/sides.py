@@ -105,12 +105,11 @@ class Measured:
 
 
 class Stopwatch(Callback):
-    """Times the steps of a Lightning Trainer after the warm-up, and notes the batches' shapes."""
+    """Times the steps of a Lightning Trainer after the warm-up, and notes how long the reviews were."""
 
     def __init__(self) -> None:
         self.started = self.stopped = 0.0
-        self.reviews = self.tokens = 0
-        self.shapes: list[tuple[int, int]] = []  # (batch, seq)
+        self.lengths: list[int] = []  # tokens of each review, without padding
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
         """Start after the warm-up; note the time at every step after it."""
@@ -126,10 +125,12 @@ class Stopwatch(Callback):
 
     def _note(self, batch: Any) -> None:
         mask = batch["attention_mask"] if isinstance(batch, dict) else batch[1]
-        self.reviews += len(mask)
-        self.tokens += int(mask.sum())
-        self.shapes.append(tuple(mask.shape))
+        self.lengths += mask.sum(1).tolist()
         self.stopped = time.perf_counter()
+
+    def measured(self, seconds: float, *measurements: Any) -> "Measured":
+        """What was timed, and what else was measured."""
+        return Measured(len(self.lengths), sum(self.lengths), seconds, *measurements)
 
 
 class StepTimes(TrainerCallback):
@@ -172,9 +173,9 @@ def ours(task: Task) -> Measured:
         )
         seconds = stopwatch.stopped - stopwatch.started
     peak = memory.read()["peak_bytes"]
-    counted = operations(classifier, stopwatch.shapes, precision, train=task.job == "train")
+    counted = operations(classifier, stopwatch.lengths, precision, train=task.job == "train")
     rate = matrix_rate(config, device, COMPUTE_DTYPE[precision] or torch.float32)
-    return Measured(stopwatch.reviews, stopwatch.tokens, seconds, peak, counted, rate)
+    return stopwatch.measured(seconds, peak, counted, rate)
 
 
 def profile(task: Task) -> dict[str, float]:
@@ -276,7 +277,7 @@ def lightning_script(task: Task) -> Measured:
             script, loader("train", config.data.batch_size, True)
         )
         seconds = stopwatch.stopped - stopwatch.started
-    return Measured(stopwatch.reviews, stopwatch.tokens, seconds, memory.read()["peak_bytes"])
+    return stopwatch.measured(seconds, memory.read()["peak_bytes"])
 
 
 SIDES: dict[str, Callable[[Task], Measured]] = {
@@ -331,16 +332,16 @@ def with_peft(config: ExperimentConfig) -> nn.Module:
     return classifier
 
 
-def operations(classifier: ReviewClassifier, shapes: list[tuple[int, int]], precision: str, *, train: bool) -> float:
-    """Operations of the matrix products of batches of given shapes (batch, seq), as torch counts them.
+def operations(classifier: ReviewClassifier, lengths: list[int], precision: str, *, train: bool) -> float:
+    """Operations of the matrix products for reviews of given lengths without padding, as torch counts them.
 
-    They are a polynomial of degree 2 in the length (attention is quadratic) and proportional to the batch, so that
-    counting at three short lengths gives them all.
+    They are a polynomial of degree 2 in the length (attention is quadratic), so that counting at three short lengths
+    gives them all.
     """
     device, dtype = next(classifier.parameters()).device, COMPUTE_DTYPE[precision]
     classifier.model.train(train)
-    lengths, counts = (16, 32, 48), []
-    for length in lengths:
+    short, counts = (16, 32, 48), []
+    for length in short:
         ones = torch.ones(1, length, dtype=torch.int64, device=device)
         batch = {"input_ids": ones, "attention_mask": ones, "labels": ones[:, 0]}
         counter = FlopCounterMode(display=False)
@@ -349,8 +350,8 @@ def operations(classifier: ReviewClassifier, shapes: list[tuple[int, int]], prec
             if train:
                 torch.autograd.backward(loss)
         counts.append(counter.get_total_flops())
-    per_review = np.polynomial.Polynomial.fit(lengths, counts, 2)
-    return float(sum(batch * per_review(length) for batch, length in shapes))
+    per_review = np.polynomial.Polynomial.fit(short, counts, 2)
+    return float(per_review(np.array(lengths)).sum())
 
 
 def matrix_rate(config: ExperimentConfig, device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
