@@ -46,6 +46,7 @@ from lora_study.model.encoder import describe
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs" / "embedded"
+LENGTH = 256  # tokens per review
 FEATURE_REVIEWS = 600  # in row "last two layers"
 EVALUATED = 240  # reviews per measurement of an evaluation
 
@@ -207,11 +208,15 @@ def main() -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20, help="timed optimizer steps per measurement")
-    parser.add_argument("--max-length", type=int, default=256, help="tokens per review")
+    parser.add_argument("--max-length", type=int, default=LENGTH, help="tokens per review")
     parser.add_argument("--rows", nargs="+", choices=[row.name for row in ROWS], help="only these")
     parser.add_argument("--study", action="store_true", help="also run the embedded study from scratch (minutes)")
     parser.add_argument("--profile", action="store_true", help="also where our training's time goes (torch.profiler)")
-    parser.add_argument("--output", type=user_path, help="default results/benchmarks/training-DEVICE.json")
+    parser.add_argument(
+        "--output",
+        type=user_path,
+        help="default results/benchmarks/training-DEVICE.json, of other lengths than 256 training-DEVICE-LENGTH.json",
+    )
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: there is no GPU here; use cpu")
@@ -231,7 +236,8 @@ def main() -> int:
         **provenance.code_state(),
         "rows": [],
     }
-    output = options.output or Path(f"results/benchmarks/training-{options.device}.json")
+    length = "" if options.max_length == LENGTH else f"-{options.max_length}"
+    output = options.output or Path(f"results/benchmarks/training-{options.device}{length}.json")
     for row in chosen:
         result["rows"].append(measure(row, options))
         write_text(output, json.dumps(result, indent=2) + "\n")  # after every row: a cut-off loses one at most
