@@ -18,7 +18,7 @@ from lora_study.base.errors import ConfigError
 # The files that are read, by name without the ending, and what each measures.
 TITLES = {
     "training-cpu": "Training speed on a CPU",
-    "training-cpu-512": "Training speed at the article's length on a CPU",
+    "training-cpu-512": "Training speed at 512 tokens on a CPU",
     "training-cuda": "Training speed on a GPU",
     "inference": "Inference speed",
 }
