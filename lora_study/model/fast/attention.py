@@ -88,13 +88,13 @@ class PackedAttention(torch.autograd.Function):
     ) -> Tensor:
         """The mixed values, (queries, heads, width); query is of that shape, key and value (tokens, heads, width)."""
         masks = Masks(dropout) if dropout > 0 else None
-        keep = masks.keep if masks else 1.0
+        keep, trained = masks.keep if masks else 1.0, any(ctx.needs_input_grad)
         kept = []  # the probabilities, for the backward pass
         mixed = torch.empty_like(query)
         for asking, answering, count in _places(pieces, query, key):
             q, k, v = _heads(query, asking, count), _heads(key, answering, count), _heads(value, answering, count)
             probabilities = torch.softmax(torch.bmm(q * scaling, k.transpose(1, 2)), -1)
-            if any(ctx.needs_input_grad):
+            if trained:
                 kept.append(probabilities)
             if masks:
                 # Probabilities are not negative, so their sign can say which are dropped, at no cost in memory.
@@ -115,16 +115,17 @@ class PackedAttention(torch.autograd.Function):
         for (asking, answering, count), signed in zip(places, kept, strict=True):
             q, k, v = _heads(query, asking, count), _heads(key, answering, count), _heads(value, answering, count)
             mixed, dropped, probabilities = _heads(gradient, asking, count), signed, signed
-            to_probabilities = torch.bmm(mixed / ctx.keep, v.transpose(1, 2))
             if ctx.keep < 1:
-                # The functions behind the gradients of relu and softmax: the public ones need autograd's graph.
+                mixed, dropped, probabilities = mixed / ctx.keep, signed.clamp_min(0), signed.abs()
+            to_probabilities = torch.bmm(mixed, v.transpose(1, 2))
+            # The functions behind the gradients of relu and softmax: the public ones need autograd's graph.
+            if ctx.keep < 1:
                 to_probabilities = torch.ops.aten.threshold_backward(to_probabilities, signed, 0)
-                dropped, probabilities = signed.clamp_min(0), signed.abs()
             to_scores = torch._softmax_backward_data(to_probabilities, probabilities, -1, query.dtype)
             parts = (
                 (asking, torch.bmm(to_scores, k * ctx.scaling)),
                 (answering, torch.bmm(to_scores.transpose(1, 2), q * ctx.scaling)),
-                (answering, torch.bmm(dropped.transpose(1, 2), mixed / ctx.keep)),
+                (answering, torch.bmm(dropped.transpose(1, 2), mixed)),
             )
             for whole, (where, part) in zip(gradients, parts, strict=True):
                 _put(whole, where, count, part)
