@@ -128,7 +128,7 @@ class Stopwatch(Callback):
         self.lengths += mask.sum(1).tolist()
         self.stopped = time.perf_counter()
 
-    def measured(self, seconds: float, *measurements: Any) -> "Measured":
+    def measured(self, seconds: float, *measurements: Any) -> Measured:
         """What was timed, and what else was measured."""
         return Measured(len(self.lengths), sum(self.lengths), seconds, *measurements)
 
