@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import pandas as pd
 import pytest
 import torch
@@ -245,3 +246,15 @@ def test_reviews_that_the_hub_does_not_have_are_one_line(reviews, connect, tmp_p
     connect(None)
     with pytest.raises(ConfigError, match="HF_HUB_OFFLINE is set"):
         load_reviews(config)
+
+
+def test_class_names_of_the_hub_s_file_decide_which_is_positive(reviews, connect, tmp_path):
+    other = replace(reviews, folder=shutil.copytree(reviews.folder, tmp_path / "other"))
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["pos", "neg"])})
+    for file in (other.folder / "plain_text").glob("t*.parquet"):
+        rows = {"text": ["a fine film", "a dull film", "dull"], "label": [0, 1, 1]}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(str(file))
+    with MiniatureHub.serving([other]) as hub:
+        connect(hub)
+        found = load_reviews(DataConfig(source="hub", revision=other.commit))
+    assert found["label"].tolist() == [1, 0, 0, 1, 0, 0]
