@@ -3,6 +3,7 @@
 Exit status 0 done, 1 a run failed, 2 a user's mistake in one line, 130 interrupted by Ctrl-C or SIGTERM.
 """
 
+import errno
 import logging
 import os
 import sys
@@ -49,7 +50,8 @@ def _run_command(arguments: list[str], debug: bool) -> int:
         if debug:
             raise
         print(f"lora-study: error: {one_line(error)}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
+        too_long = isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG  # which no machine would take
+        return 2 if too_long or isinstance(error, ConfigError) else 1
 
 
 def _call(arguments: list[str]) -> int:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from lora_study.base.errors import ConfigError, check, one_line
 from lora_study.base.files import exists
-from lora_study.config import ExperimentConfig, check_source
+from lora_study.config import ExperimentConfig, check_source, local_folder
 from lora_study.config_files import load_study, load_sweep
 from lora_study.training.places import find_place
 
@@ -36,14 +36,19 @@ class ManyRuns:
     workers: int | None = None
 
     def with_inputs(self, config: ExperimentConfig) -> ExperimentConfig:
-        """An experiment with the reviews and the encoder that are named here, which have no revision."""
+        """An experiment with the reviews and the encoder that are named here, which have no revision.
+
+        Raises:
+            ConfigError: there are no such reviews or no such encoder; before the first run, not in the last one.
+        """
         if self.source is not None:
-            check_source(self.source, "--source")
             data = dataclasses.replace(config.data, source=self.source, revision=None)
             config = dataclasses.replace(config, data=data)
         if self.backbone is not None:
             model = dataclasses.replace(config.model, backbone=self.backbone, revision=None)
             config = dataclasses.replace(config, model=model)
+        check_source(config.data.source, "data.source" if self.source is None else "--source")
+        local_folder(config.model.backbone, "model.backbone" if self.backbone is None else "--backbone")
         return config
 
 

@@ -403,13 +403,17 @@ class ExperimentConfig(Settings):
         return {name: self.seed if seed is None else seed for name, seed in own.items()}
 
 
-def local_folder(backbone: str) -> Path | None:
-    """The folder a backbone names, or None if it is the name of a hub model."""
+def local_folder(backbone: str, field: str = "model.backbone") -> Path | None:
+    """The folder a backbone names, or None if it is the name of a hub model.
+
+    Raises:
+        ConfigError: it is neither, naming the field.
+    """
     folder = user_path(backbone)
     if exists(folder) and folder.is_dir():
         return folder
     hub_name = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", backbone) is not None
-    check(hub_name and not exists(folder), "model.backbone", backbone, "there is no such folder")
+    check(hub_name and not exists(folder), field, backbone, "there is no such folder")
     return None
 
 

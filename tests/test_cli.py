@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ from lora_study.flags import parse
 from lora_study.records.record import read_record, read_records
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+TOO_LONG = 300 * "x"  # no file can have such a name
 
 
 @pytest.fixture
@@ -197,6 +199,8 @@ def test_a_run_that_fails_ends_with_status_1_and_says_why(capsys, experiment, tm
         (["reproduce", "--study", "nowhere.yaml", "--seeds", "2.5"], ["--seeds", "2.5", "use a whole number"]),
         (["reproduce", "--study", "nowhere.yaml"], ["nowhere.yaml"]),
         (["report", "--results-dir", "nowhere"], ["nowhere"]),
+        (["report", "--results-dir", TOO_LONG], [TOO_LONG, "too long"]),
+        (["list", "--results-dir", TOO_LONG], [TOO_LONG, "too long"]),
         (["train"], ["train", "run", "reproduce"]),
     ],
 )
@@ -396,11 +400,28 @@ def test_a_study_s_reviews_and_encoder_can_be_named_on_the_command_line(
 
     assert main([*arguments, "--source", "nowhere.csv"]) == 2
     assert "--source: 'nowhere.csv'" in capsys.readouterr().err
+    assert main([*arguments, "--source", str(reviews_csv), "--backbone", "./nowhere"]) == 2
+    assert "--backbone: './nowhere'" in capsys.readouterr().err
     assert not results.exists()
     assert main([*arguments, "--source", str(reviews_csv)]) == 0
     config = read_record(results / "a" / "seed-1" / "record.json").config
     assert (config["data"]["source"], config["data"]["revision"]) == (str(reviews_csv), None)
     assert (config["model"]["backbone"], config["model"]["revision"]) == (str(tiny_backbone), None)
+
+
+@pytest.mark.parametrize("wrong", [{"data": {"source": "./nowhere"}}, {"model": {"backbone": "./nowhere"}}])
+@pytest.mark.parametrize("command", ["reproduce --study", "sweep --config"])
+def test_what_the_last_experiment_lacks_is_said_before_the_first_is_run(capsys, experiment, tmp_path, command, wrong):
+    (tmp_path / "lacks.yaml").write_text(yaml.safe_dump({"extends": "experiment.yaml", "name": "b", **wrong}))
+    runs = {
+        "reproduce --study": {"experiments": ["experiment.yaml", "lacks.yaml"]},
+        "sweep --config": {"experiment": "lacks.yaml", "parameters": {"train.learning_rate": [0.1, 0.2]}},
+    }
+    (tmp_path / "many.yaml").write_text(yaml.safe_dump({"name": "mini", "title": "A miniature", **runs[command]}))
+    arguments = [*command.split(), str(tmp_path / "many.yaml"), "--results-dir", str(tmp_path / "out")]
+    assert main(arguments) == 2
+    assert re.fullmatch(r"lora-study: error: [a-z.]+: './nowhere' .*\n", capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_study_into_a_folder_that_cannot_be_written_is_one_line(capsys, tmp_path):
