@@ -1,6 +1,6 @@
 """Copy a finished study or sweep to results/published/ for committing, and write its report there.
 
-python scripts/publish.py results/embedded         the README then shows the results of the largest study
+python scripts/publish.py results/embedded         and into the README, which shows two studies (IN_README)
 python scripts/publish.py results/embedded_ranks   of a sweep's trials only the records
 python scripts/publish.py results/benchmarks    the benchmarks instead, before the study whose report is to show them
 """
@@ -23,7 +23,11 @@ from lora_study.report.benchmarks import read_benchmarks, usable_benchmarks
 from lora_study.report.speed import write_speed
 from lora_study.report.sweep_report import write_sweep_report
 
-IN_README = ("full-embedded-encoder", "medium-embedded-encoder", "embedded")  # the README shows the first that exists
+# The README shows the article's own protocol, then several seeds: of each the first study that exists.
+IN_README = (
+    ("article-protocol-embedded-encoder",),
+    ("full-embedded-encoder", "medium-embedded-encoder", "embedded"),
+)
 BENCHMARKS = "benchmarks"  # the folder beside the studies that holds no study
 RUN_FILES = ("predictions.parquet", "curves.csv", "adapter.safetensors")
 ABSOLUTE_PATH = re.compile(r"(?<![^\s='\"])/(?:[^\s'\"/]+/)*(?=[^\s'\"/]+)")
@@ -121,9 +125,9 @@ def main() -> int:
             target = publish_benchmarks(source, published)
         else:
             target = publish(source, published)
-            if target.name in IN_README:
-                shown = next(name for name in IN_README if (published / name).exists())
-                update_readme(readme, readme_results(published / shown))
+            if any(target.name in names for names in IN_README):
+                there = [[published / name for name in names if (published / name).exists()] for names in IN_README]
+                update_readme(readme, "\n\n".join(readme_results(studies[0]) for studies in there if studies))
         print(target)
     except ConfigError as error:
         print(f"publish: error: {error}", file=sys.stderr)

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 from lora_study.base.errors import ConfigError
 from lora_study.base.files import user_path, write_files
-from lora_study.base.text_tables import csv_table, markdown_table
+from lora_study.base.text_tables import csv_table, escape, markdown_table
 from lora_study.evidence.claims.headline import headline
 from lora_study.evidence.summary import parameters_table, summary_table
 from lora_study.report.exhibits import KEPT, accuracies, draw_up
@@ -104,6 +104,7 @@ def readme_results(results_dir: Path) -> str:
     folder = results_dir.as_posix()
     return "\n\n".join(
         [
+            f"**{escape(title_of(study))}**",
             scope(study),
             markdown_table(accuracies(study, summary)),
             f"![Test accuracy, a dot per seed, beside the article's]({folder}/figures/seeds.png)",

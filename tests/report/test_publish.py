@@ -1,5 +1,6 @@
 """Publishing: what is copied, what the published report shows, and what is put into the README."""
 
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -79,6 +80,20 @@ def test_the_published_report_links_the_published_benchmarks(root, monkeypatch):
     assert "(inference.json)" in page and "training-cpu" not in page  # measured, but not published
     readme = (root / "README.md").read_text()
     assert "old results" not in readme and readme.count("![") == 1
+
+
+def test_the_readme_shows_the_articles_protocol_and_then_the_largest_study_of_several_seeds(root, monkeypatch):
+    studies = ("embedded", "article-protocol-embedded-encoder", "medium-embedded-encoder")
+    for place, name in enumerate(studies):
+        write_run(root / "results" / name, record(metrics={"test": {"accuracy": 0.71 + place / 10}}))
+        (root / "results" / name / "study.yaml").write_text(f"title: Study {name}\n")
+        assert publish(monkeypatch, f"results/{name}") == 0
+    readme = (root / "README.md").read_text()
+    assert re.findall(r"\*\*Study (.*)\*\*", readme) == [studies[1], studies[2]]
+    assert re.findall(r"\| lora_default \| 1 \| ([\d.]+)", readme) == ["81.00", "91.00"]
+    write_run(root / "results" / "mine", record())
+    assert publish(monkeypatch, "results/mine") == 0
+    assert (root / "README.md").read_text() == readme
 
 
 def test_what_is_published_is_what_somebody_reads(root, monkeypatch):
