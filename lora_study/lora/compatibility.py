@@ -4,6 +4,8 @@ Networks ask a linear layer for more than its output, store its weight transpose
 read a layer's weight instead of calling it.
 """
 
+import re
+import sys
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +20,9 @@ ONLY_READ = {
     "transformers.models.wavlm.modeling_wavlm.WavLMAttention.forward": ("q_proj", "k_proj", "v_proj", "out_proj"),
     "transformers.models.mamba.modeling_mamba.MambaMixer.forward": ("dt_proj",),
 }
+
+# The feed-forward blocks of T5 and its relatives, which read the weight of a layer that they then call, for its type.
+ASKS_FOR_TYPE = re.compile(r"transformers\.models\.\w+\.modeling_\w+\.\w+Dense(Gated)?ActDense\.forward")
 
 
 class StandsForLinear(nn.Module):
@@ -41,13 +46,17 @@ class StandsForLinear(nn.Module):
 
         torch's own TransformerEncoderLayer and MultiheadAttention do; without this they would bypass LoRA.
 
-        It is computed on every access, even if only its type is asked for, as T5 asks for that of `wo` in every
-        forward pass (one token then takes four times as long; merge_lora before generating). A weight that is kept
-        could be out of date, since writing through `.data` leaves no trace. One that is computed only when its
-        numbers are needed would fail in autograd functions, which would not see A and B in it, and in kernels, which
-        would find no numbers.
+        It is computed on every access: a weight that is kept could be out of date, since writing through `.data`
+        leaves no trace. T5's feed-forward block, which asks for nothing but its type, and does so for every token, is
+        known by name and gets the plain weight, of the same type.
         """
-        return self.adapted_weight().to(weight_of(self.linear).dtype)
+        plain = weight_of(self.linear)
+        # A compiler sees for itself that nothing uses the numbers; it cannot look at the caller.
+        if not torch.compiler.is_compiling():
+            caller = sys._getframe(1)
+            if ASKS_FOR_TYPE.fullmatch(f"{caller.f_globals.get('__name__')}.{caller.f_code.co_qualname}"):
+                return plain
+        return self.adapted_weight().to(plain.dtype)
 
     @property
     def bias(self) -> Tensor | None:

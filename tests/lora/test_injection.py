@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from lora_study import inject_lora, lora_layers, lora_parameters, merge_lora
+from lora_study import LinearWithLoRA, inject_lora, lora_layers, lora_parameters, merge_lora
 
 
 class Packed(nn.Parameter):
@@ -160,6 +160,30 @@ def test_a_weight_that_is_read_is_the_adapted_one(build, target):
     assert all(parameter.grad.abs().max() > 0 for parameter in lora_parameters(model))
     merge_lora(model)
     torch.testing.assert_close(outputs(model), adapted, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["relu", "gated-gelu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_t5_asks_for_a_type_and_no_weight_is_computed_for_it(kind, dtype, monkeypatch):
+    from transformers import T5Config, T5EncoderModel
+
+    torch.manual_seed(0)
+    shape = {"vocab_size": 20, "d_model": 8, "d_kv": 4, "d_ff": 12, "num_layers": 2, "num_heads": 2}
+    model = T5EncoderModel(T5Config(**shape, feed_forward_proj=kind)).to(dtype).eval().requires_grad_(False)
+    inject_lora(model, ["wo"], r=2, scaling="alpha")
+    for parameter in lora_parameters(model):
+        nn.init.normal_(parameter)
+    block = model.encoder.block[1].layer[1].DenseReluDense
+    plain, adapted = block.wo.linear.weight, block.wo.adapted_weight()
+    tokens = torch.tensor([[3, 1, 7, 2]])
+    with monkeypatch.context() as patch:
+        patch.delattr(LinearWithLoRA, "adapted_weight")
+        found = model(tokens).last_hidden_state
+    torch.testing.assert_close(block.wo.weight, adapted.to(dtype))  # anybody else gets the adapted one
+    assert not torch.allclose(block.wo.weight, plain, atol=1e-2)
+    merge_lora(model)
+    # Merged weights are rounded to eight bits in bf16, as sums of updates and layers are.
+    assert (found - model(tokens).last_hidden_state).norm() < (0.03 if dtype == torch.bfloat16 else 1e-5) * found.norm()
 
 
 class CallingAttention(nn.MultiheadAttention):
