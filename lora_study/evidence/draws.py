@@ -12,7 +12,7 @@ import pandas as pd
 from scipy import stats
 
 from lora_study.config_differences import without
-from lora_study.evidence.summary import measured, setup_of
+from lora_study.evidence.summary import measured, setups_of
 from lora_study.records.record import Record
 
 DRAWS = {
@@ -66,7 +66,7 @@ def draws_table(records: Sequence[Record]) -> pd.DataFrame:
 
 def _one_recipe(records: Sequence[Record]) -> bool:
     """Whether the runs could be averaged but for their seeds and names."""
-    first, *others = (without(setup_of(record), ("name", "seeds")) for record in records)
+    first, *others = (without(setup, ("name", "seeds")) for setup in setups_of(records))
     return all(other == first for other in others)
 
 

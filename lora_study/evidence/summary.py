@@ -20,7 +20,7 @@ from lora_study.config import flatten
 from lora_study.config_differences import COSTS, NO_OTHER_RESULT, without
 from lora_study.evidence.reported import ReportedRow
 from lora_study.evidence.statistics import accuracy_over_seeds
-from lora_study.records.record import Record
+from lora_study.records.record import Encoder, Record
 
 # Columns of the summary and how they are stored; pandas' Int64 is an integer that may be missing.
 SUMMARY = {
@@ -191,7 +191,7 @@ def comparable(records: Iterable[Record]) -> tuple[list[Record], list[str]]:
     kept, left_out = [record for record in records if record.status != "completed"], []
     for name in dict.fromkeys(record.name for record in records):
         group = [record for record in records if record.name == name and record.status == "completed"]
-        keys = [json.dumps(setup_of(record), sort_keys=True, default=str) for record in group]
+        keys = [json.dumps(setup, sort_keys=True, default=str) for setup in setups_of(group)]
         usual = Counter(keys).most_common(1)[0][0] if keys else ""
         seeds: set[int] = set()
         for record, key in zip(group, keys, strict=True):
@@ -262,14 +262,28 @@ def _averaged(records: Iterable[Record]) -> dict[str, list[Record]]:
     return {name: list(group) for name, group in itertools.groupby(kept, lambda record: record.name)}
 
 
-def setup_of(record: Record) -> dict[str, Any]:
+def setups_of(records: Sequence[Record]) -> list[dict[str, Any]]:
     """What runs of one experiment must share to be averaged, by dotted name."""
-    fingerprint = record.data.get("fingerprint")
-    return without(flatten(record.config), ("seed", *NO_OTHER_RESULT)) | {
-        "mode": record.mode,
-        "encoder": dataclasses.astuple(record.encoder),
-        "test reviews": fingerprint.get("test") if isinstance(fingerprint, Mapping) else fingerprint,
-    }
+    setups = []
+    for record, encoder in zip(records, encoders_of(records), strict=True):
+        fingerprint = record.data.get("fingerprint")
+        shared = {
+            "mode": record.mode,
+            "encoder": dataclasses.astuple(encoder),
+            "test reviews": fingerprint.get("test") if isinstance(fingerprint, Mapping) else fingerprint,
+        }
+        setups.append(without(flatten(record.config), ("seed", *NO_OTHER_RESULT)) | shared)
+    return setups
+
+
+def encoders_of(records: Sequence[Record]) -> list[Encoder]:
+    """The encoders of runs; an older record, which does not say with what settings, had those of one that does."""
+    encoders = [record.encoder for record in records]
+    said = {encoder.sha256: encoder.settings_sha256 for encoder in reversed(encoders) if encoder.settings_sha256}
+    return [
+        dataclasses.replace(encoder, settings_sha256=encoder.settings_sha256 or said.get(encoder.sha256))
+        for encoder in encoders
+    ]
 
 
 def _cost(record: Record) -> str:

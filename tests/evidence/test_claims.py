@@ -303,6 +303,17 @@ class TestWhatIsComparable:
             result = verdict("ordering.lora_above_last_two", runs, tmp_path)
         assert result.verdict == "not run" and "different reviews" in result.evidence
 
+    @pytest.mark.parametrize(("settings", "compared"), [(("e50a", None), True), (("e50a", "1234"), False)])
+    def test_what_an_older_record_does_not_say_of_its_encoder_parts_no_runs(self, tmp_path, settings, compared):
+        runs = study(tmp_path, {"lora_default": 0.894, "last_two_layers": 0.862})
+        for run in runs:
+            run.provenance["encoder"]["settings_sha256"] = settings[run.name == "lora_default"]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            result = verdict("ordering.lora_above_last_two", runs, tmp_path)
+        assert (result.verdict != "not run") == compared
+        assert any("different encoders" in str(warning.message) for warning in caught) != compared
+
     def test_a_seed_twice_counts_once(self, tmp_path):
         runs = study(tmp_path, {"lora_default": 0.894, "last_two_layers": 0.862}, seeds=2)
         with pytest.warns(UserWarning, match="another record of this seed"):

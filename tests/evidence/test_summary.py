@@ -104,6 +104,19 @@ def test_runs_that_differ_are_never_averaged(changes, field):
     assert row.test_accuracy == pytest.approx(80) and row.seeds == 2
 
 
+def with_settings(settings, **changes):
+    run = record(**changes)
+    run.provenance["encoder"]["settings_sha256"] = settings
+    return run
+
+
+def test_an_older_record_that_does_not_say_the_encoders_settings_is_averaged_with_one_that_does():
+    old, new = with_settings(None, seed=1), with_settings("e50a", seed=2)
+    assert comparable([old, new])[1] == comparable([new, old])[1] == []
+    _, left_out = comparable([new, old, with_settings("1234", seed=3)])  # which cannot be taken for the others
+    assert len(left_out) == 1 and "lora_default seed 3" in left_out[0] and "encoder" in left_out[0]
+
+
 def test_the_same_seed_twice_counts_once():
     kept, left_out = comparable([record(seed=1), record(seed=1), failed(seed=1)])
     assert sorted(run.status for run in kept) == ["completed", "failed"] and len(left_out) == 1

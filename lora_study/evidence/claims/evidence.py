@@ -15,7 +15,7 @@ from lora_study.config import flatten
 from lora_study.config_differences import NO_OTHER_WORK, without
 from lora_study.evidence.claims.arithmetic import REFERENCE
 from lora_study.evidence.predictions import correct, read_predictions
-from lora_study.evidence.summary import comparable, encoder_label
+from lora_study.evidence.summary import comparable, encoder_label, encoders_of
 from lora_study.records.record import Record, run_dir
 
 # Departures after which a run is still one of the article's recipe: another source of the same weights or reviews,
@@ -177,7 +177,8 @@ def different_work(records: Sequence[Record]) -> list[str]:
 
 def _unlike(first: Record, second: Record) -> str | None:
     """Why two runs cannot be compared, None if they can."""
-    if first.provenance.get("encoder") != second.provenance.get("encoder"):
+    one, other = encoders_of([first, second])
+    if one != other:
         return "they were run with different encoders"
     return "they were trained or tested on different reviews" if _reviews(first) != _reviews(second) else None
 
