@@ -225,6 +225,15 @@ def memory_kind(record: Record) -> str | None:
     return kind if kind is None or "peak_bytes_with_scoring" in record.memory else f"{kind}, scoring included"
 
 
+def machine_of(record: Record) -> str:
+    """What computed a run and how: runs of which this differs took times and memory that cannot be compared.
+
+    Without the size of the machine's memory, of which a system reports a little less or more after every update, and
+    without the kind of attention, which is a setting's doing.
+    """
+    return str(without(record.provenance.get("hardware") or {}, ("memory_bytes", "attention")))
+
+
 def measured(record: Record, name: str) -> float | None:
     """A number of a record by its dotted name, such as 'metrics.test.accuracy'; None if it is missing."""
     value = record.flat.get(name)
@@ -287,9 +296,9 @@ def encoders_of(records: Sequence[Record]) -> list[Encoder]:
 
 
 def _cost(record: Record) -> str:
-    """The settings that change what a run costs: where they differ, times and memory have no mean."""
+    """The settings and the machine, which decide what a run costs: where they differ, times and memory have no mean."""
     settings = flatten(record.config)
-    return str([settings.get(name) for name in COSTS])
+    return str([machine_of(record), *(settings.get(name) for name in COSTS)])
 
 
 def _ratio(value: float | None, of: float | None) -> float | None:

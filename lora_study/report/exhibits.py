@@ -13,7 +13,7 @@ from lora_study.config import flatten
 from lora_study.evidence.claims import ClaimResult
 from lora_study.evidence.draws import draws_table
 from lora_study.evidence.statistics import mean_t
-from lora_study.evidence.summary import encoder_label, facts_table, measured, rows_of
+from lora_study.evidence.summary import encoder_label, facts_table, machine_of, measured, rows_of
 from lora_study.records.record import Record
 from lora_study.report.material import Study
 from lora_study.report.variants import Variant, compare, deviations_table, variants_table
@@ -196,9 +196,10 @@ def _over_seeds(runs: Mapping[int, Record], path: str, factor: float, unit: str)
 
 
 def _over_full(runs: Mapping[int, Record], full: Mapping[int, Record], path: str) -> str | None:
-    """The geometric mean of the ratios over the seeds both have, with its interval."""
-    both = [(measured(runs[seed], path), measured(full[seed], path)) for seed in runs.keys() & full.keys()]
-    logs = [math.log(one / other) for one, other in both if one and other]
+    """The geometric mean of the ratios over the seeds that both have on one machine, with its interval."""
+    both = [(runs[seed], full[seed]) for seed in runs.keys() & full.keys()]
+    alike = [[measured(run, path) for run in pair] for pair in both if len({machine_of(run) for run in pair}) == 1]
+    logs = [math.log(one / other) for one, other in alike if one and other]
     if not logs:
         return None
     ends = mean_t(logs).interval() if len(logs) > 1 else ()

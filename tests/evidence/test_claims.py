@@ -463,6 +463,13 @@ class TestRatios:
         assert "3 seeds" in result.evidence and "2 seeds of other work or another machine left out" in result.evidence
         assert result.runs == tuple(f"{name}/seed-{seed}" for name in ("full", "lora_default") for seed in (1, 2, 3))
 
+    def test_our_levers_stand_beside_only_where_measured_on_one_machine(self, tmp_path):
+        runs = self.costs({"lora_default": [50, 30], "full": [100, 100]}, fast=True)
+        runs[1].provenance["hardware"] = {"cpu": "another"}  # of lora_default seed 2
+        assert "levers 0.500" in verdict("ratio.time.lora_default", runs, tmp_path).evidence
+        runs[0].provenance["hardware"] = {"cpu": "another"}
+        assert "levers" not in verdict("ratio.time.lora_default", runs, tmp_path).evidence
+
     def test_what_costs_nothing_may_differ(self, tmp_path):
         runs = self.costs({"lora_default": [50], "full": [100]})
         changes = {

@@ -141,6 +141,25 @@ def test_memory_with_scoring_is_another_kind():
     assert pd.isna(row_of(summary_table([record(seed=1), old], ROWS), "lora_default").peak_memory_mib)
 
 
+@pytest.mark.parametrize(
+    ("changes", "averaged"),
+    [
+        ({}, True),
+        ({"memory_bytes": 17_179_865_088}, True),  # as after an update of the system
+        ({"cpu": "another"}, False),
+        ({"threads": 1}, False),
+    ],
+)
+def test_costs_on_two_machines_have_no_mean(changes, averaged):
+    runs = [record(seed=seed, timing={"train_seconds": 100.0 * seed}) for seed in (1, 2)]
+    for run, differs in zip(runs, ({}, changes), strict=True):
+        run.provenance["hardware"] = {"cpu": "one", "threads": 2, "memory_bytes": 17_179_869_184} | differs
+    row = row_of(summary_table(runs, ROWS), "lora_default")
+    assert row.test_accuracy == pytest.approx(80) and row.seeds == 2
+    assert pd.notna(row.peak_memory_mib) is averaged
+    assert row.train_seconds == pytest.approx(150) if averaged else pd.isna(row.train_seconds)
+
+
 def test_a_failed_run_does_not_speak_for_those_that_ended():
     """It failed with other settings, and comes first."""
     broken = dataclasses.replace(failed(seed=1), mode="full", parameters={"trainable": 9, "total": 10, "lora": 9})

@@ -181,6 +181,24 @@ def test_time_and_memory_have_units_and_intervals(results):
     assert "| full | 200.0 s (" in rows
 
 
+def test_costs_stand_beside_those_of_full_on_the_same_machine_only(results):
+    for seed, cpu in ((1, "one"), (2, "another")):
+        run = record("lora_default", seed, timing={"train_seconds": 30.0 * seed})
+        run.provenance["hardware"] = {"cpu": cpu}
+        other = record("full", seed, timing={"train_seconds": 100.0})
+        other.provenance["hardware"] = {"cpu": "one"}
+        for each in (run, other):
+            write_run(results, each)
+    for name, cpu in (("lora_best", "one"), ("last_two_layers", "another")):
+        run = record(name, 1, timing={"train_seconds": 40.0})
+        run.provenance["hardware"] = {"cpu": cpu}
+        write_run(results, run)
+    rows = fold(page_of(results), "Parameters, time and memory").replace("\u00a0", " ")
+    assert "| lora_best | 40.0 s | 0.40 |" in rows
+    assert "| last_two_layers | 40.0 s | — |" in rows
+    assert "| lora_default | — | — |" in rows  # of two machines, so without a mean
+
+
 def test_a_run_that_guesses_for_long_is_named(results):
     def losses(first):
         rows = [f"{20 * i},1,{0.69 if i < first else 0.3},,,0.1,1" for i in range(1, 51)]
@@ -283,6 +301,16 @@ def test_figures_and_tables_that_no_longer_apply_are_removed_and_nothing_else(re
     write_report(results)
     assert (results / "figures" / "calibration.png").exists()
     assert not any(path.exists() for path in old) and all(path.exists() for path in mine)
+
+
+@pytest.mark.parametrize(("experiments", "drawn"), [(10, True), (11, False)])
+def test_more_calibration_curves_than_can_be_told_apart_are_not_drawn(experiments, drawn, tmp_path):
+    for number in range(experiments):
+        write_whole_run(tmp_path, record(f"variant_{number}"))
+    write_report(tmp_path)
+    page = (tmp_path / "report.md").read_text()
+    assert "## How sure the models are" in page
+    assert ("figures/calibration.png" in page) is (tmp_path / "figures" / "calibration.png").exists() is drawn
 
 
 def test_names_every_run_and_fact(study):

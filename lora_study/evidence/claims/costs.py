@@ -70,7 +70,7 @@ class Ratio(Claim):
         return f"the 95% interval for one more run holds it and is no wider than a factor of {RATIO_BOUND:g}"
 
     def _examine(self, runs: Runs) -> Finding:
-        with_levers = self._costs(runs, fast=True).logs
+        with_levers = self._alike(self._costs(runs, fast=True)).logs
         beside = f"; with this study's levers {_mean(with_levers)}" if with_levers else ""
         found = self._costs(runs, fast=False)
         names, seeds = " and ".join(self.experiments), len(found.logs)

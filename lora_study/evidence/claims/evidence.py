@@ -15,7 +15,7 @@ from lora_study.config import flatten
 from lora_study.config_differences import NO_OTHER_WORK, without
 from lora_study.evidence.claims.arithmetic import REFERENCE
 from lora_study.evidence.predictions import correct, read_predictions
-from lora_study.evidence.summary import comparable, encoder_label, encoders_of
+from lora_study.evidence.summary import comparable, encoder_label, encoders_of, machine_of
 from lora_study.records.record import Record, run_dir
 
 # Departures after which a run is still one of the article's recipe: another source of the same weights or reviews,
@@ -168,7 +168,7 @@ def different_work(records: Sequence[Record]) -> list[str]:
         for field in sorted({field for setting in settings for field in setting})
         if len({str(setting.get(field)) for setting in settings}) > 1
     ]
-    if len({str(record.provenance.get("hardware")) for record in records}) > 1:
+    if len({machine_of(record) for record in records}) > 1:
         fields.append("hardware")
     if len({record.memory.get("kind") for record in records}) > 1:
         fields.append("what memory was measured")
