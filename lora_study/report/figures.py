@@ -12,6 +12,7 @@ from lora_study.report.benchmarks import Benchmark, ratio_text
 from lora_study.report.material import Study
 
 MOST_PANELS = 16  # loss curves of more experiments are in their curves.csv
+MOST_LINES = 10  # which can be told apart in one panel
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def _losses(study: Study) -> dict[str, Picture]:
 
 
 def _calibration(study: Study) -> dict[str, Picture]:
-    if not study.predictions:
+    if not 0 < len(study.predictions) <= MOST_LINES:
         return {}
     encoder = encoder_label(study.records)
     found = {name: reliability(runs.values()) for name, runs in study.predictions.items()}

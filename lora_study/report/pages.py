@@ -97,7 +97,7 @@ def _training(study: Study, figures: list[str]) -> Iterator[str]:
 
 
 def _calibration(study: Study, figures: list[str]) -> Iterator[str]:
-    if figures:
+    if study.predictions:
         yield from ["## How sure the models are", words.confidence(study), *figures]
 
 

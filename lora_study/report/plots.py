@@ -102,7 +102,8 @@ def seeds(
     ax.plot([], [], "o", color=COLOURS[0], label=textwrap.fill(f"here, a dot per seed; {encoder}", 60))
     if published:
         ax.plot([], [], "s", color=GREY, mfc=PAPER, markersize=5, label="published runs of this study")
-    ax.plot([], [], "D", color=COLOURS[1], mfc=PAPER, label=f"the article, one seed; {reported.encoder}")
+    if any(name in reported.rows for name in ours):
+        ax.plot([], [], "D", color=COLOURS[1], mfc=PAPER, label=f"the article, one seed; {reported.encoder}")
     ax.set_yticks(range(len(ours)), list(ours))
     ax.set_ylim(len(ours) - 0.4, -0.6)  # the first experiment on top
     ax.grid(axis="y", visible=False)

@@ -81,6 +81,11 @@ def test_every_seed_has_a_dot_beside_the_article_s_number(ax):
     assert labels == [f"here, a dot per seed; {ENCODER}", "the article, one seed; distilbert-base-uncased"]
 
 
+def test_the_legend_names_the_article_only_where_a_row_of_its_is_drawn(ax):
+    plots.seeds({"mine": [77.0]}, {}, REPORTED, ENCODER, ax)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [f"here, a dot per seed; {ENCODER}"]
+
+
 def test_published_runs_are_drawn_where_there_are_some(ax):
     plots.seeds(ACCURACIES, {"full": [75.0]}, REPORTED, ENCODER, ax)
     assert (75.0, 1.0) in drawn_points(ax)
