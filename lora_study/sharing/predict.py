@@ -24,7 +24,7 @@ from lora_study.data.reviews import Review
 from lora_study.data.stream import STDIN
 from lora_study.data.tokens import TokenisedReviews, encode
 from lora_study.lora import merge_lora
-from lora_study.model.fast.levers import finish_first_token_only
+from lora_study.model.fast.levers import compute_what_is_read
 from lora_study.sharing.trained import TrainedModel
 
 Precision = Literal["32-true", "bf16-true", "auto"]
@@ -109,7 +109,7 @@ def prepare(trained: TrainedModel, precision: Precision = "32-true") -> None:
     merge_lora(trained.model)  # in fp32, before anything is rounded
     bf16 = precision == "bf16-true" or (precision == "auto" and computes_in_bf16(device))
     trained.model.to(device=device, dtype=torch.bfloat16 if bf16 else torch.float32)  # type: ignore[call-arg]
-    finish_first_token_only(trained.model)
+    compute_what_is_read(trained.model, device)
 
 
 def check_output(output: Path, file: str | None) -> None:
