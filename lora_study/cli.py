@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from lora_study.base import interrupts, streams
 from lora_study.base.errors import ConfigError, one_line
-from lora_study.base.threads import wait_briefly
+from lora_study.base.torch_environment import set_torch_environment
 from lora_study.commands import COMMANDS
 from lora_study.flags import Parser, parse, short_help
 from lora_study.training.places import check_environment
@@ -27,7 +27,7 @@ GOES_ON = {  # what to type after Ctrl-C
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    wait_briefly()  # before anything loads torch
+    set_torch_environment()  # before anything loads torch
     streams.make_usable()
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments

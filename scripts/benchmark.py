@@ -5,9 +5,10 @@ python scripts/benchmark.py [--device cpu] [--repeats 3] [--steps 20] [--max-len
 All sides have the same encoder, reviews, batch size, length cap, precision and dropout, and compute the same function.
 They differ in how: the Lightning script pads every review to the cap, as the article does; PEFT + Trainer pads a
 batch to its longest review. Each side of a row has a process of its own, so that its peak memory is its own and no side
-profits from another's settings. Our side's threads wait as the command lets them (lora_study/base/threads.py), the
-others' as torch does; in row "beside one busy process" another process keeps a core busy. The sides take turns,
-and what is printed is the median of the ratios of neighbouring measurements, which a drifting machine does not distort.
+profits from another's settings. Our side's process is set up as the command does it
+(lora_study/base/torch_environment.py), the others' as torch does; in row "beside one busy process" another process
+keeps a core busy. The sides take turns, and what is printed is the median of the ratios of neighbouring measurements,
+which a drifting machine does not distort.
 Tokenisation, loading and warm-up are not timed; in row "last two layers" computing the features is.
 
 The share of the limit is counted operations (torch.utils.flop_counter) per second over the rate of the same machine's
@@ -40,7 +41,7 @@ from lora_study.base import machine as provenance
 from lora_study.base.files import user_path, write_text
 from lora_study.base.machine import pick_device, pick_precision
 from lora_study.base.text_tables import markdown_table
-from lora_study.base.threads import wait_briefly
+from lora_study.base.torch_environment import set_torch_environment
 from lora_study.config_files import load_experiment
 from lora_study.model.encoder import describe
 
@@ -132,11 +133,11 @@ def measure(row: Row, options: argparse.Namespace) -> dict[str, Any]:
 
 
 @contextmanager
-def process(waits_briefly: bool = True) -> Iterator[ProcessPoolExecutor]:
-    """A process with its own memory, threads and C library settings; its threads may wait as those of the command."""
+def process(ours: bool = True) -> Iterator[ProcessPoolExecutor]:
+    """A process with its own memory, threads and C library settings; ours is set up as the command does it."""
     before = dict(os.environ)
-    if waits_briefly:
-        wait_briefly()
+    if ours:
+        set_torch_environment()
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         pool.submit(int).result()  # starts it now, with this environment
         os.environ.clear()

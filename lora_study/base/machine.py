@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from lora_study.base.errors import ConfigError, check
-from lora_study.base.threads import waiting
+from lora_study.base.torch_environment import torch_environment
 
 PACKAGES = ("lora-study", "torch", "transformers", "lightning", "datasets", "torchmetrics", "pandas", "numpy")
 
@@ -54,7 +54,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "thread_waiting": waiting(),
+        "torch_environment": torch_environment(),
         "memory_bytes": _total_memory(),
         "accelerator": torch.cuda.get_device_name(device) if on_gpu else device.type,
         "accelerator_memory_bytes": torch.cuda.get_device_properties(device).total_memory if on_gpu else None,

@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 
 from lora_study.base.errors import ConfigError, one_line
 from lora_study.base.interrupts import owed
-from lora_study.base.threads import waiting
+from lora_study.base.torch_environment import torch_environment
 from lora_study.config import ExperimentConfig
 from lora_study.records.record import Record
 from lora_study.studies.launchers.dispatch import RETRIES, dispatch
@@ -42,12 +42,13 @@ class RayLauncher:
         task = ray.remote(max_calls=1, max_retries=RETRIES)(_task)
 
         def start(run: ExperimentConfig, worker: int) -> Any:
+            environment = {name: value for name, value in torch_environment().items() if value is not None}
             wants_gpu = run.train.accelerator in ("auto", "gpu") and resources.get("GPU", 0) >= 1
             options: dict[str, Any] = {
                 "name": label(run),
                 "num_cpus": min(run.train.threads or 1, resources.get("CPU", 1)),
                 "num_gpus": int(wants_gpu),
-                "runtime_env": {"env_vars": {name: value for name, value in waiting().items() if value is not None}},
+                "runtime_env": {"env_vars": environment},
             }
             return task.options(**options).remote(run, results_dir.resolve(), command, str(Path.cwd()))
 
