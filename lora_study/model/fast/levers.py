@@ -4,8 +4,7 @@
 cores (stand-in encoder, 256 tokens, batch 12, bf16), each measured with the ones above it in place.
 
 One lever is pulled before torch is loaded, so not here: threads wait briefly for one another
-(base/torch_environment.py). It keeps 0.97 of the speed alone and gives 5.2x beside one busy process (Intel with AMX,
-medians of 3).
+(base/torch_environment.py).
 """
 
 import contextlib
