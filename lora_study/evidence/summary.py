@@ -229,7 +229,7 @@ def machine_of(record: Record) -> str:
     """What computed a run and how: runs of which this differs took times and memory that cannot be compared.
 
     Without the size of the machine's memory, of which a system reports a little less or more after every update, and
-    without the kind of attention, which is a setting's doing.
+    without the kind of attention, which belongs to the work and not to the machine.
     """
     return str(without(record.provenance.get("hardware") or {}, ("memory_bytes", "attention")))
 

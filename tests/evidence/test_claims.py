@@ -438,6 +438,7 @@ class TestRatios:
         runs = self.costs({"lora_default": [50], "full": [100]})
         for section, key, value in (
             ("provenance", "hardware", {"cpu": "another"}),
+            ("provenance", "hardware", runs[1].provenance["hardware"] | {"attention": "another"}),
             ("memory", "kind", "cuda allocated"),
         ):
             other = dataclasses.replace(runs[1], **{section: getattr(runs[1], section) | {key: value}})

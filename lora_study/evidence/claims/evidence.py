@@ -170,6 +170,8 @@ def different_work(records: Sequence[Record]) -> list[str]:
     ]
     if len({machine_of(record) for record in records}) > 1:
         fields.append("hardware")
+    if len({record.flat.get("provenance.hardware.attention") for record in records}) > 1:
+        fields.append("attention")
     if len({record.memory.get("kind") for record in records}) > 1:
         fields.append("what memory was measured")
     return fields
