@@ -3,8 +3,8 @@
 `train.fast: false` turns all of it off; the tests compare the two. Gains are those of a LoRA training step on two CPU
 cores (stand-in encoder, 256 tokens, batch 12, bf16), each measured with the ones above it in place.
 
-One lever is pulled before torch is loaded, so not here: threads wait briefly for one another
-(base/torch_environment.py).
+Two levers are pulled before torch is loaded, so not here: threads wait briefly for one another, and few prepared matrix
+products are kept (base/torch_environment.py).
 """
 
 import contextlib
