@@ -232,7 +232,7 @@ def main() -> int:
         "precision": pick_precision(example.train.precision, device),
         "encoder": describe(example.model),
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": provenance.hardware(device) | {"threads": example.train.threads},
+        "hardware": provenance.hardware(device),
         "versions": provenance.versions(),
         **provenance.code_state(),
         "rows": [],

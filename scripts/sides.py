@@ -380,8 +380,6 @@ def _start(task: Task) -> tuple[ExperimentConfig, torch.device, str, PeakMemory]
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     config = task.config
-    if config.train.threads:
-        torch.set_num_threads(config.train.threads)
     L.seed_everything(config.seed, verbose=False)
     device = pick_device(config.train.accelerator)
     return config, device, pick_precision(config.train.precision, device), PeakMemory(device)

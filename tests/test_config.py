@@ -110,7 +110,6 @@ def test_embedded_configs_state_how_they_depart_from_the_article():
             "medium-embedded-encoder",
             "embedded",
             {
-                "train.threads",
                 "data.source",
                 "data.revision",
                 "data.max_length",
