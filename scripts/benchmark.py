@@ -39,6 +39,7 @@ from sides import SIDES, Measured, Task, profile
 
 from lora_study.base import machine as provenance
 from lora_study.base.files import user_path, write_text
+from lora_study.base.interrupts import end, in_child, shielded
 from lora_study.base.machine import pick_device, pick_precision
 from lora_study.base.text_tables import markdown_table
 from lora_study.base.torch_environment import set_torch_environment
@@ -138,8 +139,9 @@ def process(ours: bool = True) -> Iterator[ProcessPoolExecutor]:
     before = dict(os.environ)
     if ours:
         set_torch_environment()
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        pool.submit(int).result()  # starts it now, with this environment
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=in_child) as pool:
+        with shielded():
+            pool.submit(int).result()  # starts it now, with this environment
         os.environ.clear()
         os.environ.update(before)
         yield pool
@@ -148,12 +150,20 @@ def process(ours: bool = True) -> Iterator[ProcessPoolExecutor]:
 @contextmanager
 def busy_process() -> Iterator[None]:
     """Another process that keeps one core busy."""
-    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    busy = get_context("spawn").Process(target=spin)
+    with shielded():
+        busy.start()
     try:
         yield
     finally:
-        busy.kill()
-        busy.wait()
+        end([busy])
+
+
+def spin() -> None:
+    """Compute nothing for as long as the process that started this one is there."""
+    in_child()
+    while True:
+        pass
 
 
 def summary(runs: list[Measured]) -> dict[str, Any]:
