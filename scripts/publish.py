@@ -127,7 +127,7 @@ def main() -> int:
             target = publish(source, published)
             if any(target.name in names for names in IN_README):
                 there = [[published / name for name in names if (published / name).exists()] for names in IN_README]
-                update_readme(readme, "\n\n".join(readme_results(studies[0]) for studies in there if studies))
+                update_readme(readme, readme_results([studies[0] for studies in there if studies]))
         print(target)
     except ConfigError as error:
         print(f"publish: error: {error}", file=sys.stderr)

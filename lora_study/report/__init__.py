@@ -5,6 +5,7 @@ The same records give the same bytes: nothing here reads the clock, the machine 
 
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -20,7 +21,7 @@ from lora_study.report.pages import report_page, title_of
 from lora_study.report.speed import write_speed
 from lora_study.report.variants import find_variants
 from lora_study.report.webpage import html_page
-from lora_study.report.words import scope
+from lora_study.report.words import encoder_in_words, scope
 
 logger = logging.getLogger(__name__)
 
@@ -90,27 +91,28 @@ def report_files(study: Study) -> dict[str, bytes]:
     return contents | {f"figures/{name}.png": picture.formats["png"] for name, picture in pictures.items()}
 
 
-def readme_results(results_dir: Path) -> str:
-    """The results of a study as Markdown for a README at the root of the repository: one table and one figure.
+def readme_results(results_dirs: Sequence[Path]) -> str:
+    """The results of studies as Markdown for a README at the root of the repository: of each one table and one figure.
 
     Args:
-        results_dir: Folder of the study, relative to the README; it holds the study's report.
+        results_dirs: Folders of the studies, relative to the README; they hold the studies' reports.
 
     Raises:
         ConfigError: there is no record.
     """
-    study = read_study(results_dir)
-    summary = summary_table(study.records, study.reported.rows)
-    folder = results_dir.as_posix()
-    return "\n\n".join(
-        [
+    lines, said = [], ""
+    for folder in results_dirs:
+        study, place = read_study(folder), folder.as_posix()
+        if (words := encoder_in_words(study)) != said:  # once for neighbours of which the same holds
+            lines.append(said := words)
+        lines += [
             f"**{escape(title_of(study))}**",
             scope(study),
-            markdown_table(accuracies(study, summary)),
-            f"![Test accuracy, a dot per seed, beside the article's]({folder}/figures/seeds.png)",
-            f"{' '.join(headline(study.verdicts))} The [report]({folder}/report.md) has the evidence for each.",
+            markdown_table(accuracies(study, summary_table(study.records, study.reported.rows))),
+            f"![Test accuracy, a dot per seed, beside the article's]({place}/figures/seeds.png)",
+            f"{' '.join(headline(study.verdicts))} The [report]({place}/report.md) has the evidence for each.",
         ]
-    )
+    return "\n\n".join(lines)
 
 
 def _named_by(page: Path) -> set[str]:

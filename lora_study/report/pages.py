@@ -39,7 +39,7 @@ def report_page(study: Study, tables: Mapping[str, Table], pictures: Mapping[str
     accuracies, orderings, arithmetic = headline(study.verdicts)
     blocks = [
         f"# {escape(title_of(study))}",
-        words.scope(study),
+        f"{words.scope(study)} {words.encoder_in_words(study)}",
         f"**{accuracies} {orderings}**",
         *_warnings(study),
         *table("verdicts", otherwise="No sentence of the article can be checked against these runs."),

@@ -20,16 +20,20 @@ GUESSING = 0.66  # training loss; a run that guesses has 0.69
 
 
 def scope(study: Study) -> str:
-    """What was run, on which encoder and reviews, with how many seeds, and what that makes of its numbers."""
+    """What was run, with how many seeds, and on which reviews."""
     done = study.completed
     failed = len(study.records) - len(done)
-    encoder, reported = escape(encoder_label(study.records).replace("encoder: ", "encoder ")), study.reported
     seeds = sorted({sum(record.name == name for record in done) for name in study.curves})
     each = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else count(seeds[0], "seed")
     failures = f" and {count(failed, 'failed run')}" if failed else ""
     runs = f"{count(len(study.curves), 'experiment')}, {each} each ({count(len(done), 'completed run')}{failures})"
-    words = f"Beside {escape(reported.article)}: {runs}. "
-    words += budget(study) + f"Run with the **{encoder}**. "
+    return f"Beside {escape(study.reported.article)}: {runs}. {budget(study)}".rstrip()
+
+
+def encoder_in_words(study: Study) -> str:
+    """Which encoder was run, and what that makes of the numbers."""
+    encoder, reported = escape(encoder_label(study.records).replace("encoder: ", "encoder ")), study.reported
+    words = f"Run with the **{encoder}**. "
     if any(record.encoder.stand_in for record in study.records):
         return words + (
             f"**{escape(reported.encoder)}, the article's, was not run**: accuracies here and there are of different "

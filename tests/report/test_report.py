@@ -271,18 +271,29 @@ def test_the_checklist_counts_what_the_records_hold(results):
 
 
 def test_the_readme_block_is_one_table_and_one_figure(study):
-    block = readme_results(study[0])
+    block = readme_results([study[0]])
     assert block.count("\n| ---") == 1 and block.count("![") == 1
     assert "stand-in encoder all-MiniLM-L6-v2" in block and "| lora_best | 1 | 80.20 |" in block
     assert f"({study[0].as_posix()}/report.md)" in block and f"({study[0].as_posix()}/figures/seeds.png)" in block
     assert "Orderings: " in block and not any(line.startswith("#") for line in block.splitlines())
 
 
+def test_the_readme_says_once_what_holds_for_the_numbers_of_all_its_studies(tmp_path):
+    for name, stand_in in {"a": True, "b": True, "c": False}.items():
+        write_whole_run(
+            tmp_path / name, record("full", provenance={"encoder": {"name": "some-encoder", "stand_in": stand_in}})
+        )
+    block = readme_results([tmp_path / "a", tmp_path / "b"])
+    assert block.count("\n| ---") == 2 and block.count("some-encoder") == 1
+    assert block.index("was not run") < block.index("| full |")
+    assert readme_results([tmp_path / "a", tmp_path / "c"]).count("some-encoder") == 2, "what differs is said of each"
+
+
 def test_the_budget_is_said_where_the_runs_share_one(results):
     words = "Each run trains on 2,000 reviews of at most 512 tokens for 3 epochs and is tested on 1,000."
     write_whole_run(results, record("full"))
     write_run(results, failed("lora_default"))
-    assert words in page_of(results) and words in readme_results(results)
+    assert words in page_of(results) and words in readme_results([results])
     write_whole_run(results, record("lora_best", config={"train": {"epochs": 4}}))
     assert "Each run trains on" not in page_of(results)
 
