@@ -70,7 +70,7 @@ class LoRALayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The update for x: (..., in_features) -> (..., out_features), in fp32 if x is of lower precision."""
         x, A, B = in_one_type(x, self.lora_A, self.lora_B)
-        update: Tensor = self.scaling * (self.dropout(x) @ A @ B)
+        update: Tensor = (self.scaling * (self.dropout(x) @ A)) @ B  # scaled where it is narrow
         return update
 
     def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
