@@ -17,7 +17,7 @@ from lora_study.base.errors import ConfigError
 from lora_study.base.files import user_path, write_text
 from lora_study.config_studies import STUDY_FILE
 from lora_study.evidence.trials import BEST, SWEEP_FILE
-from lora_study.records.record import Record, read_records, run_dir, write_record
+from lora_study.records.record import ADAPTER, Record, read_records, run_dir, write_record
 from lora_study.report import readme_results, write_report
 from lora_study.report.benchmarks import read_benchmarks, usable_benchmarks
 from lora_study.report.speed import write_speed
@@ -29,7 +29,8 @@ IN_README = (
     ("full-embedded-encoder", "medium-embedded-encoder", "embedded"),
 )
 BENCHMARKS = "benchmarks"  # the folder beside the studies that holds no study
-RUN_FILES = ("predictions.parquet", "curves.csv", "adapter.safetensors")
+RUN_FILES = ("predictions.parquet", "curves.csv", ADAPTER)
+SMALL = ("lora", "last_two_layers")  # modes whose weights are small; others' would swell every clone
 ABSOLUTE_PATH = re.compile(r"(?<![^\s='\"])/(?:[^\s'\"/]+/)*(?=[^\s'\"/]+)")
 
 
@@ -52,8 +53,8 @@ def publish(results_dir: Path, published: Path) -> Path:
         for record in records:
             source, copy = (run_dir(place, record.name, record.seed) for place in (results_dir, staged))
             copy.mkdir(parents=True)
-            for file in RUN_FILES:
-                if (source / file).exists() and (not sweep or record.name == BEST):
+            for file in RUN_FILES if not sweep or record.name == BEST else ():
+                if (source / file).exists() and (file != ADAPTER or record.config.get("mode") in SMALL):
                     shutil.copyfile(source / file, copy / file)
             write_record(without_folders(record), copy)
         for file in (STUDY_FILE, SWEEP_FILE):

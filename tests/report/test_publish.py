@@ -171,3 +171,15 @@ def test_no_folder_of_the_machine_is_published(root, monkeypatch):
     assert kept.provenance["command"] == (
         "lora-study run --data.source 'all.csv' --results-dir=results --model.backbone embedded"
     )
+
+
+def test_weights_that_are_as_large_as_the_model_stay_at_home(root, monkeypatch):
+    results = root / "results" / "many"
+    for mode in ("lora", "last_two_layers", "partial", "full"):
+        write_run(results, record(mode, config={"mode": mode}))
+        (results / mode / "seed-1" / "adapter.safetensors").write_bytes(mode.encode())
+    assert publish(monkeypatch, "results/many") == 0
+    published = root / "results" / "published" / "many"
+    copied = {path.parts[-3]: path.read_bytes() for path in published.glob("*/seed-1/adapter.safetensors")}
+    assert copied == {"lora": b"lora", "last_two_layers": b"last_two_layers"}
+    assert len(list(published.glob("*/seed-1/record.json"))) == 4
