@@ -49,7 +49,7 @@ def load_run(folder: str | Path) -> TrainedModel:
     record = completed_record(folder)
     config = experiment_from(record.config, str(folder / "record.json"))
     path, again = folder / ADAPTER, "run it again with --overwrite"
-    if config.mode == "full" and not path.exists():
+    if config.mode == "full" and not config.train.keep_weights and not path.exists():
         raise ConfigError(
             f"{folder} has no weights, because its train.keep_weights is false; {again} --train.keep_weights true"
         )

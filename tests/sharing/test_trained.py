@@ -75,6 +75,10 @@ def test_weights_are_kept_in_mode_full_unless_asked_not_to(runs, tmp_path):
     run_experiment(config, tmp_path)
     with pytest.raises(ConfigError, match=r"--train\.keep_weights true"):
         load_run(tmp_path / "full" / "seed-1")
+    lost = Path(shutil.copytree(folder, tmp_path / "lost"))
+    (lost / "adapter.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"adapter\.safetensors does not exist; run it again with --overwrite$"):
+        load_run(lost)
 
 
 def test_a_record_older_than_a_field_is_of_the_fields_default(runs, tmp_path):
