@@ -46,9 +46,9 @@ def fetch_inputs(runs: Sequence[ExperimentConfig]) -> None:
     Raises:
         ConfigError: some are not to be had; that would otherwise be said once for every run.
     """
-    for model in dict.fromkeys(run.model for run in runs):
+    for model in {(run.model.backbone, run.model.revision): run.model for run in runs}.values():
         fetch_encoder(model)
-    for data in dict.fromkeys(run.data for run in runs):
+    for data in {(run.data.source, run.data.revision): run.data for run in runs}.values():
         fetch_source(data)
 
 
