@@ -86,5 +86,6 @@ def _calibration(study: Study) -> dict[str, Picture]:
     encoder = encoder_label(study.records)
     found = {name: reliability(runs.values()) for name, runs in study.predictions.items()}
     values = "; ".join(f"{name} {100 * each.error:.1f} points" for name, each in found.items())
-    drawn = plots.draw(partial(plots.calibration, found, encoder), height=4.4 + 0.12 * len(found))
+    height = 4.4 + 0.24 * len(found) / plots.calibration_columns(found)
+    drawn = plots.draw(partial(plots.calibration, found, encoder), height=height)
     return {"calibration": Picture(drawn, f"Calibration on the test reviews, {encoder}; expected error: {values}")}

@@ -7,7 +7,7 @@ matplotlibrc, so there is nothing to close, nothing global changes, and the same
 import io
 import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib.style
@@ -172,8 +172,13 @@ def calibration(found: Mapping[str, Reliability], encoder: str, ax: Axes) -> Axe
     ax.set(ylabel="share of positive")
     ax.set_title(_title("Calibration on the test reviews", encoder))
     if found:
-        ax.legend(**BELOW, ncols=2)
+        ax.legend(**BELOW, ncols=calibration_columns(found))
     return ax
+
+
+def calibration_columns(names: Iterable[str]) -> int:
+    """Columns of the legend of `calibration`: long names side by side would push the drawing out of the figure."""
+    return 1 if max(map(len, names)) > 18 else 2
 
 
 def ratios(found: pd.DataFrame, title: str, encoder: str, ax: Axes) -> Axes:

@@ -115,6 +115,23 @@ def test_calibration_draws_each_bin_and_the_error_of_each_experiment(ax):
     assert lines == {"full, error 12.5 points": [(0.2, 0.1), (0.9, 0.7)], "lora_best, error 20.0 points": [(0.4, 0.6)]}
 
 
+@pytest.mark.parametrize("name", ["full", "layerwise_classifier", "lora_default_head_trained"])
+def test_the_words_of_calibration_stay_within_the_figure(name):
+    found = Reliability(np.array([0.2, 0.9]), np.array([0.1, 0.7]), np.array([3, 1]), 0.125)
+    figures = []
+
+    def drawn(ax):
+        figures.append(ax.figure)
+        plots.calibration({f"{name}{end}": found for end in ("", "_", "__")}, ENCODER, ax)
+
+    plots.draw(drawn, height=6)
+    (figure,) = figures
+    (ax,) = figure.axes
+    for words in (ax.get_legend(), ax.xaxis.label, ax.yaxis.label):
+        box = words.get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0
+
+
 def test_ratios_are_bars_with_their_range_and_a_line_at_one(ax):
     plots.ratios(RATIOS, "Speed", ENCODER, ax)
     bars = {(bar.get_width(), round(bar.get_y() + bar.get_height() / 2, 2)) for bar in ax.patches}
