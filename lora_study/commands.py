@@ -283,7 +283,7 @@ def predict(
             with .gz), or - for the lines of standard input.
         text_column: Column of the texts; by default the one that the run was trained on, or one known by its name.
         output: A .csv or .jsonl file; if left out, CSV is printed.
-        precision: bf16-true is faster on machines that compute in it; auto chooses it there.
+        precision: bf16-true is faster on some machines; auto chooses it there.
     """
     from lora_study.base.progress import duration
     from lora_study.data.stream import given_reviews, open_reviews

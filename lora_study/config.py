@@ -260,8 +260,8 @@ class TrainConfig(Settings, section="train"):
             along a 'cosine'.
         warmup: Share of all steps, in [0, 1), over which the learning rate first rises from 0.
         weight_decay: Weight decay of the optimizer.
-        precision: '32-true', 'bf16-mixed', '16-mixed' (GPU only), or 'auto': bf16-mixed where the device computes in
-            bf16 and 32-true elsewhere. Trainable weights are fp32 in all of them.
+        precision: '32-true', 'bf16-mixed', '16-mixed' (GPU only), or 'auto': bf16-mixed where the device is
+            faster in bf16 and 32-true elsewhere. Trainable weights are fp32 in all of them.
         accelerator: 'auto', 'cpu', 'gpu' or 'mps'.
         devices: Number of devices on each machine. A batch is shared out among them all, so that results do not depend
             on how many there are.

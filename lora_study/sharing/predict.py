@@ -17,7 +17,7 @@ from transformers import DistilBertForSequenceClassification
 
 from lora_study.base.errors import ConfigError, check
 from lora_study.base.files import atomic, user_path
-from lora_study.base.machine import computes_in_bf16, pick_device
+from lora_study.base.machine import faster_in_bf16, pick_device
 from lora_study.base.progress import progress
 from lora_study.data.batching import collate, evaluation_batches
 from lora_study.data.reviews import Review
@@ -103,11 +103,11 @@ def prepare(trained: TrainedModel, precision: Precision = "32-true") -> None:
     Args:
         trained: The run, in fp32.
         precision: "32-true" gives the run's own model up to rounding; "bf16-true" holds and computes everything in
-            bf16, two to three times as fast on machines that have it; "auto" is bf16 there, and fp32 elsewhere.
+            bf16, two to three times as fast on some machines; "auto" is bf16 there, and fp32 elsewhere.
     """
     device = pick_device("auto", trained.config.train.devices)
     merge_lora(trained.model)  # in fp32, before anything is rounded
-    bf16 = precision == "bf16-true" or (precision == "auto" and computes_in_bf16(device))
+    bf16 = precision == "bf16-true" or (precision == "auto" and faster_in_bf16(device))
     trained.model.to(device=device, dtype=torch.bfloat16 if bf16 else torch.float32)  # type: ignore[call-arg]
     compute_what_is_read(trained.model, device)
 
