@@ -226,7 +226,7 @@ def main() -> int:
     parser.add_argument(
         "--output",
         type=user_path,
-        help="default results/benchmarks/training-DEVICE.json, of other lengths than 256 training-DEVICE-LENGTH.json",
+        help="default results/benchmarks/training-DEVICE.json, with -LENGTH where that is not 256, -fp32 in fp32",
     )
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -248,7 +248,8 @@ def main() -> int:
         "rows": [],
     }
     length = "" if options.max_length == LENGTH else f"-{options.max_length}"
-    output = options.output or Path(f"results/benchmarks/training-{options.device}{length}.json")
+    kind = f"{options.device}{length}{'-fp32' if result['precision'] == '32-true' else ''}"
+    output = options.output or Path(f"results/benchmarks/training-{kind}.json")
     for row in chosen:
         result["rows"].append(measure(row, options))
         write_text(output, json.dumps(result, indent=2) + "\n")  # after every row: a cut-off loses one at most

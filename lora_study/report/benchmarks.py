@@ -19,6 +19,8 @@ from lora_study.base.errors import ConfigError
 TITLES = {
     "training-cpu": "Training speed on a CPU",
     "training-cpu-512": "Training speed at 512 tokens on a CPU",
+    "training-cpu-fp32": "Training speed in fp32 on a CPU",
+    "training-cpu-512-fp32": "Training speed in fp32 at 512 tokens on a CPU",
     "training-cuda": "Training speed on a GPU",
     "inference": "Inference speed",
 }
