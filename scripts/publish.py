@@ -23,11 +23,8 @@ from lora_study.report.benchmarks import read_benchmarks, usable_benchmarks
 from lora_study.report.speed import write_speed
 from lora_study.report.sweep_report import write_sweep_report
 
-# The README shows the article's own protocol, then several seeds: of each the first study that exists.
-IN_README = (
-    ("article-protocol-embedded-encoder",),
-    ("full-embedded-encoder", "medium-embedded-encoder", "embedded"),
-)
+# The README shows the article's own protocol, then several seeds: of all reviews, else of what `make reproduce` runs.
+IN_README = (("article-protocol-embedded-encoder",), ("full-embedded-encoder", "embedded"))
 BENCHMARKS = "benchmarks"  # the folder beside the studies that holds no study
 RUN_FILES = ("predictions.parquet", "curves.csv", ADAPTER)
 SMALL = ("lora", "last_two_layers")  # modes whose weights are small; others' would swell every clone

@@ -82,8 +82,8 @@ def test_the_published_report_links_the_published_benchmarks(root, monkeypatch):
     assert "old results" not in readme and readme.count("![") == 1
 
 
-def test_the_readme_shows_the_articles_protocol_and_then_the_largest_study_of_several_seeds(root, monkeypatch):
-    studies = ("embedded", "article-protocol-embedded-encoder", "medium-embedded-encoder")
+def test_the_readme_shows_the_articles_protocol_and_then_a_study_of_several_seeds(root, monkeypatch):
+    studies = ("embedded", "article-protocol-embedded-encoder", "full-embedded-encoder")
     for place, name in enumerate(studies):
         write_run(root / "results" / name, record(metrics={"test": {"accuracy": 0.71 + place / 10}}))
         (root / "results" / name / "study.yaml").write_text(f"title: Study {name}\n")
@@ -135,13 +135,13 @@ def test_of_a_sweep_the_trials_records_and_the_tested_run_are_published(root, mo
     assert not (target / "report.md").exists() and (root / "README.md").read_text() == README
 
 
-def test_the_readme_shows_the_largest_study_alone(root, monkeypatch):
+def test_the_readme_shows_no_study_of_my_own(root, monkeypatch):
     for name in ("embedded", "medium-embedded-encoder", "of_my_own"):
         write_run(root / "results" / name, record())
         assert publish(monkeypatch, f"results/{name}") == 0
     readme = (root / "README.md").read_text()
-    assert "(results/published/medium-embedded-encoder/report.md)" in readme
-    assert "published/embedded" not in readme and "of_my_own" not in readme
+    assert "(results/published/embedded/report.md)" in readme
+    assert "published/medium" not in readme and "of_my_own" not in readme
 
 
 def test_a_readme_without_markers_is_a_readable_mistake(root, monkeypatch, capsys):
