@@ -220,13 +220,15 @@ class Fact(Claim):
         if not found:
             conditions = ", ".join(f"{key} {_value(value)}" for key, value in self.only_if.items())
             raise Missing(f"no record has {' and '.join(self.fields)}{f' with {conditions}' if conditions else ''}")
-        distinct = list(dict.fromkeys(_value(value) for _, value in found))
+        values = [value for _, value in found]
+        numeric = not any(isinstance(value, bool | str) for value in values)
+        shown = [min(values), max(values)] if numeric else values  # twenty runs have twenty rounding errors
         less = f" less {self.less:g}" if self.less else ""
         return Finding(
             evidence=f"{' + '.join(self.fields)}{less} in {len(found)} record(s)",
             basis="arithmetic" if self.deviation is None else "cut",
-            sign=sign_of(all(self._agrees(value) for _, value in found)),
-            measured=", ".join(distinct),
+            sign=sign_of(all(self._agrees(value) for value in values)),
+            measured=(" to " if numeric else ", ").join(dict.fromkeys(map(_value, shown))),
             runs=runs.folders(record for record, _ in found),
         )
 
