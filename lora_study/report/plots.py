@@ -49,7 +49,9 @@ CHANCE = math.log(2)  # the loss of a model that says one half to everything
 SMOOTH = 5  # logged losses in a running mean
 
 
-def draw(plot: Callable[..., object], width: float = WIDTH, height: float = 4.2, panels: int = 0) -> dict[str, bytes]:
+def draw(
+    plot: Callable[..., object], width: float = WIDTH, height: float = 4.2, panels: int = 0, sharex: bool = True
+) -> dict[str, bytes]:
     """The figure that a plot draws.
 
     Args:
@@ -57,6 +59,7 @@ def draw(plot: Callable[..., object], width: float = WIDTH, height: float = 4.2,
         width: In inches.
         height: In inches.
         panels: Number of panels, two side by side, on one scale; 0 for a single Axes.
+        sharex: Whether the panels' scale from left to right is one, too.
 
     Returns:
         {'png': bytes, 'svg': bytes}.
@@ -65,7 +68,7 @@ def draw(plot: Callable[..., object], width: float = WIDTH, height: float = 4.2,
         figure = Figure(figsize=(width, height), layout="constrained")
         if panels:
             rows, columns = math.ceil(panels / 2), min(panels, 2)
-            axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
+            axes = figure.subplots(rows, columns, sharex=sharex, sharey=True, squeeze=False).flatten()
             for unused in axes[panels:]:
                 unused.set_axis_off()
             plot(list(axes[:panels]))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -44,18 +45,16 @@ def encoder_in_words(study: Study) -> str:
 
 def budget(study: Study) -> str:
     """What each run learned from and was tested on, as a sentence and a space; empty where the runs differ."""
-    budgets = set()
+    budgets, lasted = set(), set[Any]()
     for record in study.completed:
         sizes, settings = record.data.get("sizes") or {}, flatten(record.config)
-        learned = sizes.get("train"), settings.get("data.max_length"), settings.get("train.epochs")
-        budgets.add((*learned, sizes.get("test")))
-    for reviews, tokens, epochs, tested in budgets if len(budgets) == 1 else ():
-        if reviews and tokens and epochs and tested:
-            return (
-                f"Each run trains on {reviews:,} reviews of at most {tokens} tokens for {count(epochs, 'epoch')} and "
-                f"is tested on {tested:,}. "
-            )
-    return ""
+        budgets.add((sizes.get("train"), settings.get("data.max_length"), sizes.get("test")))
+        lasted.add(settings.get("train.epochs"))
+    (reviews, tokens, tested), *others = budgets or {(None, None, None)}
+    if others or not (reviews and tokens and tested):
+        return ""
+    epochs = f" for {count(lasted.pop(), 'epoch')}" if len(lasted) == 1 and all(lasted) else ""
+    return f"Each run trains on {reviews:,} reviews of at most {tokens} tokens{epochs} and is tested on {tested:,}. "
 
 
 def in_plain_words(study: Study) -> Iterator[str]:

@@ -72,6 +72,19 @@ def test_the_same_data_give_the_same_bytes_and_leave_matplotlib_alone(histories)
     assert dict(matplotlib.rcParams) == before
 
 
+@pytest.mark.parametrize(("sharex", "ends"), [(True, (2000, 2000)), (False, (2000, 300))])
+def test_panels_share_the_scale_from_left_to_right_where_that_is_asked_for(sharex, ends):
+    found = []
+
+    def two(axes):
+        for ax, last in zip(axes, (2000, 300), strict=True):
+            ax.plot([0, last], [0.7, 0.3])
+        found.extend(ax.get_xlim()[1] for ax in axes)
+
+    plots.draw(two, panels=2, sharex=sharex)
+    assert found == pytest.approx(ends, rel=0.1)
+
+
 def test_every_seed_has_a_dot_beside_the_article_s_number(ax):
     plots.seeds(ACCURACIES, {}, REPORTED, ENCODER, ax)
     assert [label.get_text() for label in ax.get_yticklabels()] == list(ACCURACIES)

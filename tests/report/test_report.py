@@ -15,7 +15,7 @@ from lora_study.base.errors import ConfigError
 from lora_study.config_studies import STUDY_FILE
 from lora_study.evidence.summary import summary_table
 from lora_study.records.record import run_dir
-from lora_study.report import readme_results, write_report
+from lora_study.report import plots, readme_results, write_report
 from lora_study.report.exhibits import draw_up
 from lora_study.report.material import read_study
 from lora_study.report.pages import report_page
@@ -213,6 +213,18 @@ def test_a_run_that_guesses_for_long_is_named(results):
     assert "much later: lora_default seed 4 at step 600, full seed 1 never." in said
 
 
+@pytest.mark.parametrize(("steps", "shared"), [((100, 290), True), ((100, 300), False)])
+def test_losses_of_very_different_lengths_have_a_scale_of_steps_each(results, monkeypatch, steps, shared):
+    for name, last in zip(("lora_default", "full"), steps, strict=True):
+        rows = [f"{step},1,0.6,,,0.1,1" for step in range(10, last + 1, 10)]
+        history = "\n".join(["step,epoch,train_loss,val_loss,val_accuracy,learning_rate,seconds", *rows]) + "\n"
+        write_run(results, record(name), history)
+    drawn, draw = [], plots.draw
+    monkeypatch.setattr(plots, "draw", lambda *given, **how: drawn.append(how.get("sharex")) or draw(*given, **how))
+    write_report(results)
+    assert shared in drawn and (not shared) not in drawn
+
+
 def page_of_training(results):
     write_report(results)
     return (results / "report.md").read_text().partition("## Training")[2].partition("\n## ")[0]
@@ -295,6 +307,8 @@ def test_the_budget_is_said_where_the_runs_share_one(results):
     write_run(results, failed("lora_default"))
     assert words in page_of(results) and words in readme_results([results])
     write_whole_run(results, record("lora_best", config={"train": {"epochs": 4}}))
+    assert words.replace(" for 3 epochs", "") in page_of(results)
+    write_whole_run(results, record("last_two_layers", config={"data": {"max_length": 128}}))
     assert "Each run trains on" not in page_of(results)
 
 
