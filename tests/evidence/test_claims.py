@@ -502,9 +502,9 @@ class TestFacts:
         assert verdict(name, [record("full", metrics={"lora": {field: fails}})], tmp_path).verdict == "not run"
 
     def test_of_many_numbers_the_smallest_and_the_largest_are_shown(self, tmp_path):
-        differences = (3e-7, 2e-6, 1e-7, 2e-6)
+        differences = (3e-7, 2e-6, 1.2345e-7, 2e-6)
         runs = [record(seed=seed, metrics={"lora": {"merge_difference": d}}) for seed, d in enumerate(differences, 1)]
-        assert verdict("lora.merges", runs, tmp_path).measured == "1e-07 to 2e-06"
+        assert verdict("lora.merges", runs, tmp_path).measured == "1.2e-07 to 2e-06"
         assert verdict("lora.merges", runs[1::2], tmp_path).measured == "2e-06"
 
     FULL_DATA = {  # noqa: RUF012

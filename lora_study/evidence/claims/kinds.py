@@ -246,7 +246,9 @@ def sign_of(holds: bool) -> int:
 
 
 def _number(value: float) -> str:
-    return f"{value:,.10g}" if float(value).is_integer() else f"{value:,.5g}"
+    if float(value).is_integer():
+        return f"{value:,.10g}"
+    return f"{value:,.5g}" if abs(value) >= 1e-3 else f"{value:.2g}"  # so small are only errors of rounding
 
 
 def _value(value: Any) -> str:
