@@ -17,13 +17,11 @@ from lora_study.base.errors import ConfigError
 
 # The files that are read, by name without the ending, and what each measures.
 TITLES = {
-    "training-cpu": "Training speed on a CPU",
-    "training-cpu-512": "Training speed at 512 tokens on a CPU",
-    "training-cpu-fp32": "Training speed in fp32 on a CPU",
-    "training-cpu-512-fp32": "Training speed in fp32 at 512 tokens on a CPU",
-    "training-cuda": "Training speed on a GPU",
-    "inference": "Inference speed",
-}
+    f"training-{device}{length}{kind}": f"Training speed{in_kind}{at_length} on a {shown}"
+    for device, shown in (("cpu", "CPU"), ("cuda", "GPU"))
+    for kind, in_kind in (("", ""), ("-fp32", " in fp32"))
+    for length, at_length in (("", ""), ("-512", " at 512 tokens"))
+} | {"inference": "Inference speed"}
 SIDES = {
     "ours": "ours",
     "peft_trainer": "PEFT + Trainer",

@@ -19,6 +19,18 @@ def only(folder):
     return found
 
 
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("training_cpu_512_fp32", "Training speed in fp32 at 512 tokens on a CPU"),
+        ("training_cuda", "Training speed on a GPU"),
+        ("training_cuda_fp32", "Training speed in fp32 on a GPU"),  # of a GPU without bf16
+    ],
+)
+def test_each_device_precision_and_length_has_a_file_and_a_title(tmp_path, name, title):
+    assert only(write_benchmarks(tmp_path, **{name: training()})).title == title
+
+
 def test_training_table_has_every_side_and_ours_over_each(tmp_path):
     table = only(write_benchmarks(tmp_path, training_cpu=training())).table
     first = table.iloc[0]
