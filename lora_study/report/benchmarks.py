@@ -6,7 +6,7 @@ A file that these scripts would not write is named in a line and left out.
 import json
 import math
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,13 +15,28 @@ import pandas as pd
 
 from lora_study.base.errors import ConfigError
 
-# The files that are read, by name without the ending, and what each measures.
-TITLES = {
-    f"training-{device}{length}{kind}": f"Training speed{in_kind}{at_length} on a {shown}"
-    for device, shown in (("cpu", "CPU"), ("cuda", "GPU"))
-    for kind, in_kind in (("", ""), ("-fp32", " in fp32"))
-    for length, at_length in (("", ""), ("-512", " at 512 tokens"))
-} | {"inference": "Inference speed"}
+# What one file measured, by the beginning of its name, in the order of the page.
+KINDS = ("training", "inference")
+METHODS = {
+    "training": (
+        "Ours is this package; beside it stand Hugging Face's PEFT + Trainer, and a plain Lightning script in a "
+        "tutorial's manner. Within a row all have the same encoder, reviews, dropout, batch size, length cap and "
+        "precision: the ratios compare equal settings, except where a row's name says otherwise. They differ in how: "
+        "ours batches reviews of similar length, PEFT + Trainer pads a batch to its longest review, the Lightning "
+        "script pads every review to the cap. They are measured in turn, each in a process of its own: speeds are "
+        "medians; a ratio is the median over neighbouring measurements, with the lowest and the highest. Optimizer "
+        "steps after a warm-up are timed; loading and tokenisation are not. The share of the limit is the speed of "
+        "ours over that of the machine's matrix products alone, counted in operations. Peak memory is the process's "
+        "resident memory, on a GPU what torch allocated there."
+    ),
+    "inference": (
+        "This package's predict beside transformers' pipeline with the same weights, and a model with LoRA beside one "
+        "without, from text to label, in the same precision on both sides of a row, so that the ratios compare equal "
+        "settings. Reviews of mixed length come as they are. They are measured in turn, in one process: speeds are "
+        "medians; a ratio is the median over neighbouring measurements, with the lowest and the highest. Loading is "
+        "not timed."
+    ),
+}
 SIDES = {
     "ours": "ours",
     "peft_trainer": "PEFT + Trainer",
@@ -40,19 +55,19 @@ class Benchmark:
     """What one benchmark measured.
 
     Attributes:
-        name: Name of its file without the ending, a key of `TITLES`.
-        title: What it measures.
+        name: Name of its file without the ending.
+        kind: What it measured, one of `KINDS`; `METHODS` says how.
+        title: What it measured, on what and with which settings.
         encoder: The encoder, worded as in the report's other titles.
-        about: What was compared with what and how, as plain text.
-        source: When, on what and with which code it was measured, as plain text.
+        source: How often, when, on what and with which settings and code it was measured, as plain text.
         table: One row per comparison as a reader sees it.
         ratios: One row per comparison and other side: row, over (the other side), ratio (median), low, high.
     """
 
     name: str
+    kind: str
     title: str
     encoder: str
-    about: str
     source: str
     table: pd.DataFrame
     ratios: pd.DataFrame
@@ -64,19 +79,18 @@ class Benchmark:
 
 
 def read_benchmarks(folder: Path) -> tuple[list[Benchmark], list[str]]:
-    """The benchmarks of a folder, in the order of `TITLES`, and a line per file that cannot be used."""
+    """The benchmarks of a folder, training first, then by title, and a line per file that cannot be used."""
     benchmarks, problems = [], []
-    for name in TITLES:
-        path = folder / f"{name}.json"
-        if not path.exists():
-            continue
-        try:
-            # Every number is read as a float: one kind to check, and none is too large for it.
-            content = json.loads(path.read_text(encoding="utf-8"), parse_int=float)
-            benchmarks.append(_benchmark(name, content))
-        except (OSError, ValueError) as error:  # what is not JSON or not text is a ValueError too
-            problems.append(f"{path} is left out: {getattr(error, 'strerror', None) or error}; run the benchmark again")
-    return benchmarks, problems
+    for kind in KINDS:
+        for path in sorted(folder.glob(f"{kind}*.json")):
+            try:
+                # Every number is read as a float: one kind to check, and none is too large for it.
+                content = json.loads(path.read_text(encoding="utf-8"), parse_int=float)
+                benchmarks.append(_benchmark(path.stem, kind, content))
+            except (OSError, ValueError) as error:  # what is not JSON or not text is a ValueError too
+                reason = getattr(error, "strerror", None) or error
+                problems.append(f"{path} is left out: {reason}; run the benchmark again")
+    return sorted(benchmarks, key=lambda found: (KINDS.index(found.kind), found.title)), problems
 
 
 def ratio_text(ratio: float, low: float, high: float) -> str:
@@ -94,32 +108,33 @@ def usable_benchmarks(folder: Path) -> list[Benchmark]:
     if problems:
         raise ConfigError(problems[0])
     if not benchmarks:
-        files = ", ".join(f"{name}.json" for name in TITLES)
-        raise ConfigError(f"{folder} holds none of {files}; run `make benchmark` first")
+        files = " or ".join(f"{kind}*.json" for kind in KINDS)
+        raise ConfigError(f"{folder} holds no {files}; run `make benchmark` first")
     return benchmarks
 
 
-def _benchmark(name: str, content: Any) -> Benchmark:
+def _benchmark(name: str, kind: str, content: Any) -> Benchmark:
     """A benchmark from the content of its file; ValueError if a value is missing or is not what it should be."""
     if not _of(list, content, "rows"):
         raise ValueError("it has no rows")
-    read: Callable[[Any], tuple[pd.DataFrame, list[dict[str, Any]], str]]
-    read = _inference if name == "inference" else _training
-    table, ratios, about = read(content)
+    table, ratios = _training(content) if kind == "training" else _inference(content)
     encoder = _of(dict, content, "encoder")
+    title = f"{kind.capitalize()} speed on {_device(content)}"
+    if kind == "training":
+        title += f", {_number(content, 'max_length'):.0f} tokens, {_of(str, content, 'precision')}"
     return Benchmark(
         name=name,
-        title=TITLES[name],
+        kind=kind,
+        title=title,
         encoder=f"{'stand-in encoder' if encoder.get('stand_in') else 'encoder'}: {_of(str, encoder, 'name')}",
-        about=about,
-        source=_source(content),
+        source=_source(kind, content),
         table=table,
         ratios=pd.DataFrame(ratios),
     )
 
 
-def _training(content: Mapping[str, Any]) -> tuple[pd.DataFrame, list[dict[str, Any]], str]:
-    """Table, ratios and words of scripts/benchmark.py."""
+def _training(content: Mapping[str, Any]) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    """Table and ratios of scripts/benchmark.py."""
     lines, ratios = [], []
     for row in content["rows"]:
         name, sides = _of(str, row, "row"), _of(dict, row, "sides")
@@ -142,37 +157,15 @@ def _training(content: Mapping[str, Any]) -> tuple[pd.DataFrame, list[dict[str, 
         raise ValueError("it compares nothing: every row's ratios are empty")
     table = pd.DataFrame(lines)
     numbers = dict.fromkeys(_columns(table, SECOND, TOKENS, SHARE, MEMORY), "float64")
-    return table.astype(numbers), ratios, _about_training(content)
+    return table.astype(numbers), ratios
 
 
 def _columns(table: pd.DataFrame, *endings: str) -> list[str]:
     return [name for name in map(str, table.columns) if name.endswith(endings)]
 
 
-def _about_training(content: Mapping[str, Any]) -> str:
-    words = (
-        "Ours is this package; beside it stand Hugging Face's PEFT + Trainer, and a plain Lightning script in a "
-        "tutorial's manner. Within a row all have the same encoder, reviews, dropout, batch size "
-        f"({_number(content, 'batch_size'):.0f}), length cap ({_number(content, 'max_length'):.0f} tokens) and "
-        f"precision ({_of(str, content, 'precision')}): the ratios compare equal settings, except where a row's name "
-        "says otherwise. They differ in how: ours batches reviews of similar length, PEFT + Trainer pads a batch to "
-        "its longest review, the Lightning script pads every review to the cap. "
-        f"{_how_often(content, 'in a process of its own')} A measurement of training is "
-        f"{_number(content, 'steps'):.0f} optimizer steps after a warm-up; loading and tokenisation are not timed. "
-        "The share of the limit is the speed of ours over that of the machine's matrix products alone, counted in "
-        "operations. Peak memory is the process's resident memory, on a GPU what torch allocated there."
-    )
-    if "study" in content:
-        study = _of(dict, content, "study")
-        words += (
-            f" From scratch, the embedded study took {_number(study, 'seconds'):,.0f} seconds; its largest run needed "
-            f"{_number(study, 'peak_bytes') / 2**30:.2f} GiB."
-        )
-    return words
-
-
-def _inference(content: Mapping[str, Any]) -> tuple[pd.DataFrame, list[dict[str, Any]], str]:
-    """Table, ratios and words of scripts/benchmark_inference.py."""
+def _inference(content: Mapping[str, Any]) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    """Table and ratios of scripts/benchmark_inference.py."""
     lines, ratios = [], []
     for row in content["rows"]:
         name, found = _of(str, row, "row"), _ratio(row, "ratio", "ratio_min", "ratio_max")
@@ -188,42 +181,49 @@ def _inference(content: Mapping[str, Any]) -> tuple[pd.DataFrame, list[dict[str,
             }
         )
         ratios.append({"row": name, "over": second, **found})
-    about = (
-        "This package's predict beside transformers' pipeline with the same weights, and a model with LoRA beside one "
-        f"without: {_number(content, 'reviews'):.0f} reviews from text to label, in batches of "
-        f"{_number(content, 'batch_size'):.0f} and cut at {_number(content, 'max_length'):.0f} tokens, in the same "
-        "precision on both sides of a row, so that the ratios compare equal settings. Reviews of equal length have "
-        f"about {_number(content, 'equal_length'):.0f} tokens, those of mixed length come as they are. "
-        f"{_how_often(content, 'in one process')} Loading is not timed."
-    )
-    return pd.DataFrame(lines), ratios, about
+    return pd.DataFrame(lines), ratios
 
 
-def _how_often(content: Mapping[str, Any], where: str) -> str:
-    repeats = _number(content, "repeats")
-    if repeats == 1:
-        return f"Each was measured once, {where}, so that the ratios have no range."
-    return (
-        f"Each was measured {repeats:.0f} times, in turn and {where}: speeds are medians; a ratio is the median over "
-        "neighbouring measurements, with the lowest and the highest."
-    )
-
-
-def _source(content: Mapping[str, Any]) -> str:
-    """When, on what and with which code."""
-    hardware, versions = _of(dict, content, "hardware"), _of(dict, content, "versions")
-    machine = f"{hardware.get('cpu') or 'an unknown processor'}, {_number(hardware, 'threads'):.0f} threads"
-    if (accelerator := hardware.get("accelerator")) not in (None, "cpu"):
-        machine = f"{accelerator} ({machine})"
+def _source(kind: str, content: Mapping[str, Any]) -> str:
+    """How often, with which settings, on what, when and with which code."""
+    if kind == "training":
+        amount = (
+            f"{_number(content, 'steps'):.0f} steps, in batches of {_number(content, 'batch_size'):.0f} reviews cut at "
+            f"{_number(content, 'max_length'):.0f} tokens"
+        )
+    else:
+        amount = (
+            f"{_number(content, 'reviews'):.0f} reviews (of about {_number(content, 'equal_length'):.0f} tokens where "
+            f"lengths are equal), in batches of {_number(content, 'batch_size'):.0f} and cut at "
+            f"{_number(content, 'max_length'):.0f} tokens"
+        )
+    repeats, versions = _number(content, "repeats"), _of(dict, content, "versions")
+    threads = _number(_of(dict, content, "hardware"), "threads")
+    often = "One measurement" if repeats == 1 else f"Medians of {repeats:.0f} measurements"
     commit = _of(str, content, "commit") if content.get("commit") is not None else None
-    changes = " with uncommitted changes" if content.get("dirty") else ""
-    repeats = _number(content, "repeats")
-    often = "Measured once" if repeats == 1 else f"Medians of {repeats:.0f} measurements"
-    return (
-        f"{often} on {machine}, {_of(str, content, 'measured')[:10]}, with torch {_of(str, versions, 'torch')} and "
-        f"transformers {_of(str, versions, 'transformers')}, at "
-        f"{f'commit {commit[:12]}' if commit else 'an unknown commit'}{changes}."
+    words = (
+        f"{often} of {amount}, on {_device(content)}, {threads:.0f} threads, "
+        f"{_of(str, content, 'measured')[:10]}, with torch {_of(str, versions, 'torch')} and transformers "
+        f"{_of(str, versions, 'transformers')}, at {f'commit {commit[:12]}' if commit else 'an unknown commit'}"
+        f"{' with uncommitted changes' if content.get('dirty') else ''}."
     )
+    if repeats == 1:
+        words += " So the ratios have no range."
+    if "study" in content:
+        study = _of(dict, content, "study")
+        words += (
+            f" From scratch, the embedded study took {_number(study, 'seconds'):,.0f} seconds; its largest run needed "
+            f"{_number(study, 'peak_bytes') / 2**30:.2f} GiB."
+        )
+    return words
+
+
+def _device(content: Mapping[str, Any]) -> str:
+    """What it was measured on: the accelerator, if there is one, and the processor."""
+    hardware = _of(dict, content, "hardware")
+    cpu = hardware.get("cpu") or "an unknown processor"
+    accelerator = hardware.get("accelerator")
+    return f"{cpu}" if accelerator in (None, "cpu") else f"{accelerator} ({cpu})"
 
 
 def _of(kind: type[T], values: Any, key: str) -> T:

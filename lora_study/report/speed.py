@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lora_study.base.files import write_files
 from lora_study.base.text_tables import escape, markdown_table
-from lora_study.report.benchmarks import Benchmark
+from lora_study.report.benchmarks import METHODS, Benchmark
 from lora_study.report.figures import draw_speed
 from lora_study.report.webpage import html_page
 
@@ -21,13 +21,14 @@ def write_speed(benchmarks: Sequence[Benchmark], folder: Path) -> list[Path]:
     if not benchmarks:
         return []
     pictures = {benchmark.exhibit: draw_speed(benchmark) for benchmark in benchmarks}
-    blocks = [f"# {TITLE}"]
+    measured = {benchmark.kind: None for benchmark in benchmarks}  # a dict keeps their order
+    blocks = [f"# {TITLE}", *(f"**{kind.capitalize()}.** {METHODS[kind]}" for kind in measured)]
     for benchmark in benchmarks:
         picture = pictures[benchmark.exhibit]
         blocks += [
             f"## {escape(benchmark.title)}",
-            f"With the {escape(benchmark.encoder.replace('encoder: ', 'encoder '))}. {escape(benchmark.about)}",
-            f"{escape(benchmark.source)} All measurements are in [the record]({benchmark.name}.json).",
+            f"{escape(benchmark.source)} With the {escape(benchmark.encoder.replace('encoder: ', 'encoder '))}. "
+            f"All measurements are in [the record]({benchmark.name}.json).",
             f"![{escape(picture.alt)}]({benchmark.exhibit}.png)",
             markdown_table(benchmark.table),
         ]

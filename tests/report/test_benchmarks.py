@@ -9,7 +9,7 @@ from fabricate import record, write_run
 from fabricate_benchmarks import PROVENANCE, inference, row, training, write_benchmarks
 
 from lora_study.report import write_report
-from lora_study.report.benchmarks import TITLES, read_benchmarks
+from lora_study.report.benchmarks import METHODS, read_benchmarks
 
 
 def only(folder):
@@ -19,16 +19,24 @@ def only(folder):
     return found
 
 
-@pytest.mark.parametrize(
-    ("name", "title"),
-    [
-        ("training_cpu_512_fp32", "Training speed in fp32 at 512 tokens on a CPU"),
-        ("training_cuda", "Training speed on a GPU"),
-        ("training_cuda_fp32", "Training speed in fp32 on a GPU"),  # of a GPU without bf16
-    ],
-)
-def test_each_device_precision_and_length_has_a_file_and_a_title(tmp_path, name, title):
-    assert only(write_benchmarks(tmp_path, **{name: training()})).title == title
+def test_every_file_is_read_and_titled_by_what_it_measured_on_what(tmp_path):
+    gpu = {**PROVENANCE["hardware"], "accelerator": "a GPU"}
+    write_benchmarks(
+        tmp_path,
+        training_cpu_384=training(max_length=384),  # any length, precision and name: the content says what it is
+        training_cuda_fp32=training(precision="32-true", hardware=gpu),
+        training=training(),
+        inference_gpu=inference(hardware=gpu),
+    )
+    benchmarks, problems = read_benchmarks(tmp_path)
+    assert problems == []
+    assert {found.name: found.title for found in benchmarks} == {
+        "training": "Training speed on a CPU, 256 tokens, bf16-mixed",
+        "training-cpu-384": "Training speed on a CPU, 384 tokens, bf16-mixed",
+        "training-cuda-fp32": "Training speed on a GPU (a CPU), 256 tokens, 32-true",
+        "inference-gpu": "Inference speed on a GPU (a CPU)",
+    }
+    assert [found.title for found in benchmarks[:3]] == sorted(found.title for found in benchmarks[:3])
 
 
 def test_training_table_has_every_side_and_ours_over_each(tmp_path):
@@ -73,38 +81,27 @@ def test_inference_table_names_both_sides(tmp_path):
 
 def test_words_say_what_how_often_on_what_and_with_which_code(tmp_path):
     found = only(write_benchmarks(tmp_path, training_cpu=training()))
-    for said in (
-        "batch size (12)",
-        "256 tokens",
-        "bf16-mixed",
-        "measured 3 times",
-        "20 optimizer steps",
-        "equal settings",
-    ):
-        assert said in found.about
     assert found.source == (
-        "Medians of 3 measurements on a CPU, 2 threads, 2026-01-02, with torch 2.13.0 and transformers 5.23.0, "
-        "at commit 0123456789ab."
+        "Medians of 3 measurements of 20 steps, in batches of 12 reviews cut at 256 tokens, on a CPU, 2 threads, "
+        "2026-01-02, with torch 2.13.0 and transformers 5.23.0, at commit 0123456789ab."
     )
     assert found.encoder == "stand-in encoder: all-MiniLM-L6-v2"
-    assert "embedded study" not in found.about
 
 
 def test_words_own_up_to_what_weakens_a_measurement(tmp_path):
     hardware = {**PROVENANCE["hardware"], "accelerator": "a GPU"}
     content = training(repeats=1, dirty=True, hardware=hardware)
     found = only(write_benchmarks(tmp_path, training_cuda=content))
-    assert "measured once" in found.about
-    assert "once on a GPU (a CPU, 2 threads)" in found.source and "abcdef" not in found.source
-    assert found.source.endswith("at commit 0123456789ab with uncommitted changes.")
+    assert found.source.startswith("One measurement of 20 steps") and "on a GPU (a CPU), 2 threads" in found.source
+    assert found.source.endswith("0123456789ab with uncommitted changes. So the ratios have no range.")
     unknown = only(write_benchmarks(tmp_path, training_cuda=training(commit=None, dirty=None)))
     assert unknown.source.endswith("at an unknown commit.")
 
 
 def test_the_study_from_nothing_is_told_where_it_was_timed(tmp_path):
     study = {"seconds": 321.4, "peak_bytes": 3 * 2**29, "test_accuracy": {}}
-    about = only(write_benchmarks(tmp_path, training_cpu=training(study=study))).about
-    assert "took 321 seconds; its largest run needed 1.50 GiB" in about
+    source = only(write_benchmarks(tmp_path, training_cpu=training(study=study))).source
+    assert "took 321 seconds; its largest run needed 1.50 GiB" in source
 
 
 def ratios(median, low, high):
@@ -153,7 +150,7 @@ def test_an_unknown_side_is_named(tmp_path):
 
 def test_other_files_and_an_absent_folder_are_no_benchmarks(tmp_path):
     assert read_benchmarks(tmp_path / "nowhere") == ([], [])
-    assert read_benchmarks(write_benchmarks(tmp_path, training={"rows": []})) == ([], [])
+    assert read_benchmarks(write_benchmarks(tmp_path, my_training={"rows": []})) == ([], [])
 
 
 @pytest.fixture
@@ -177,7 +174,8 @@ def test_speed_has_a_page_beside_the_benchmarks_that_the_report_links(results):
     for name in ("training-cpu", "inference"):
         assert f"]({name}.json)" in page and f"](speed_{name.replace('-', '_')}.png)" in page
     assert "LoRA q,v, 2.50\u00a0(2.25\u00a0to\u00a03.00) times that of PEFT + Trainer" in page
-    assert TITLES["training-cpu"] in page and "stand-in encoder all-MiniLM-L6-v2" in page
+    assert "Training speed on a CPU" in page and "stand-in encoder all-MiniLM-L6-v2" in page
+    assert "equal settings" in METHODS["training"] and all(page.count(words) == 1 for words in METHODS.values())
     assert "Speed beside other tools" in (folder / "speed.html").read_text()
 
 
