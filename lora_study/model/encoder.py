@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
+    AutoTokenizer,
     DistilBertConfig,
     DistilBertForSequenceClassification,
     DistilBertTokenizerFast,
@@ -40,6 +41,11 @@ from lora_study.model.embedded import EMBEDDED_SHA256, EMBEDDED_SHAPE, embedded_
 BASE_NAMES = ("distilbert-base-uncased", "distilbert/distilbert-base-uncased")
 
 WEIGHTS = "model.safetensors"
+# What a checkpoint's config.json says of its own head, which is not used, and of what its model hands out.
+NOT_THE_ENCODER = (
+    *("id2label", "label2id", "problem_type"),
+    *("return_dict", "output_attentions", "output_hidden_states"),
+)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -101,24 +107,33 @@ def build_model(config: ModelConfig, head_seed: int) -> DistilBertForSequenceCla
 
 
 def build_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
-    """The backbone's tokenizer, with no truncation or padding set: the caller chooses both.
+    """The backbone's own tokenizer, of whatever kind, with no truncation or padding set: the caller chooses both.
 
     Raises:
         ConfigError: the tokenizer is not to be found, or cannot be read.
     """
-    folder = model_folder(config, TOKENIZER_FILES)
+    folder = model_folder(config, ("config.json", *TOKENIZER_FILES))  # which kind it is, config.json may say
     missing = [name for name in TOKENIZER_FILES if not (folder / name).is_file()]
     if missing:
         raise ConfigError(
             f"model.backbone: {config.backbone!r} has no {missing[0]}; save its tokenizer beside the weights "
             "with save_pretrained"
         )
+    # A DistilBERT's class would read any other tokenizer.json as lower-case word pieces.
+    kind = DistilBertTokenizerFast if config.backbone == EMBEDDED else AutoTokenizer
     try:
-        tokenizer: PreTrainedTokenizerFast = DistilBertTokenizerFast.from_pretrained(folder, local_files_only=True)
+        tokenizer: Any = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers raises a bare Exception on a malformed file
         raise ConfigError(
             f"model.backbone: the tokenizer in {folder} cannot be read ({one_line(error)}); fetch its files again"
         ) from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ConfigError(
+            f"model.backbone: the tokenizer in {folder} is a {type(tokenizer).__name__}, which does not use its "
+            "tokenizer.json; save it again as a fast tokenizer"
+        )
+    # A DistilBERT knows no token types, whose tokenizer it may have; saved with a model, this has to be said, too.
+    tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = ["input_ids", "attention_mask"]
     # The embedded tokenizer.json cuts and pads to 128 tokens.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
@@ -262,8 +277,8 @@ def with_settings(shape: Mapping[str, Any], config: ModelConfig) -> DistilBertCo
         "attention_dropout": config.attention_dropout,
         "attn_implementation": "sdpa",
     }
-    labels = ("id2label", "label2id")  # those of a checkpoint's own head, which is not used
-    return DistilBertConfig.from_dict({key: value for key, value in shape.items() if key not in labels} | settings)
+    encoder = {key: value for key, value in shape.items() if key not in NOT_THE_ENCODER}
+    return DistilBertConfig.from_dict(encoder | settings)
 
 
 def model_folder(config: ModelConfig, files: Sequence[str]) -> Path:

@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertForSequenceClassification, DistilBertModel
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    BertTokenizerFast,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    DistilBertModel,
+    PreTrainedTokenizerFast,
+)
 
 from lora_study.base.errors import ConfigError
 from lora_study.config import ModelConfig
@@ -196,12 +206,36 @@ def test_tokenizer_neither_cuts_nor_pads_unasked(backbone, tiny):
     assert tokenizer.pad_token_id == 0
 
 
+def test_a_tokenizer_of_another_kind_is_the_backbones_own(copy):
+    words = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "The": 2, "the": 3, "film": 4}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(copy)
+    tokenizer = build_tokenizer(ModelConfig(backbone=str(copy)))
+    assert tokenizer("The the film")["input_ids"] == [2, 3, 4]  # not made lower-case, not cut into word pieces
+    assert set(tokenizer("film")) == {"input_ids", "attention_mask"}
+
+
+def test_a_bert_tokenizer_gives_no_token_types_even_once_it_is_saved_again(copy, tmp_path):
+    BertTokenizerFast.from_pretrained(copy).save_pretrained(copy)
+    tokenizer = build_tokenizer(ModelConfig(backbone=str(copy)))
+    tokenizer.save_pretrained(tmp_path / "again")
+    for found in (tokenizer, AutoTokenizer.from_pretrained(tmp_path / "again")):
+        assert set(found("film")) == {"input_ids", "attention_mask"}
+
+
 # A user's mistakes -----------------------------------------------------------------------------------------------
 
 
 def rewrite_config(folder, **changes):
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_what_a_checkpoints_own_head_was_for_is_not_the_encoders(copy):
+    rewrite_config(copy, problem_type="multi_label_classification", return_dict=False, output_attentions=True)
+    model = build_model(ModelConfig(backbone=str(copy)), head_seed=1)
+    assert model.config.problem_type is None  # transformers' pipeline would take it for the labels' own probabilities
+    assert set(model(input_ids=torch.tensor([[2, 5, 3]]))) == {"logits"}
 
 
 def test_tables_too_short_for_the_texts_or_the_tokenizer_are_refused(copy):
