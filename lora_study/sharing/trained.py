@@ -56,12 +56,14 @@ def load_run(folder: str | Path) -> TrainedModel:
     # The commit that was trained on: a branch that the config names may have moved since.
     encoder = dataclasses.replace(config.model, revision=record.encoder.revision or config.model.revision)
     model = backbones.build_model(encoder, head_seed=config.resolved_seeds()["head_init"])
-    found, sha256 = backbones.describe(encoder)["sha256"], record.encoder.sha256
-    if found and sha256 and found != sha256:
-        raise ConfigError(
-            f"model.backbone: the weights of {encoder.backbone!r} have SHA-256 {found}, but {folder} was trained on "
-            f"{sha256}; restore that encoder, or {again}"
-        )
+    found = backbones.describe(encoder)
+    for key, what in (("sha256", "weights"), ("settings_sha256", "config.json and tokenizer")):
+        now, then = found[key], getattr(record.encoder, key)
+        if now and then and now != then:
+            raise ConfigError(
+                f"model.backbone: the {what} of {encoder.backbone!r} have SHA-256 {now}, but {folder} was trained on "
+                f"{then}; restore that encoder, or {again}"
+            )
     apply_mode(model, config)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     expected = {

@@ -173,6 +173,11 @@ def test_another_encoder_than_the_one_trained_is_refused(run, tiny_backbone, tmp
     record.config["model"]["backbone"] = str(other)
     write_record(record, run)
     assert record.provenance["encoder"]["sha256"] in refusal(run)
+    shutil.copyfile(tiny_backbone / backbones.WEIGHTS, other / backbones.WEIGHTS)
+    assert load_run(run).model
+    content = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(content | {"activation": "relu"}))  # the same weights, other answers
+    assert "config.json and tokenizer" in refusal(run)
     record.provenance["encoder"] = None  # of a record that does not know, nothing is checked
     write_record(record, run)
     assert load_run(run).model
