@@ -35,7 +35,10 @@ def export_run(run: Path | str, output: Path | str, overwrite: bool = False) -> 
             backbone = trained.config.model.backbone
             # PEFT loads a base model by its name on the hub; a folder of this machine would mean nothing elsewhere.
             on_hub = backbone != EMBEDDED and local_folder(backbone) is None
-            save_adapter(trained.model, folder, base=backbone if on_hub else None)
+            revision = record.encoder.revision or trained.config.model.revision
+            save_adapter(
+                trained.model, folder, base=backbone if on_hub else None, revision=revision if on_hub else None
+            )
             write_card(record, "adapter", folder)
     except FileExistsError as error:
         raise ConfigError(f"--output: {error}") from error

@@ -19,6 +19,8 @@ from transformers import (
     RobertaForSequenceClassification,
     T5Config,
     T5ForConditionalGeneration,
+    XLNetConfig,
+    XLNetForSequenceClassification,
 )
 
 from lora_study import inject_lora
@@ -28,8 +30,9 @@ DISTILBERT = {"vocab_size": 40, "dim": 16, "n_heads": 2, "n_layers": 3, "hidden_
 BERT = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 GPT2 = {"vocab_size": 40, "n_embd": 16, "n_layer": 3, "n_head": 2, "initializer_range": 0.2}
 T5 = {"vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2}
+XLNET = {"vocab_size": 40, "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 24}
 MARKS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-HEADS = ("classifier", "pre_classifier", "qa_outputs", "score")
+HEADS = ("classifier", "pre_classifier", "qa_outputs", "score", "sequence_summary", "logits_proj")
 
 
 class Stack(nn.Module):
@@ -93,6 +96,7 @@ KINDS = {
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**GPT2, **MARKS)),
     "gpt2 classifier": lambda: GPT2ForSequenceClassification(GPT2Config(**GPT2, **MARKS)),
     "t5": lambda: T5ForConditionalGeneration(T5Config(**T5, decoder_start_token_id=0)),
+    "xlnet classifier": lambda: XLNetForSequenceClassification(XLNetConfig(**XLNET, **MARKS)),
     "stack": Stack,
     "odd": Odd,
     "loop": Loop,

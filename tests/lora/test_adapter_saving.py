@@ -216,6 +216,16 @@ def test_a_frozen_head_goes_with_the_adapter_whatever_it_is_called(tmp_path):
     assert not other.qa_outputs.weight.requires_grad
 
 
+def test_a_classifiers_head_goes_with_it_under_names_that_no_other_has(tmp_path):
+    model = adapted("xlnet classifier", ["layer_1"], head_seed=1)
+    save_adapter(model, tmp_path)
+    load_adapter(ours := base("xlnet classifier", head_seed=2), tmp_path)
+    theirs = peft.PeftModel.from_pretrained(base("xlnet classifier", head_seed=3), tmp_path)
+    for found in (ours, theirs):
+        torch.testing.assert_close(outputs(found), outputs(model), atol=1e-6, rtol=0)
+    assert not ours.logits_proj.weight.requires_grad
+
+
 # Models in a wrapper.
 
 
@@ -343,6 +353,7 @@ def test_pefts_auto_classes_read_it(tmp_path, kind, auto):
     base(kind).save_pretrained(tmp_path / "base")
     targets = {"gpt2": ["c_attn"], "t5": ["q"]}.get(kind, ["query"])
     model = adapted(kind, targets, trained="qa_outputs classifier")
-    save_adapter(model, tmp_path / "adapter", base=tmp_path / "base")
+    save_adapter(model, tmp_path / "adapter", base=tmp_path / "base", revision="a-tag")
+    assert peft.PeftConfig.from_pretrained(tmp_path / "adapter").revision == "a-tag"
     theirs = auto.from_pretrained(tmp_path / "adapter")
     torch.testing.assert_close(outputs(theirs), outputs(model), atol=1e-5, rtol=0)

@@ -186,6 +186,23 @@ def test_a_base_that_has_changed_is_refused(one):
     assert one.names == []
 
 
+def test_a_base_in_half_precision_is_as_it_was_whatever_was_in_use(tmp_path):
+    for seed, settings in enumerate(({}, {"layer": LinearWithDoRA})):
+        save_adapter(adapted("distilbert", head_seed=seed, **settings), tmp_path / str(seed))
+    adapters = Adapters(base("distilbert").to(torch.bfloat16))
+    before = {name: tensor.clone() for name, tensor in adapters.model.state_dict().items()}
+    for name in "01":
+        adapters.load(name, tmp_path / name)
+    for name in ("1", None, "1", "0", "1"):
+        adapters.use(name)
+        assert outputs(adapters.model).isfinite().all()
+    adapters.use(None)
+    after = adapters.model.state_dict()
+    assert all(
+        torch.equal(after[name], tensor) and after[name].dtype == tensor.dtype for name, tensor in before.items()
+    )
+
+
 def test_the_models_own_parts_follow_it_while_they_are_out(one):
     one.model.train()
     one.model.double()

@@ -15,11 +15,11 @@ from lora_study.lora import LinearWithLoRA, inject_lora
 from lora_study.lora.dora import LinearWithDoRA
 from lora_study.lora.peft_format.config import ADAPTER_CONFIG, PeftConfig, read_peft_config
 from lora_study.lora.peft_format.tensors import (
-    HEADS,
     PREFIX,
     WEIGHTS,
     adapter_tensors,
     base_tensor,
+    head_ends,
     saved_modules,
     within,
 )
@@ -63,10 +63,12 @@ class Change:
             part.data = part.data.to(there.device, there.dtype)
         else:
             part.train(there.training)
-            weight, own = next(there.parameters(), None), next(part.parameters(), None)
+            # The model's type is that of its own layer: an update beside it stays in fp32.
+            layer = there.linear if isinstance(there, LinearWithLoRA) else there
+            weight, own = next(layer.parameters(), None), next(part.parameters(), None)
             if weight is not None and own is not None:
                 part.to(weight.device)
-                # An adapted layer holds the model's own weight, and its update stays in fp32.
+                # An adapted layer holds the model's own weight.
                 if not isinstance(part, LinearWithLoRA) and own.dtype != weight.dtype:
                     part.to(weight.dtype)
         setattr(self.owner, self.key, part)
@@ -172,7 +174,7 @@ def _copy(name: str, modules: Mapping[str, nn.Module]) -> nn.Module:
     """A copy of a module that is stored whole, for its tensors to be read into."""
     module = copy.deepcopy(modules[name])
     # A head is always saved; anything else must require gradients, or it would be lost when saving the model again.
-    return module if name.endswith(HEADS) else module.requires_grad_(True)
+    return module if name.endswith(head_ends(modules)) else module.requires_grad_(True)
 
 
 def _read(

@@ -29,11 +29,11 @@ from lora_study.lora.compatibility import is_only_read
 from lora_study.lora.dora import LinearWithDoRA
 from lora_study.lora.peft_format.config import ADAPTER_CONFIG, matches
 from lora_study.lora.peft_format.tensors import (
-    HEADS,
     PREFIX,
     WEIGHTS,
     adapter_tensors,
     base_tensor,
+    head_ends,
     saved_modules,
     within,
 )
@@ -48,6 +48,7 @@ def save_adapter(
     folder: Path | str,
     base: Path | str | None = None,
     modules_to_save: Sequence[str] | None = None,
+    revision: str | None = None,
 ) -> None:
     """Write a model's LoRA layers, its whole head and all else that requires gradients, as a PEFT adapter.
 
@@ -60,6 +61,7 @@ def save_adapter(
         base: Name or folder of the base model, for PEFT to find it.
         modules_to_save: Ends of the names of modules to store whole even if they are not trained. None takes a
             classifier's head: a head that was drawn at random is not part of the base model.
+        revision: The base's branch, tag or commit on the hub, for PEFT to find; None is its main branch.
 
     Raises:
         ConfigError: the model has no LoRA layers besides the modules that are stored whole, mixes LoRA with DoRA, has
@@ -67,7 +69,7 @@ def save_adapter(
         OSError: the folder cannot be written.
     """
     modules = plain_modules(model)
-    saved = saved_modules(modules, HEADS if modules_to_save is None else _ends(modules_to_save, modules))
+    saved = saved_modules(modules, head_ends(modules) if modules_to_save is None else _ends(modules_to_save, modules))
     layers = _updates(modules, saved)
     whole, single = _trained(modules, saved)
     tensors: dict[str, Tensor] = {}
@@ -81,6 +83,7 @@ def save_adapter(
         **_description(layers, list(modules)),
         **_purpose(type(modules[""]), has_head=modules_to_save is None and bool(saved)),
         "base_model_name_or_path": None if base is None else _base(base),
+        "revision": revision,
         "modules_to_save": [*saved, *whole] or None,
     }
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"

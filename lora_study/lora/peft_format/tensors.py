@@ -13,6 +13,8 @@ PREFIX = "base_model.model."  # of every tensor's name: PEFT has two wrappers ar
 
 # What classification heads are called; PEFT matches the ends of names, so "classifier" is also "pre_classifier".
 HEADS = ("pre_classifier", "classifier", "score", "qa_outputs")
+# The ends of the names of transformers' classes of which everything beside the encoder is drawn at random.
+CLASSIFIERS = ("Classification", "ForQuestionAnswering", "ForMultipleChoice")
 
 
 def adapter_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -51,6 +53,23 @@ def saved_modules(names: Iterable[str], ends: Sequence[str]) -> list[str]:
         if ends and name.endswith(tuple(ends)) and not within(name, saved):
             saved.append(name)
     return saved
+
+
+def head_ends(modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
+    """Ends of the names of a model's heads: in any network `HEADS`, and what else a classifier of transformers has.
+
+    Args:
+        modules: All the model's, by plain name.
+    """
+    encoder = getattr(modules[""], "base_model_prefix", None)
+    if encoder not in modules or not type(modules[""]).__name__.endswith(CLASSIFIERS):
+        return HEADS
+    beside = [
+        name
+        for name, module in modules.items()
+        if name not in ("", encoder) and "." not in name and any(True for _ in module.parameters())
+    ]
+    return (*HEADS, *(name for name in beside if sum(other.endswith(name) for other in modules) == 1))
 
 
 def within(name: str, modules: Sequence[str]) -> bool:
