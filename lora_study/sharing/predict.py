@@ -196,13 +196,17 @@ def _write_rows(
 
 def _row_writer(ending: str, stream: TextIO) -> Callable[[dict[str, Any]], None]:
     """What writes a row, at once: the reader of a pipe need not wait."""
-    table = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+    plain, quoting = (
+        csv.DictWriter(stream, COLUMNS, lineterminator="\n", quoting=how)
+        for how in (csv.QUOTE_MINIMAL, csv.QUOTE_NONNUMERIC)
+    )
     if ending == ".csv":
-        table.writeheader()
+        plain.writeheader()
 
     def write(row: dict[str, Any]) -> None:
         if ending == ".csv":
-            table.writerow(row)
+            # Python quotes a carriage return only where it ends the lines, but every reader takes it for an end.
+            (quoting if "\r" in row["id"] else plain).writerow(row)
         else:
             stream.write(json.dumps(row) + "\n")
         stream.flush()

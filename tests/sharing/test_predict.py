@@ -319,6 +319,16 @@ def test_a_pipes_lines_end_at_newline_alone(classify, monkeypatch):
     assert (status, [row["id"] for row in rows]) == (0, ["1", "3"])
 
 
+def test_an_id_with_any_end_of_line_in_it_is_one_id(classify, tmp_path):
+    ids = ["a\rb", "c\nd", 'e,"f', "g"]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps({"id": name, "text": "good film"}) + "\n" for name in ids))
+    output = tmp_path / "p.csv"
+    assert classify("--file", str(tmp_path / "r.jsonl"), "--output", str(output))[0] == 0
+    assert pd.read_csv(output)["id"].tolist() == ids
+    with output.open(newline="") as file:
+        assert [row["id"] for row in csv.DictReader(file)] == ids
+
+
 def test_the_column_of_texts_can_be_named(classify, tmp_path):
     (tmp_path / "r.csv").write_text("text,review\n,good film\n,bad film\n")
     assert "--text-column" in classify("--file", str(tmp_path / "r.csv"))[2]
