@@ -19,6 +19,7 @@ from lora_study.evidence.claims.costs import Ratio
 from lora_study.evidence.claims.evidence import Pairs, Runs
 from lora_study.evidence.claims.kinds import Claim
 from lora_study.evidence.claims.rules import judge_cut, judge_direction
+from lora_study.evidence.reported import load_reported
 from lora_study.evidence.statistics import ALPHA, accuracy_over_seeds, holm, mean_t, paired_difference, wilson
 from lora_study.records.record import Record
 
@@ -153,7 +154,8 @@ def run(name: str, seed: int, seconds: float | None = None, **accuracies: float)
     sizes = {"train": 35_000, "val": 5_000, "test": ARTICLE_REVIEWS}
     metrics = {part: {"accuracy": accuracy, "n": sizes[part]} for part, accuracy in accuracies.items()}
     config, timing = {"train": {"fast": False}}, {"train_seconds": seconds}
-    return Record(name, "lora", seed, "completed", config=config, metrics=metrics, timing=timing)
+    mode = load_reported().rows[name].mode
+    return Record(name, mode, seed, "completed", config=config, metrics=metrics, timing=timing)
 
 
 def sign(claim: Claim, runs: Runs) -> int:

@@ -4,13 +4,15 @@ Accuracies are percentages of distilbert-base-uncased on IMDb; a value that was 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from types import MappingProxyType
 from typing import Any
 
 from lora_study.base.plain_yaml import load_yaml
+from lora_study.config import flatten
+from lora_study.records.record import Record
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class ReportedRow:
         mode: Fine-tuning mode.
         test: Test accuracy in percent.
         source: Where it was reported, in words.
+        settings: What makes a run this row besides its mode, by dotted name.
         trainable: Number of trainable parameters.
         train: Training accuracy in percent.
         val: Validation accuracy in percent.
@@ -32,10 +35,20 @@ class ReportedRow:
     mode: str
     test: float
     source: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
     trainable: int | None = None
     train: float | None = None
     val: float | None = None
     minutes: float | None = None
+
+    def unlike(self, record: Record) -> list[str]:
+        """In which settings, as far as its record says, a run of this row's name is another experiment."""
+        there, row = {**flatten(record.config), "mode": record.mode}, {"mode": self.mode, **self.settings}
+        return [
+            f"{name} {there[name]} in place of {value}"
+            for name, value in row.items()
+            if there.get(name) is not None and _set(there[name]) != _set(value)
+        ]
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,11 @@ def load_reported() -> Reported:
     content = load_yaml(files(__package__).joinpath("reported.yaml").read_text(encoding="utf-8"))
     rows = {kind: _rows(content[kind]) for kind in ("rows", "layerwise")}
     return Reported(**content | rows | {"findings": tuple(content["findings"])})
+
+
+def _set(value: Any) -> Any:
+    """Layers are the same in any order."""
+    return sorted(value) if isinstance(value, list) else value
 
 
 def _rows(content: Mapping[str, Mapping[str, Any]]) -> Mapping[str, ReportedRow]:

@@ -358,6 +358,19 @@ class TestWhatIsComparable:
         assert verdict("accuracy.full.val", [bare], tmp_path).verdict == "not run"
 
 
+class TestRowsByName:
+    def test_a_run_with_other_settings_than_its_row_serves_no_claim(self, tmp_path):
+        runs = study(tmp_path, {"full": 0.9231, "lora_default": 0.8944})
+        for run in runs[3:]:
+            run.config["lora"] |= {"r": 64, "targets": ["value", "query"]}  # in another order they are the same
+        with pytest.warns(UserWarning, match=r"lora_default seed \d serves no claim: .*\(lora.r 64 in place of 8\)"):
+            found = verdict("accuracy.lora_default.test", runs, tmp_path)
+        assert found.verdict == "not run" and found.runs == ()
+        for run in runs[3:]:
+            run.config["lora"]["r"] = 8
+        assert verdict("accuracy.lora_default.test", runs, tmp_path).verdict == "reproduced"
+
+
 class TestRatios:
     def costs(self, seconds, reference=True, fast=False, **changes):
         options = {"provenance": REFERENCE} if reference else {}
@@ -476,7 +489,7 @@ class TestRatios:
         changes = {
             "train": {"learning_rate": 1e-3, "keep_weights": False},
             "data": {"cache_dir": "x"},
-            "lora": {"r": 2},
+            "lora": {"dropout": 0.1},
         }
         other = dataclasses.replace(runs[0], config=overlay(runs[0].config, changes))
         assert verdict("ratio.time.lora_default", [other, runs[1]], tmp_path).measured.startswith("0.500 of full's")

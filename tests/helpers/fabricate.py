@@ -8,6 +8,7 @@ from lora_study.base.files import write_text
 from lora_study.config import to_dict
 from lora_study.config_differences import deviations
 from lora_study.config_files import experiment_from, overlay
+from lora_study.evidence.reported import load_reported
 from lora_study.records.record import Record, run_dir, write_record
 
 PARAMETERS = {
@@ -16,15 +17,18 @@ PARAMETERS = {
     "lora_best": {"trainable": 258_048, "total": 22_969_730, "lora": 258_048, "head": 0, "base": 0},
     "full": {"trainable": 22_711_682, "total": 22_711_682, "lora": 0, "head": 148_610, "base": 22_563_072},
 }
-MODES = {"last_two_layers": "last_two_layers", "full": "full"}
 
 
 def record(name: str = "lora_default", seed: int = 1, test: float = 0.8, **changes: Any) -> Record:
     """A completed run on 1,000 test reviews; ``changes`` are laid over the record's nested fields."""
-    mode = MODES.get(name, "lora")
-    config = experiment_from(
-        {"name": name, "mode": mode, "seed": seed, "data": {"source": "embedded"}, "model": {"backbone": "embedded"}}
-    )
+    reported = load_reported()
+    row = {**reported.rows, **reported.layerwise}.get(name)
+    mode = row.mode if row else "lora"
+    base: dict[str, Any] = {"data": {"source": "embedded"}, "model": {"backbone": "embedded"}}
+    for field, value in row.settings.items() if row else ():
+        section, _, key = field.partition(".")
+        base.setdefault(section, {})[key] = value
+    config = experiment_from({"name": name, "mode": mode, "seed": seed} | base)
     content: dict[str, Any] = {
         "name": name,
         "mode": mode,

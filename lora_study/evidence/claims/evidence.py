@@ -15,6 +15,7 @@ from lora_study.config import flatten
 from lora_study.config_differences import NO_OTHER_WORK, without
 from lora_study.evidence.claims.arithmetic import REFERENCE
 from lora_study.evidence.predictions import correct, read_predictions
+from lora_study.evidence.reported import load_reported
 from lora_study.evidence.summary import comparable, encoder_label, encoders_of, machine_of
 from lora_study.records.record import Record, run_dir
 
@@ -49,7 +50,8 @@ class Runs:
     """The completed runs of a study that may stand together, by experiment.
 
     Args:
-        records: Records of a study; those that may not be averaged are left out (see `summary.comparable`).
+        records: Records of a study; those that may not be averaged are left out (see `summary.comparable`), and those
+            that have a reported row's name and other settings.
         results_dir: The study's results, below which the runs' predictions lie.
 
     Warns:
@@ -59,7 +61,14 @@ class Runs:
     def __init__(self, records: Iterable[Record], results_dir: Path) -> None:
         kept, left_out = comparable(records)
         self.results_dir = results_dir
-        self._completed = [record for record in kept if record.status == "completed"]
+        reported = load_reported()
+        rows, self._completed = {**reported.rows, **reported.layerwise}, list[Record]()
+        for record in kept:
+            if record.name in rows and (unlike := rows[record.name].unlike(record)):
+                row = f"it is not the reported row of that name ({', '.join(unlike)}); give it another name"
+                left_out.append(f"{record.name} seed {record.seed} serves no claim: {row}")
+            elif record.status == "completed":
+                self._completed.append(record)
         self._right: dict[tuple[str, int], pd.Series | str] = {}
         self._warned: set[str] = set()
         self._warn(left_out)
