@@ -198,7 +198,7 @@ class DataConfig(Settings, section="data"):
     revision: str | None = None
     text_column: str | None = None
     label_column: str | None = None
-    labels: dict[str, int] | None = None
+    labels: dict[str, int] | None = field(default=None, hash=False)  # a dict has no hash
     split: Literal["pooled", "official"] = "pooled"
     split_seed: int = 123
     sizes: SplitSizes = field(default_factory=SplitSizes)

@@ -7,7 +7,7 @@ from lora_study.base.errors import check
 from lora_study.base.settings import Settings
 from lora_study.config import check_name
 
-STUDY_FILE = "study.yaml"  # in the results: the study's `WORDS`, for the report
+STUDY_FILE = "study.yaml"  # in the results, for the report: the study's `WORDS`, and its experiments' names and seeds
 WORDS = ("title", "question", "limits")  # what a study or a sweep says of itself, and may say otherwise later
 
 

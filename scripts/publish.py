@@ -20,6 +20,7 @@ from lora_study.evidence.trials import BEST, SWEEP_FILE
 from lora_study.records.record import ADAPTER, Record, read_records, run_dir, write_record
 from lora_study.report import readme_results, write_report
 from lora_study.report.benchmarks import read_benchmarks, usable_benchmarks
+from lora_study.report.material import missing_runs
 from lora_study.report.speed import write_speed
 from lora_study.report.sweep_report import write_sweep_report
 
@@ -35,7 +36,7 @@ def publish(results_dir: Path, published: Path) -> Path:
     """Copy the runs of a study or a sweep and write its report beside them; replaces what was published before.
 
     Raises:
-        ConfigError: there is no run, or a record cannot be read.
+        ConfigError: there is no run, a record cannot be read, or the study is not finished.
     """
     records, problems = read_records(results_dir)
     if problems:
@@ -43,6 +44,8 @@ def publish(results_dir: Path, published: Path) -> Path:
     if not records:
         raise ConfigError(f"{results_dir} holds no records; run the study first")
     sweep = (results_dir / SWEEP_FILE).exists()
+    if not sweep and (missing := missing_runs(results_dir, records)):
+        raise ConfigError(f"{results_dir} lacks {missing}; run the study again, which goes on, before you publish it")
     published.mkdir(parents=True, exist_ok=True)
     target = published / results_dir.resolve().name
     with tempfile.TemporaryDirectory(dir=published, prefix=".new-") as folder:

@@ -51,10 +51,17 @@ class Run:
 
 
 def find_runs(results_dir: Path) -> tuple[list[Run], list[str]]:
-    """All runs below a folder of results, by study, experiment and seed, and a line per record that cannot be read."""
-    places = (path.relative_to(results_dir) for path in results_dir.glob("**/seed-*/record.json"))
+    """All runs below a folder of results, by study, experiment and seed, and a line per record that cannot be read.
+
+    Raises:
+        ConfigError: the folder is that of one experiment.
+    """
+    places = [path.relative_to(results_dir) for path in results_dir.glob("**/seed-*/record.json")]
     # What is being written, or was when its process was killed, lies in folders that begin with a dot.
-    studies = {place.parents[2] for place in places if not any(part.startswith(".") for part in place.parts)}
+    places = [place for place in places if not any(part.startswith(".") for part in place.parts)]
+    if any(len(place.parts) < 3 for place in places):
+        raise ConfigError(f"{results_dir} is one experiment's folder; name the folder that it lies in, or one above")
+    studies = {place.parents[2] for place in places}
     runs, problems = [], []
     for study in sorted(studies):
         folder = results_dir / study

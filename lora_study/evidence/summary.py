@@ -191,13 +191,13 @@ def comparable(records: Iterable[Record]) -> tuple[list[Record], list[str]]:
     kept, left_out = [record for record in records if record.status != "completed"], []
     for name in dict.fromkeys(record.name for record in records):
         group = [record for record in records if record.name == name and record.status == "completed"]
-        keys = [json.dumps(setup, sort_keys=True, default=str) for setup in setups_of(group)]
+        keys = [_key(setup) for setup in setups_of(group)]
         usual = Counter(keys).most_common(1)[0][0] if keys else ""
         seeds: set[int] = set()
         for record, key in zip(group, keys, strict=True):
             if key != usual:
                 ours, theirs = json.loads(key), json.loads(usual)
-                fields = sorted(field for field in ours.keys() | theirs if ours.get(field) != theirs.get(field))
+                fields = [field for field in sorted(ours.keys() | theirs) if ours.get(field) != theirs.get(field)]
                 reason = f"it differs from the other runs of this experiment in {', '.join(fields)}"
             elif record.seed in seeds:
                 reason = "there is another record of this seed"
@@ -207,6 +207,28 @@ def comparable(records: Iterable[Record]) -> tuple[list[Record], list[str]]:
                 continue
             left_out.append(f"{name} seed {record.seed} is left out: {reason}")
     return sorted(kept, key=lambda record: (record.name, record.seed)), left_out
+
+
+def of_the_same(records: Sequence[Record], earlier: Sequence[Record]) -> tuple[list[Record], list[str]]:
+    """The earlier runs of which no experiment has changed since, and one line per experiment that is left out.
+
+    What a record does not say, such as a setting that is newer than it, is not compared.
+    """
+    changed: dict[str, list[str]] = {}
+    now = {record.name: record for record in records}
+    for record in earlier:
+        if record.name in now and record.name not in changed:
+            ours, theirs = (json.loads(_key(setup)) for setup in setups_of([now[record.name], record]))
+            fields = [
+                f for f in sorted(ours.keys() & theirs) if ours[f] != theirs[f] and None not in (ours[f], theirs[f])
+            ]
+            changed |= {record.name: fields} if fields else {}
+    lines = [f"{name} is left out: it differs from the runs here in {', '.join(fs)}" for name, fs in changed.items()]
+    return [record for record in earlier if record.name not in changed], lines
+
+
+def _key(setup: Mapping[str, Any]) -> str:
+    return json.dumps(setup, sort_keys=True, default=str)
 
 
 def encoder_label(records: Iterable[Record]) -> str:
@@ -275,11 +297,11 @@ def setups_of(records: Sequence[Record]) -> list[dict[str, Any]]:
     """What runs of one experiment must share to be averaged, by dotted name."""
     setups = []
     for record, encoder in zip(records, encoders_of(records), strict=True):
-        fingerprint = record.data.get("fingerprint")
+        whole = record.data.get("fingerprint")
         shared = {
             "mode": record.mode,
             "encoder": dataclasses.astuple(encoder),
-            "test reviews": fingerprint.get("test") if isinstance(fingerprint, Mapping) else fingerprint,
+            "reviews": whole.get("test") if isinstance(whole, Mapping) else whole,
         }
         setups.append(without(flatten(record.config), ("seed", *NO_OTHER_RESULT)) | shared)
     return setups

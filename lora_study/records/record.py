@@ -7,6 +7,7 @@ A run's folder is ``results/STUDY/EXPERIMENT/seed-N/``. Every file in it is writ
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -89,6 +90,13 @@ class Record:
     def flat(self) -> dict[str, Any]:
         """All values by their dotted names, such as 'metrics.test.accuracy' and 'config.lora.r'."""
         return flatten(vars(self))
+
+    @property
+    def test_reviews(self) -> Any:
+        """What identifies the test reviews; of an older record that says no more, all reviews together."""
+        whole = self.data.get("fingerprint")
+        parts = self.data.get("fingerprints") or (whole if isinstance(whole, Mapping) else {})
+        return parts.get("test", whole)
 
     @property
     def encoder(self) -> Encoder:

@@ -1,7 +1,7 @@
 """The tables of the report as a reader sees them: which columns, under which names, from a study's evidence."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -11,9 +11,10 @@ import pandas as pd
 from lora_study.base.text_tables import escape, markdown_table
 from lora_study.config import flatten
 from lora_study.evidence.claims import ClaimResult
+from lora_study.evidence.claims.evidence import different_work
 from lora_study.evidence.draws import draws_table
 from lora_study.evidence.statistics import mean_t
-from lora_study.evidence.summary import encoder_label, facts_table, machine_of, measured, rows_of
+from lora_study.evidence.summary import encoder_label, facts_table, measured, rows_of
 from lora_study.records.record import Record
 from lora_study.report.material import Study
 from lora_study.report.variants import Variant, compare, deviations_table, variants_table
@@ -183,8 +184,15 @@ def _cost(study: Study, summary: pd.DataFrame) -> pd.DataFrame:
             if full:
                 beside = alike and row.experiment != "full" and kinds[row.experiment] == kinds["full"]
                 line[f"of full's {what}"] = _over_full(ran, full, path) if beside else None
-        rows.append(line | {"memory is": row.memory_kind})
+        rows.append(line | {"memory is": _of_processes(row.memory_kind, runs[row.experiment].values())})
     return pd.DataFrame(rows).astype("string")
+
+
+def _of_processes(kind: Any, runs: Collection[Record]) -> Any:
+    """What memory was measured; where processes share a run, the first alone records its peak."""
+    settings = [run.config.get("train") or {} for run in runs]
+    most = max(((found.get("devices") or 1) * (found.get("num_nodes") or 1) for found in settings), default=1)
+    return kind if pd.isna(kind) or most == 1 else f"{kind}, of one of {most} processes"
 
 
 def _over_seeds(runs: Mapping[int, Record], path: str, factor: float, unit: str) -> str | None:
@@ -196,9 +204,9 @@ def _over_seeds(runs: Mapping[int, Record], path: str, factor: float, unit: str)
 
 
 def _over_full(runs: Mapping[int, Record], full: Mapping[int, Record], path: str) -> str | None:
-    """The geometric mean of the ratios over the seeds that both have on one machine, with its interval."""
+    """Geometric mean of the ratios over the seeds in which both did the same work on one machine, with its interval."""
     both = [(runs[seed], full[seed]) for seed in runs.keys() & full.keys()]
-    alike = [[measured(run, path) for run in pair] for pair in both if len({machine_of(run) for run in pair}) == 1]
+    alike = [[measured(run, path) for run in pair] for pair in both if not different_work(pair)]
     logs = [math.log(one / other) for one, other in alike if one and other]
     if not logs:
         return None

@@ -4,9 +4,11 @@ What cannot be used is named in a warning and left out; it never stops the repor
 """
 
 import dataclasses
+import itertools
 import os
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,13 @@ from lora_study.config_studies import STUDY_FILE, WORDS
 from lora_study.evidence.claims import ClaimResult, evaluate, load_claims
 from lora_study.evidence.predictions import read_predictions
 from lora_study.evidence.reported import Reported, load_reported
-from lora_study.evidence.summary import comparable, in_order
+from lora_study.evidence.summary import comparable, in_order, of_the_same
 from lora_study.records.record import Record, read_records, run_dir
 from lora_study.report.benchmarks import Benchmark, read_benchmarks
 
 CURVES = ("step", "train_loss")
+BEGUN = re.compile(r"\.?seed-(\d+)(?:\.checkpoint)?")  # folders of a run that has begun
+MOST_NAMED = 8
 
 
 @dataclass(frozen=True)
@@ -79,19 +83,23 @@ def read_study(
     if not records:
         unreadable = f" that can be read ({problems[0]})" if problems else ""
         raise ConfigError(f"{results_dir} holds no record{unreadable}; run `make reproduce` or `lora-study run` first")
-    problems += _unfinished(root)
+    content, unusable = _study_file(root)
+    problems += unusable
+    if missing := missing_runs(root, records, content):
+        problems.append(f"not every run is here: {missing}")
     published: list[Record] = []
     copy = user_path(published_dir or root.parent / "published" / root.name).resolve()
     if copy != root and (published_dir or copy.is_dir()):
         published, unreadable_copies = read_records(copy)
-        published, left_out = comparable(published)
         absent = [] if published else [f"{copy.name} holds no record"]
-        problems += [f"published run: {line}" for line in unreadable_copies + left_out + absent]
+        published, left_out = comparable(published)
+        published, changed = of_the_same(records, published)
+        problems += [f"published run: {line}" for line in unreadable_copies + left_out + changed + absent]
     records, left_out = comparable(records)
     reported = _compared(load_reported(), records)
     curves, predictions, unusable = _read_runs(root, records, in_order({r.name for r in records}, reported.rows))
     problems += left_out + unusable
-    if len({str(_fingerprint(record)) for record in records if record.status == "completed"}) > 1:
+    if len({str(record.test_reviews) for record in records if record.status == "completed"}) > 1:
         problems.append("the experiments were not all tested on the same reviews; see the fingerprints under Data")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
@@ -100,8 +108,6 @@ def read_study(
     beside = user_path(benchmarks_dir or root.parent / "benchmarks").resolve()
     benchmarks, unreadable_benchmarks = read_benchmarks(beside)
     problems += [line.replace(f"{beside}{os.sep}", "../benchmarks/") for line in unreadable_benchmarks]
-    words, unusable = _words(root / STUDY_FILE)
-    problems += unusable
     # Paths within the study, so that the report does not depend on where the folders are.
     problems = [line.replace(f"{root}{os.sep}", "").replace(f"{copy}{os.sep}", "") for line in problems]
     return Study(
@@ -114,18 +120,41 @@ def read_study(
         predictions=predictions,
         verdicts=verdicts,
         benchmarks=benchmarks,
-        words=words,
+        words={name: str(content[name]) for name in WORDS if content.get(name)},
         warnings=list(dict.fromkeys(problems)),
     )
 
 
-def _words(path: Path) -> tuple[dict[str, str], list[str]]:
+def missing_runs(root: Path, records: Sequence[Record], content: Mapping[str, Any] | None = None) -> str:
+    """The runs that a study's folder should have and has no record of, because they were planned, or have begun.
+
+    Args:
+        root: The study's results.
+        records: Those that can be read.
+        content: Of the study's file; None reads it.
+    """
+    content = _study_file(root)[0] if content is None else content
+    listed = {key: content[key] if isinstance(content.get(key), list) else [] for key in ("experiments", "seeds")}
+    planned = itertools.product(map(str, listed["experiments"]), (s for s in listed["seeds"] if isinstance(s, int)))
+    begun = [
+        (path.parent.name, int(found[1]))
+        for path in sorted(root.glob("*/*seed-*"))
+        if (found := BEGUN.fullmatch(path.name)) and not (path.parent / f"seed-{found[1]}" / "record.json").exists()
+    ]
+    there = {(record.name, record.seed) for record in records}
+    missing = [run for run in dict.fromkeys([*planned, *begun]) if run not in there]
+    more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
+    named = (f"{name} seed {seed}{' (begun)' * ((name, seed) in begun)}" for name, seed in missing[:MOST_NAMED])
+    return f"{', '.join(named)}{more}"
+
+
+def _study_file(root: Path) -> tuple[dict[str, Any], list[str]]:
     """What a study says of itself, and a line if that cannot be read; neither if there is no such file."""
+    path = root / STUDY_FILE
     try:
-        content = read_yaml(path) if path.exists() else {}
+        return (read_yaml(path) if path.exists() else {}), []
     except ConfigError as error:
         return {}, [str(error)]
-    return {name: str(content[name]) for name in WORDS if content.get(name)}, []
 
 
 def _compared(reported: Reported, records: list[Record]) -> Reported:
@@ -162,19 +191,8 @@ def _read_runs(
     return curves, predictions, problems
 
 
-def _unfinished(root: Path) -> list[str]:
-    """One line per run folder without a record: its run was stopped, or is still going on."""
-    folders = (path for path in sorted(root.glob("*/seed-*")) if path.is_dir() and not (path / "record.json").exists())
-    return [f"{path} has no record.json and is left out: its run has not ended" for path in folders]
-
-
 def _why(error: Exception) -> str:
     return getattr(error, "strerror", None) or " ".join(str(error).split())
-
-
-def _fingerprint(record: Record) -> Any:
-    fingerprint = record.data.get("fingerprint")
-    return fingerprint.get("test") if isinstance(fingerprint, Mapping) else fingerprint
 
 
 def _read_curves(path: Path) -> pd.DataFrame:

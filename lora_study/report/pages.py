@@ -146,6 +146,7 @@ def _findings(study: Study) -> Iterator[str]:
 def _cost(study: Study) -> Iterator[str]:
     yield (
         f"The article's parameters are those of {escape(study.reported.encoder)}. Time is that of the optimizer steps "
-        "alone, with whatever makes this package fast; the claims about time and memory are judged by runs with plain "
-        "layers. Intervals (95%) are over seeds, those of a ratio paired."
+        "and, where the frozen trunk is computed once, of its features, with whatever makes this package fast; the "
+        "claims about time and memory are judged by runs with plain layers. A ratio is given where both rows did the "
+        "same work on one machine. Intervals (95%) are over seeds, those of a ratio paired."
     )

@@ -17,7 +17,8 @@ from lora_study.report.plots import running_mean
 
 HOLDS, AGAINST = ([pair[side] for pair in WORDS.values()] for side in (0, 1))
 CONSISTENT = WORDS["cut"][0]
-GUESSING = 0.66  # training loss; a run that guesses has 0.69
+GUESS = math.log(2)  # the training loss of a run that guesses
+LEARNING = 0.66  # and that of one that no longer does
 
 
 def scope(study: Study) -> str:
@@ -35,7 +36,10 @@ def encoder_in_words(study: Study) -> str:
     """Which encoder was run, and what that makes of the numbers."""
     encoder, reported = escape(encoder_label(study.records).replace("encoder: ", "encoder ")), study.reported
     words = f"Run with the **{encoder}**. "
-    if any(record.encoder.stand_in for record in study.records):
+    stand_ins = [record.encoder.stand_in for record in study.records]
+    if any(stand_ins) and not all(stand_ins):
+        return words + "Runs of different encoders stand beside one another: only those of one can be compared."
+    if any(stand_ins):
         return words + (
             f"**{escape(reported.encoder)}, the article's, was not run**: accuracies here and there are of different "
             "models, and only the direction of a gap between two rows is judged."
@@ -87,17 +91,24 @@ def legend(study: Study) -> str:
 
 
 def starts(curves: Mapping[str, pd.DataFrame]) -> str:
-    """When the runs began to learn, and which took more than twice as long as most: means over epochs hide that."""
+    """When the runs began to learn for good, and which took more than twice as long as most: means over epochs hide it.
+
+    A run that falls back to guessing begins anew.
+    """
     first: dict[str, float] = {}
     for name, rows in curves.items():
         for seed, run in rows.dropna(subset=["train_loss"]).groupby("seed") if not rows.empty else ():
-            learned = run["step"][running_mean(run) < GUESSING]
+            smooth = running_mean(run)
+            last = run["step"][smooth >= GUESS].max()  # step at which it still, or again, guesses
+            learned = run["step"][(smooth < LEARNING) & ~(run["step"] <= last)]
             first[f"{escape(name)} seed {seed:g}"] = learned.iloc[0] if len(learned) else math.inf
     usual = sorted(first.values())[len(first) // 2]
     late = {run: step for run, step in first.items() if step == math.inf or step > 2 * usual}
-    said = f"Most runs had left the loss of guessing (0.69; running mean below {GUESSING}) by step {usual:,.0f}"
+    said = (
+        f"Most runs had left the loss of guessing (0.69; running mean below {LEARNING}) for good by step {usual:,.0f}"
+    )
     if usual == math.inf:
-        said = "Most runs never left the loss of guessing (0.69)"
+        said = "Most runs never left the loss of guessing (0.69) for good"
     if not late:
         return f"{said}, and none took more than twice as long."
     steps = (f"{run} {'never' if step == math.inf else f'at step {step:,.0f}'}" for run, step in late.items())
@@ -128,7 +139,10 @@ def confidence(study: Study) -> str:
 def copies(study: Study) -> str:
     """How many test reviews have a copy in the training part, where all runs agree on it."""
     found = {
-        (record.data["overlap"].get("across", {}).get("test_in_train"), (record.data.get("sizes") or {}).get("test"))
+        (
+            (record.data["overlap"].get("across") or {}).get("test_in_train"),
+            (record.data.get("sizes") or {}).get("test"),
+        )
         for record in study.records
         if record.data.get("overlap")
     }

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from lora_study.base.files import user_path, write_text
 from lora_study.base.plain_yaml import dump_yaml
@@ -41,11 +42,13 @@ def run_study(
     """
     results_dir = user_path(results_dir)
     runs = [dataclasses.replace(experiment, seed=seed) for seed in study.seeds for experiment in experiments]
-    records = run_all(runs, results_dir, launcher, command)
-    words = {name: getattr(study, name) for name in WORDS}
-    with writing_to(results_dir):
-        write_text(results_dir / STUDY_FILE, dump_yaml({name: text for name, text in words.items() if text}))
-    return records
+    for run in runs:  # refuse another study's folder before its file is replaced
+        finished_run(run_dir(results_dir, run.name, run.seed), run)
+    content: dict[str, Any] = {name: text for name in WORDS if (text := getattr(study, name))}
+    content |= {"experiments": [experiment.name for experiment in experiments], "seeds": list(study.seeds)}
+    with writing_to(results_dir):  # before the runs: a report has to know which are missing
+        write_text(results_dir / STUDY_FILE, dump_yaml(content))
+    return run_all(runs, results_dir, launcher, command)
 
 
 def run_all(runs: Sequence[ExperimentConfig], results_dir: Path, launcher: Launcher, command: str) -> list[Record]:

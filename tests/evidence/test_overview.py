@@ -44,6 +44,11 @@ def test_each_experiment_of_each_study_has_a_row_and_trials_have_none(results):
     assert problems == []
 
 
+def test_an_experiment_s_folder_is_refused_with_a_line(results):
+    with pytest.raises(ConfigError, match="one experiment's folder"):
+        find_runs(results / "embedded" / "full")
+
+
 def test_a_study_s_own_folder_has_its_name(results):
     assert {run.study for run in find_runs(results / "embedded")[0]} == {"embedded"}
 

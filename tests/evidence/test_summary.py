@@ -89,8 +89,8 @@ def test_order_ratio_and_published_run():
     ("changes", "field"),
     [
         ({"provenance": {"encoder": {"name": "distilbert-base-uncased", "stand_in": False}}}, "encoder"),
-        ({"data": {"fingerprint": {"test": "other"}}}, "test reviews"),
-        ({"data": {"fingerprint": "a single one"}}, "test reviews"),
+        ({"data": {"fingerprint": {"test": "other"}}}, "reviews"),
+        ({"data": {"fingerprint": "a single one"}}, "reviews"),
         ({"config": {"lora": {"r": 4}}}, "lora.r"),
     ],
 )

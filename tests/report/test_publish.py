@@ -57,6 +57,16 @@ def test_a_benchmark_that_was_not_measured_again_stays_published(root, monkeypat
     assert "## Training speed" in page and "## Inference speed" in page
 
 
+def test_a_study_that_is_not_finished_is_not_published(root, monkeypatch, capsys):
+    study = root / "results" / "embedded"
+    (study / "study.yaml").write_text(yaml.safe_dump({"experiments": ["lora_default", "full"], "seeds": [1]}))
+    assert publish(monkeypatch, "results/embedded") == 2
+    assert "lacks full seed 1; run the study again" in capsys.readouterr().err
+    assert not (root / "results" / "published").exists() and (root / "README.md").read_text() == README
+    write_run(study, record("full"))
+    assert publish(monkeypatch, "results/embedded") == 0
+
+
 def test_a_folder_without_benchmarks_is_a_readable_mistake(root, monkeypatch, capsys):
     (root / "results" / "benchmarks" / "training-cpu.json").unlink()
     assert publish(monkeypatch, "results/benchmarks") == 2

@@ -1,5 +1,6 @@
 """The report: complete, honest about the encoder, safe to open, and the same for the same records."""
 
+import dataclasses
 import html.parser
 import logging
 import re
@@ -199,6 +200,21 @@ def test_costs_stand_beside_those_of_full_on_the_same_machine_only(results):
     assert "| lora_default | — | — |" in rows  # of two machines, so without a mean
 
 
+def test_costs_of_other_work_have_no_ratio_and_a_shared_run_says_whose_memory_it_is(results):
+    changes = {
+        "full": {},
+        "lora_default": {"config": {"train": {"devices": 2}}},
+        "lora_best": {"config": {"train": {"fast": False}}},
+        "last_two_layers": {"config": {"train": {"cache_trunk": True, "epochs": 20}}},
+    }
+    for name, change in changes.items():
+        write_run(results, record(name, timing={"train_seconds": 40.0}, **change))
+    rows = fold(page_of(results), "Parameters, time and memory").replace("\u00a0", " ")
+    for name in ("lora_default", "lora_best", "last_two_layers"):
+        assert f"| {name} | 40.0 s | — |" in rows
+    assert "resident set, of one of 2 processes" in rows
+
+
 def test_a_run_that_guesses_for_long_is_named(results):
     def losses(first):
         rows = [f"{20 * i},1,{0.69 if i < first else 0.3},,,0.1,1" for i in range(1, 51)]
@@ -211,6 +227,19 @@ def test_a_run_that_guesses_for_long_is_named(results):
     write_run(results, record("full"), losses(99))
     said = page_of_training(results)
     assert "much later: lora_default seed 4 at step 600, full seed 1 never." in said
+
+
+def test_a_run_that_falls_back_to_guessing_begins_anew(results):
+    def losses(*values):
+        rows = [f"{20 * i},1,{value},,,0.1,1" for i, value in enumerate(values, start=1)]
+        return "\n".join(["step,epoch,train_loss,val_loss,val_accuracy,learning_rate,seconds", *rows]) + "\n"
+
+    for seed in (1, 2, 3):  # noise between guessing and learning is no relapse
+        write_run(results, record(seed=seed), losses(*[0.71] * 2, *[0.3] * 9, *[0.68] * 9, *[0.3] * 30))
+    write_run(results, record(seed=4), losses(*[0.71] * 2, *[0.4] * 12, *[0.7] * 20, *[0.3] * 16))
+    write_run(results, record("full"), losses(*[0.71] * 2, *[0.4] * 12, *[0.7] * 36))
+    said = page_of_training(results)
+    assert re.search(r"for good by step 60; .*lora_default seed 4 at step [67]\d\d, full seed 1 never\.", said)
 
 
 @pytest.mark.parametrize(("steps", "shared"), [((100, 290), True), ((100, 300), False)])
@@ -402,6 +431,19 @@ def test_published_run_stands_beside_this_one(results):
     assert "| 71.00 | 89.44 |" in page_of(results, other)
 
 
+def test_a_published_run_with_other_settings_is_named_and_not_shown(results):
+    for name in ("lora_default", "full"):
+        write_run(results, record(name, test=0.8))
+    copy = results.parent / "published" / "mine"
+    write_run(copy, record(test=0.77, config={"train": {"learning_rate": 0.3}}))
+    older = record("full", test=0.66)
+    del older.config["train"]["schedule"]  # a setting that is newer than the record
+    write_run(copy, older)
+    page = page_of(results)
+    assert "published run: lora_default is left out: it differs from the runs here in train.learning_rate" in page
+    assert "| 77.00 |" not in page and "| 66.00 | 92.31 |" in page
+
+
 def test_an_empty_published_copy_is_pointed_out(results, tmp_path):
     write_run(results, record(test=0.8))
     assert "published run: nowhere holds no record" in page_of(results, tmp_path / "nowhere")
@@ -426,7 +468,11 @@ def test_what_cannot_be_read_is_named_and_the_rest_reported(results, caplog):
         write_report(results)
     warnings = (results / "report.md").read_text().partition("> **Warnings**")[2].partition("\n\n")[0]
     unusable = ("last_two_layers/seed-1/record.json", "full/seed-1/curves.csv", "lora_best/seed-1/curves.csv")
-    unusable += ("full/seed-1/predictions.parquet", "lora_best/seed-1/predictions.parquet", "full/seed-7 has no record")
+    unusable += (
+        "full/seed-1/predictions.parquet",
+        "lora_best/seed-1/predictions.parquet",
+        "not every run is here: full seed 7 (begun)",
+    )
     for name in unusable:
         assert name in warnings and name in caplog.text
     assert str(results) not in warnings
@@ -448,6 +494,23 @@ def test_experiments_on_different_reviews_are_pointed_out(results):
     page = page_of(results)
     assert "not all tested on the same reviews" in page.partition("> **Warnings**")[2]
     assert "| fingerprint.test | other | full |" in fold(page, "Data")
+
+
+def test_more_training_reviews_make_no_other_test_reviews(results):
+    for name, whole, train in (("lora_default", "one", "few"), ("full", "other", "many")):
+        data = {"fingerprint": whole, "fingerprints": {"train": train, "test": "same"}}
+        run = record(name)
+        write_run(results, dataclasses.replace(run, data=run.data | data))
+    assert "not all tested on the same reviews" not in page_of(results)
+
+
+def test_runs_of_two_encoders_are_not_said_to_be_of_the_stand_in_alone(results):
+    write_run(results, record("lora_default"))
+    run = record("full")
+    run.provenance["encoder"] |= {"name": "distilbert-base-uncased", "stand_in": False}
+    write_run(results, run)
+    page = page_of(results)
+    assert "was not run" not in page and "only those of one can be compared" in page
 
 
 def test_a_study_of_failures_is_reported_too(results):

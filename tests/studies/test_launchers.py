@@ -21,6 +21,7 @@ from lora_study.base.errors import ConfigError
 from lora_study.config_files import experiment_from
 from lora_study.config_studies import StudyConfig
 from lora_study.records.record import read_record, run_dir
+from lora_study.report.material import read_study
 from lora_study.studies.launchers import make_launcher
 from lora_study.studies.launchers.dispatch import RETRIES, dispatch
 from lora_study.studies.launchers.local import LocalLauncher
@@ -197,6 +198,35 @@ def test_a_study_runs_each_experiment_with_each_seed_and_a_mistake_does_not_stop
     assert "'nowhere'" in records[0].error
     run_study(study, [wrong, runs[0]], tmp_path / "out", launcher)
     assert [run.name for run in launcher.started] == ["wrong", "lora"] * 2 + ["wrong"] * 2, "only failed runs run again"
+
+
+def test_a_study_that_is_stopped_says_what_it_lacks(runs, tmp_path):
+    study = StudyConfig(name="mini", title="A miniature", experiments=("not", "read"), seeds=(1, 2))
+
+    class Stopped(InThisProcess):
+        def run(self, runs, *arguments):
+            yield from super().run(runs[:1], *arguments)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_study(study, runs[:2], tmp_path, Stopped())
+    (tmp_path / "full" / ".seed-2.checkpoint").mkdir(parents=True)
+    found = read_study(tmp_path)
+    assert found.words == {"title": "A miniature"}
+    (line,) = found.warnings
+    assert line == "not every run is here: lora seed 2, full seed 1, full seed 2 (begun)"
+    run_study(dataclasses.replace(study, seeds=(1,)), runs[:1], tmp_path, InThisProcess())
+    (tmp_path / "full" / ".seed-2.checkpoint").rmdir()
+    assert read_study(tmp_path).warnings == []  # of what is planned now, all is there
+
+
+def test_a_study_of_reviews_with_class_names_of_their_own_runs(runs, tmp_path):
+    labelled = dataclasses.replace(runs[0], data=dataclasses.replace(runs[0].data, labels={"0": 0, "1": 1}))
+    study = StudyConfig(name="mini", title="A miniature", experiments=("not", "read"))
+    (record,) = run_study(study, [labelled], tmp_path, InThisProcess())
+    assert record.status == "completed"
+    flipped = dataclasses.replace(labelled.data, labels={"0": 1, "1": 0})
+    assert len({labelled, dataclasses.replace(labelled), dataclasses.replace(labelled, data=flipped)}) == 2
 
 
 @pytest.mark.parametrize("name", ["ray", "slurm"])
