@@ -197,7 +197,7 @@ def peft_trainer(task: Task) -> Measured:
     The same parameters are trained as in the study. Everything else is Trainer's default, or what its tutorials use:
     AdamW, freely shuffled batches, each padded to its longest review.
     """
-    config, _, precision, memory = _start(task)
+    config, device, precision, memory = _start(task)
     tokenizer = build_tokenizer(config.model)
     splits = split_reviews(load_reviews(config.data), config.data)
     encoded = {}
@@ -214,8 +214,8 @@ def peft_trainer(task: Task) -> Measured:
                 per_device_train_batch_size=config.data.batch_size,
                 per_device_eval_batch_size=config.data.eval_batch_size,
                 dataloader_drop_last=task.job != "evaluate",
-                use_cpu=not torch.cuda.is_available(),
-                dataloader_pin_memory=torch.cuda.is_available(),
+                use_cpu=device.type == "cpu",
+                dataloader_pin_memory=device.type == "cuda",
                 max_steps=Task.WARMUP + task.steps,
                 learning_rate=config.train.learning_rate,
                 bf16=precision == "bf16-mixed",
