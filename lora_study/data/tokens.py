@@ -89,5 +89,7 @@ def tokenizer_content(tokenizer: PreTrainedTokenizerFast) -> str:
 
     Calling a tokenizer leaves that call's truncation and padding behind in it, so these do not count.
     """
-    content = json.loads(tokenizer.backend_tokenizer.to_str())
-    return json.dumps({**content, "truncation": None, "padding": None}, sort_keys=True)
+    content = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+    if tokenizer.truncation_side != "right":  # said here alone, and not where it is usual: old entries stay good
+        content["truncation_side"] = tokenizer.truncation_side
+    return json.dumps(content, sort_keys=True)

@@ -18,6 +18,7 @@ class Counting:
 
     def __init__(self, tokenizer):
         self.backend_tokenizer = tokenizer.backend_tokenizer
+        self.truncation_side = tokenizer.truncation_side
         self.tokenizer = tokenizer
         self.reviews = 0
 
@@ -77,6 +78,15 @@ def test_labels_are_not_part_of_the_cache(reviews, tokenizer, tmp_path):
     made, tokens = reviews_tokenised(flipped, tokenizer, tmp_path)
     assert made == 0
     assert tokens.labels.tolist() == flipped["label"].tolist()
+
+
+def test_reviews_cut_at_their_beginning_are_other_tokens(reviews, tokenizer, tmp_path):
+    tokenise(reviews, tokenizer, 8, tmp_path)
+    ends = copy.deepcopy(tokenizer)
+    ends.truncation_side = "left"
+    made, tokens = reviews_tokenised(reviews, ends, tmp_path, max_length=8)
+    assert made == len(reviews)
+    assert tokens.tokens[:8].tolist() == ends(reviews["text"][0], truncation=True, max_length=8)["input_ids"]
 
 
 def test_other_texts_lengths_and_tokenizers_have_their_own_entry(reviews, tokenizer, tmp_path):
