@@ -105,6 +105,7 @@ class Checkpoints(Callback):
         pl_module.trained_in_train_mode = state["trained_in_train_mode"]
         trainer.precision_plugin.load_state_dict(state["loss_scale"])
         trainer.fit_loop.epoch_progress.current.increment_by(self.epoch)
+        trainer.fit_loop.epoch_loop._batches_that_stepped = state["step"]  # the step that loggers are told
         trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.increment_by(
             state["step"]
         )

@@ -83,6 +83,19 @@ def test_a_learning_rate_goes_on_where_its_schedule_was(tiny, tmp_path, monkeypa
     assert outcome(tmp_path / "pieces", "lora") == outcome(tmp_path / "whole", "lora")
 
 
+def test_loggers_are_told_the_steps_of_the_whole_run(tiny, tmp_path, monkeypatch):
+    config = tiny("lora", **SHORT, train={"logger": "csv", "epochs": 3})
+    run_experiment(config, tmp_path / "whole")
+    run_until(monkeypatch, "training_step", STEPS + 7, config, tmp_path / "pieces")
+    run_experiment(config, tmp_path / "pieces", resume=True)
+    whole, *pieces = (
+        pd.read_csv(path).set_index("step").reindex(columns=["val/loss", "test/loss"]).dropna(how="all")
+        for path in sorted(tmp_path.glob("*/logs/lora/seed-1/*/metrics.csv"), reverse=True)
+    )
+    assert whole.index.tolist() == [STEPS - 1, 2 * STEPS - 1, 3 * STEPS - 1, 3 * STEPS]
+    pd.testing.assert_frame_equal(pd.concat(pieces[::-1]), whole)
+
+
 def test_a_run_that_is_killed_while_it_is_tested_is_not_trained_again(tiny, tmp_path, monkeypatch):
     run_experiment(tiny("full", **SHORT), tmp_path / "whole")
     pieces = tmp_path / "pieces"
