@@ -23,6 +23,10 @@ from lora_study.data.splits import split_reviews
 from lora_study.data.tokens import TokenisedReviews, tokenise
 from lora_study.model.encoder import build_tokenizer, check_tables
 
+# Training reviews that are scored after training. The article scored all 35,000, which takes as long as a fifth of an
+# epoch; the accuracy of 5,000 has a standard error of at most 0.7 points.
+MOST_TRAIN = 5000
+
 Loader = DataLoader[dict[str, Tensor]]
 
 
@@ -146,7 +150,7 @@ class ReviewDataModule(L.LightningDataModule):
         """The tokenised reviews of each part, and what `identity` says of them."""
         splits = load_splits(self.config)
         for part, rows in splits.items():
-            self.config.check_scored(part, len(rows))
+            self.config.check_scored(part, min(len(rows), MOST_TRAIN) if part == "train" else len(rows))
         tokens = {
             part: tokenise(rows, self.tokenizer, self.config.max_length, self.config.cache_dir)
             for part, rows in splits.items()

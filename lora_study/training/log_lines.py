@@ -49,7 +49,8 @@ class PlainProgress(Callback):
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start counting the reviews of the part being scored."""
         assert trainer.test_dataloaders is not None  # the one loader that trainer.test was given
-        self._meter = progress.Meter("scored ", len(trainer.test_dataloaders.dataset))
+        batches = trainer.test_dataloaders.batch_sampler  # of this device; the data set may hold more reviews
+        self._meter = progress.Meter("scored ", sum(map(len, batches)) * trainer.world_size)
 
     def on_test_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any

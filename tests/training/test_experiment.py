@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import filelock
 import numpy as np
@@ -14,8 +15,10 @@ from safetensors import safe_open
 from tiny_experiments import DIVERGES, MODES
 
 from lora_study.base import machine as provenance
+from lora_study.base import progress
 from lora_study.base.errors import ConfigError
 from lora_study.config_files import experiment_from
+from lora_study.data import datamodule
 from lora_study.model.classifier import ReviewClassifier
 from lora_study.records.record import read_record
 from lora_study.sharing.trained import load_run
@@ -195,6 +198,20 @@ def test_of_many_training_reviews_the_first_are_scored(tiny, runs, tmp_path, mon
     assert record.metrics["test"] == whole.metrics["test"]
     assert record.metrics["train"]["loss"] != whole.metrics["train"]["loss"]
     assert round(record.metrics["train"]["accuracy"] * 70, 4) % 1 == 0
+
+
+def test_progress_counts_the_reviews_that_are_scored(tiny, tmp_path, monkeypatch, capsys):
+    totals = []
+    monkeypatch.setattr(stages, "MOST_TRAIN", 70)
+    monkeypatch.setattr(progress, "Meter", lambda what, total: totals.append((what, total)) or Mock())
+    run_experiment(tiny("lora"), tmp_path)
+    assert totals == [("scored ", 70), ("scored ", 100)]
+
+
+def test_too_few_reviews_to_score_are_found_before_training(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(datamodule, "MOST_TRAIN", 10)
+    with pytest.raises(ConfigError, match=r"data\.drop_last: train has 10 reviews"):
+        run_experiment(tiny("lora", data={"drop_last": True, "eval_batch_size": 12}), tmp_path)
 
 
 def test_drop_last_leaves_the_last_incomplete_batch_unscored_and_says_so(tiny, runs, tmp_path):
