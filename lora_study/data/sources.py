@@ -151,6 +151,8 @@ def path_tables(path: Path, config: DataConfig) -> Iterable[Table]:
     """The tables of a local folder, archive or table."""
     check_source(str(path))
     if path.is_dir() and is_data_set(path):
+        both = any((path / place).is_dir() for place in ("aclImdb", "train/pos", "test/pos"))
+        check(not both, "data.source", str(path), "it holds tables and aclImdb's folders; name one of them")
         yield from folder_tables(path)
     elif not path.is_dir() and kind_of(path)[0] in KINDS:
         with open_table(path, str(path)) as table:

@@ -72,5 +72,5 @@ def _stamp(source: str) -> object:
         return None
     path = user_path(source).resolve()
     files = [path] if path.is_file() else (Path(folder) / name for folder, _, names in os.walk(path) for name in names)
-    found = ((file, file.stat()) for file in files)
+    found = ((file, file.stat()) for file in files if file.is_file())  # a link may lead nowhere
     return hash(frozenset((str(file), of.st_mtime_ns, of.st_size, of.st_ino) for file, of in found))

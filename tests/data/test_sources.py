@@ -160,6 +160,14 @@ def test_missing_path_and_folder_without_reviews_are_refused(tmp_path):
     assert "give the folder aclImdb/" in refusal(tmp_path)
 
 
+def test_a_folder_of_two_kinds_is_refused(tmp_path):
+    acl_archive(tmp_path)
+    pd.DataFrame({"text": ["good", "bad"], "label": [1, 0]}).to_parquet(tmp_path / "notes.parquet")
+    assert "tables and aclImdb's folders" in refusal(tmp_path)
+    (tmp_path / "notes.parquet").rename(tmp_path / "aclImdb" / "notes.parquet")
+    assert "tables and aclImdb's folders" in refusal(tmp_path / "aclImdb")
+
+
 def test_folder_its_parent_and_the_archive_agree(tmp_path):
     archive = load(acl_archive(tmp_path))
     assert len(archive) == len(REVIEWS)
