@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from lora_study.base.errors import ConfigError, check
 from lora_study.base.files import exists, from_anywhere, user_path
-from lora_study.base.settings import Settings, setting
+from lora_study.base.settings import Settings, fitted, setting
 
 EMBEDDED = "embedded"  # the stand-in for reviews or encoder from PyPI
 NAMED_SOURCES = ("hub", EMBEDDED)  # of reviews; any other is a path
@@ -49,7 +49,9 @@ class ModelConfig(Settings, section="model"):
         super().__post_init__()
         check(bool(self.backbone.strip()), "model.backbone", self.backbone, "name a hub model, a folder or 'embedded'")
         if self.backbone != EMBEDDED:
-            object.__setattr__(self, "backbone", from_anywhere(self.backbone))
+            object.__setattr__(self, "backbone", fitted(from_anywhere(self.backbone), str, "model.backbone"))
+        if self.backbone == EMBEDDED or Path(self.backbone).is_absolute():  # only the hub has revisions
+            object.__setattr__(self, "revision", None)
         check(0 <= self.dropout < 1, "model.dropout", self.dropout, "use a probability in [0, 1)")
         check(
             0 <= self.attention_dropout < 1,
@@ -229,7 +231,9 @@ class DataConfig(Settings, section="data"):
         both = self.labels is None or sorted(set(self.labels.values())) == [0, 1]
         check(both, "data.labels", self.labels, "give 0 (negative) and 1 (positive) names, as in {bad: 0, good: 1}")
         if self.source not in NAMED_SOURCES:
-            object.__setattr__(self, "source", from_anywhere(self.source))
+            object.__setattr__(self, "source", fitted(from_anywhere(self.source), str, "data.source"))
+        if self.source != "hub":  # which alone has revisions
+            object.__setattr__(self, "revision", None)
         object.__setattr__(self, "cache_dir", str(user_path(self.cache_dir)))
         check(0 <= self.split_seed < 2**32, "data.split_seed", self.split_seed, "use 0 to 4294967295")
         check(3 <= self.max_length <= 512, "data.max_length", self.max_length, "DistilBERT takes 3 to 512 tokens")

@@ -12,11 +12,15 @@ from typing import Any, TypeVar
 from lora_study.base.errors import ConfigError, check, one_line
 from lora_study.base.files import exists, read_text, user_path
 from lora_study.base.plain_yaml import load_yaml
-from lora_study.base.settings import build, check_names, fitted
+from lora_study.base.settings import build, check_names, fitted, is_section
 from lora_study.config import RETIRED, ExperimentConfig, flatten, without_retired
 from lora_study.config_studies import StudyConfig, SweepConfig
 
 Config = TypeVar("Config", StudyConfig, SweepConfig)
+
+
+# Mappings that are one value: laid over one another, they would keep names that the upper layer does not have.
+WHOLE = ("labels",)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -38,11 +42,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def overlay(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay one nested mapping over another: mappings merge, everything else is replaced."""
+    """Lay one nested mapping over another: mappings merge, everything else, and what is `WHOLE`, is replaced."""
     merged = dict(base)
     for key, value in top.items():
-        below = merged.get(key)
-        merged[key] = overlay(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+        below, merges = merged.get(key), key not in WHOLE and isinstance(value, Mapping)
+        merged[key] = overlay(below, value) if merges and isinstance(below, Mapping) else value
     return merged
 
 
@@ -139,7 +143,10 @@ def load_sweep(file: str | Path) -> tuple[SweepConfig, ExperimentConfig]:
     path = user_path(file)
     sweep = read_config(path, SweepConfig, "sweep")
     for name in sweep.parameters:
-        check_names(ExperimentConfig, nested(name, ""), f"sweep file {path}: parameters")
+        origin = f"sweep file {path}: parameters"
+        check(isinstance(name, str), origin, name, "name a field, as in lora.r")
+        check_names(ExperimentConfig, nested(name, ""), origin)
+        field_type(name, f"{origin}: ")
     sweep = dataclasses.replace(sweep, parameters={n: _different(n, v) for n, v in sweep.parameters.items()})
     overrides = lay_over_extended(sweep.overrides, path)
     return sweep, load_experiment([beside(path, sweep.experiment)], overlay(overrides, {"score_test": False}))
@@ -149,10 +156,12 @@ def _different(name: str, values: Any) -> Any:
     """A parameter's values without repetitions: 8 and 8.0 are two texts but one alpha."""
     if not isinstance(values, list):
         return values
-    kept: dict[Any, Any] = {}
+    kept: list[tuple[Any, Any]] = []
     for value in values:
-        kept.setdefault(field_value(name, value), value)
-    return list(kept.values())
+        held = field_value(name, value)
+        if all(held != other for other, _ in kept):
+            kept.append((held, value))
+    return [value for _, value in kept]
 
 
 def nested(name: str, value: Any) -> dict[str, Any]:
@@ -168,10 +177,21 @@ def field_value(name: str, value: Any) -> Any:
     Raises:
         ConfigError: it is not of the field's type.
     """
+    return fitted(value, field_type(name), name)
+
+
+def field_type(name: str, origin: str = "") -> Any:
+    """The type of an experiment's field, by its dotted name.
+
+    Raises:
+        ConfigError: it is none, such as one below a field.
+    """
     kind: Any = ExperimentConfig
     for key in name.split("."):
-        kind = next(f.type for f in dataclasses.fields(kind) if f.name == key)
-    return fitted(value, kind, name)
+        fields = {f.name: f.type for f in dataclasses.fields(kind)} if is_section(kind) else {}
+        check(key in fields, f"{origin}{name}", key, "it is no field of an experiment; see lora-study run --help")
+        kind = fields[key]
+    return kind
 
 
 def read_config(path: Path, kind: type[Config], what: str) -> Config:

@@ -18,7 +18,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from docstring_parser import parse_from_object
 
-from lora_study.base.errors import ConfigError, one_line
+from lora_study.base.errors import ConfigError, check, one_line
 from lora_study.base.files import user_path
 from lora_study.base.plain_yaml import dump_yaml, load_yaml
 from lora_study.base.settings import fitted, is_section
@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
         """Raise, naming the flag that is closest to an unknown one."""
         hint = ""
         if message.startswith("unrecognized"):
-            flag = message.removeprefix("unrecognized arguments: ").split()[0].partition("=")[0]
+            flag = message.removeprefix("unrecognized arguments: ").partition(" ")[0].partition("=")[0]
             close = difflib.get_close_matches(flag, self._option_string_actions, n=1)
             hint = f"; did you mean {close[0]}?" if close else f"; see {self.prog} --help"
         raise ConfigError(one_line(message) + hint)
@@ -62,7 +62,8 @@ def parse(function: Callable[..., int], prog: str, arguments: Sequence[str]) -> 
             found = {n: _checked(of, given[n], _flag(n)) for n, of in _types(kind).items() if n in given}
             values[name] = kind(**found)  # type: ignore[operator]
         elif name == TYPED:
-            values[name] = f"{prog} {shlex.join(arguments)}"
+            # A record holds it: a file's name need not be valid UTF-8, but a record has to be.
+            values[name] = f"{prog} {shlex.join(arguments)}".encode(errors="backslashreplace").decode()
         elif name in given:
             values[name] = _checked(kind, given[name], _flag(name))
     return values
@@ -134,6 +135,7 @@ def _checked(kind: Any, given: Any, name: str) -> Any:
 
 def _value(kind: Any, given: str, name: str) -> Any:
     """A flag's value, read like a file's unless it is a text."""
+    check(given != "", name, given, "it is empty; give it a value, or leave it out")
     kinds = get_args(kind) if NoneType in get_args(kind) else (kind,)
     if NoneType in kinds and given == "null":
         return None

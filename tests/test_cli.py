@@ -185,6 +185,16 @@ def test_a_run_that_fails_ends_with_status_1_and_says_why(capsys, experiment, tm
         (["run", "--lora.rank", "3"], ["--lora.rank"]),
         (["run", "--lora.alhpa=3"], ["--lora.alhpa=3", "did you mean --lora.alpha?"]),
         (["run", "--results_dir", "out"], ["did you mean --results-dir?"]),
+        (["run", ""], ["unrecognized"]),
+        (["run", "--data.sizes.train", ""], ["--data.sizes.train", "it is empty"]),
+        (["run", "--results-dir", ""], ["--results-dir", "it is empty"]),
+        (
+            [
+                *("run", "--model.backbone", "embedded", "--data.source", "embedded", "--train.precision", "32-true"),
+                *("--results-dir", os.fsdecode(b"caf\xe9")),
+            ],
+            ["results folder", "UTF-8"],
+        ),
         (["run", "--train.devices", "[1"], ["--train.devices", "'[1'", "YAML"]),
         (["run", "--train.threads", "two"], ["train.threads", "'two'", "use a whole number"]),
         (["predict", "--run", "nowhere", "--precision", "16-true", "text"], ["--precision", "'16-true'", "bf16-true"]),

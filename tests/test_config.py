@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 from pathlib import Path
 
 import pytest
@@ -294,6 +295,9 @@ def test_numbers_in_scientific_notation_are_numbers(tmp_path):
         ({"data": {"source": "a.csv", "text_column": "x", "label_column": "x"}}, ["data.label_column", "another"]),
         ({"data": {"labels": {"bad": 0, "good": 2}}}, ["data.labels", "{bad: 0, good: 1}"]),
         ({"data": {"labels": {"bad": 0}}}, ["data.labels", "{bad: 0, good: 1}"]),
+        ({"data": {"labels": {"bad": 0, "good": 1, "none": None}}}, ["data.labels.none", "whole number"]),
+        ({"data": {"labels": {"bad": 0, "good": "1"}}}, ["data.labels.good", "'1'", "whole number"]),
+        ({"data": {"labels": {"bad": [0], "good": 1}}}, ["data.labels.bad", "[0]", "whole number"]),
         ("data: {labels: {true: 0, false: 1}}", ["data.labels", "in quotes"]),
         (
             {"data": {"drop_last": True, "eval_batch_size": 33, "sizes": {"val": 32}}},
@@ -323,6 +327,33 @@ def test_labels_and_columns_are_no_departure_from_the_article_and_numbers_name_l
     assert config.data.labels == {"1": 0, "5": 1}
     plain = load_experiment(write(tmp_path, "b.yaml", {"data": {"source": "a.csv"}}))
     assert deviations(config) == deviations(plain)
+
+
+def test_names_of_labels_are_replaced_whole(tmp_path):
+    below = write(tmp_path, "below.yaml", {"data": {"source": "a.csv", "labels": {"0": 0, "1": 1}}})
+    above = {"data": {"labels": {"1": 0, "2": 1}}}
+    assert load_experiment([below], above).data.labels == {"1": 0, "2": 1}
+
+
+def test_only_what_comes_from_the_hub_has_a_revision(tmp_path):
+    for backbone, source in ((str(tmp_path), "a.csv"), ("embedded", "embedded")):
+        pinned = {"revision": "a" * 40}
+        content = {"model": {"backbone": backbone} | pinned, "data": {"source": source} | pinned}
+        local = load_experiment(overrides=content)
+        assert (local.model.revision, local.data.revision) == (None, None)
+    content = {"model": {"backbone": "some/encoder", "revision": "a"}, "data": {"source": "hub", "revision": "b"}}
+    hub = load_experiment(overrides=content)
+    assert (hub.model.revision, hub.data.revision) == ("a", "b")
+
+
+def test_a_folder_whose_name_no_record_can_hold_is_said_where_it_is_found(tmp_path, monkeypatch):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    (folder / "encoder").mkdir(parents=True)
+    (folder / "a.csv").touch()
+    monkeypatch.chdir(folder)
+    for content in ({"model": {"backbone": "encoder"}}, {"data": {"source": "a.csv"}}):
+        with pytest.raises(ConfigError, match="not valid UTF-8"):
+            load_experiment(overrides=content)
 
 
 RETIRED = {"train.compile": (False, True), "model.num_labels": (2, 3)}

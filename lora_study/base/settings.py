@@ -127,7 +127,7 @@ def fitted(value: Any, kind: Any, name: str) -> Any:
         return tuple(fitted(item, arguments[0], name) for item in value)
     elif origin is dict or (kind is Any and isinstance(value, Mapping)):
         check(isinstance(value, Mapping), name, value, "it takes names and values")
-        return {key: fitted(item, Any, f"{name}.{key}") for key, item in value.items()}
+        return {key: fitted(item, arguments[1] if arguments else Any, f"{name}.{key}") for key, item in value.items()}
     elif kind is Any:
         return _anything(value, name)
     elif kind is str:

@@ -17,6 +17,7 @@ from safetensors.torch import save
 from lora_study.base.errors import ConfigError
 from lora_study.base.files import from_anywhere
 from lora_study.base.redaction import without_secrets
+from lora_study.base.settings import fitted
 from lora_study.config import NAMED_SOURCES, ExperimentConfig, flatten, to_dict
 from lora_study.config_differences import NO_OTHER_RUN, without
 from lora_study.records.record import ADAPTER, Record, read_record, write_record
@@ -58,7 +59,8 @@ def locked(results_dir: Path, name: str, seed: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing_to(results_dir: Path) -> Iterator[None]:
-    """Turn the failure to write into a results folder into a `ConfigError` that names it."""
+    """Turn the failure to write into a results folder, or a name that pyarrow cannot, into a `ConfigError`."""
+    fitted(str(results_dir), str, "results folder")
     try:
         yield
     except OSError as error:

@@ -278,6 +278,9 @@ def test_a_pruner_drops_poor_settings_after_a_seed_and_they_are_never_chosen(swe
     [
         ({"parameters": {"lora.rank": [1]}}, r"unknown field lora\.rank"),
         ({"parameters": {"lora": [1]}}, r"lora: .* fields of its own"),
+        ({"parameters": {"lora.r.x": [1]}}, r"lora\.r\.x: 'x' .* no field"),
+        ({"parameters": {"data.labels.bad": [1]}}, r"data\.labels\.bad: 'bad' .* no field"),
+        ({"parameters": {1: [2]}}, r"parameters: 1 .* name a field"),
         ({"parameters": {}}, r"parameters: .* at least one field"),
         ({"parameters": {"lora.r": []}}, r"parameters\.lora\.r: \[\] .* one value or more"),
         ({"parameters": {"seed": [1, 2]}}, r"'seed' .* the sweep sets it"),
