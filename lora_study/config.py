@@ -50,7 +50,7 @@ class ModelConfig(Settings, section="model"):
         check(bool(self.backbone.strip()), "model.backbone", self.backbone, "name a hub model, a folder or 'embedded'")
         if self.backbone != EMBEDDED:
             object.__setattr__(self, "backbone", fitted(from_anywhere(self.backbone), str, "model.backbone"))
-        if self.backbone == EMBEDDED or Path(self.backbone).is_absolute():  # only the hub has revisions
+        if not is_on_hub(self.backbone):  # which alone has revisions
             object.__setattr__(self, "revision", None)
         check(0 <= self.dropout < 1, "model.dropout", self.dropout, "use a probability in [0, 1)")
         check(
@@ -451,6 +451,11 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in nested.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
+
+
+def is_on_hub(backbone: str) -> bool:
+    """Whether a backbone, as a config holds it, is a hub's model: neither embedded nor a folder that is there."""
+    return backbone != EMBEDDED and not Path(backbone).is_absolute()
 
 
 def check_source(source: str, field: str = "data.source") -> None:

@@ -18,7 +18,7 @@ from lora_study.base.errors import ConfigError
 from lora_study.base.files import from_anywhere
 from lora_study.base.redaction import without_secrets
 from lora_study.base.settings import fitted
-from lora_study.config import NAMED_SOURCES, ExperimentConfig, flatten, to_dict
+from lora_study.config import NAMED_SOURCES, ExperimentConfig, flatten, is_on_hub, to_dict
 from lora_study.config_differences import NO_OTHER_RUN, without
 from lora_study.records.record import ADAPTER, Record, read_record, write_record
 
@@ -98,6 +98,8 @@ def changed_fields(record: Record, config: ExperimentConfig) -> list[str]:
     then, now = flatten(record.config), flatten(to_dict(config))
     for key in ("data.source", "model.backbone"):  # older records have them as they were typed
         then[key] = now[key] if from_anywhere(str(then[key])) == now[key] else then[key]
+    local = {"data": now["data.source"] != "hub", "model": not is_on_hub(now["model.backbone"])}
+    then |= {f"{section}.revision": None for section, here in local.items() if here}  # older records kept the hub's
     if record.data.get("fingerprint") and not {then["data.source"], now["data.source"]} & set(NAMED_SOURCES):
         then["data.source"] = now["data.source"]
     if record.encoder.sha256 and record.encoder.settings_sha256 and Path(now["model.backbone"]).is_absolute():
