@@ -80,9 +80,10 @@ def test_it_is_judged(tmp_path):
     plain = json.loads(TODAY.read_text())["config"]
     plain["train"]["fast"] = False
     runs = []
+    costs = {"config": plain, "memory": {"peak_bytes": 2 * 10**9}}
     for seed, (lora, full) in enumerate([(8.0, 16.5), (8.5, 16.0), (8.25, 16.25)], start=1):
         runs.append(today("lora_default", seed, config=plain, timing={"train_seconds": lora}))
-        runs.append(today("full", seed, config=plain, timing={"train_seconds": full}, memory={"peak_bytes": 2 * 10**9}))
+        runs.append(dataclasses.replace(today("full", seed, timing={"train_seconds": full}, **costs), mode="full"))
     time = judged("ratio.time.lora_default", runs, tmp_path)
     assert (time.verdict, time.measured) == (
         "same direction",
