@@ -150,10 +150,13 @@ def inspect(config: ExperimentConfig, json: bool = False) -> int:
         json: Print one JSON object.
     """
     from lora_study.model.confidence import cap_before_training, reads_frozen_head
-    from lora_study.model.encoder import build_skeleton
+    from lora_study.model.encoder import build_skeleton, describe
     from lora_study.model.modes import apply_mode, count_parameters
 
-    model = build_skeleton(config.model)
+    # Of a branch, the commit that is on this machine, if one is: nobody has to be asked for that.
+    encoder = dataclasses.replace(config.model, revision=describe(config.model)["revision"])
+    config = dataclasses.replace(config, model=encoder)
+    model = build_skeleton(encoder)
     before = count_parameters(model)
     modules = apply_mode(model, config)
     counts, cap = count_parameters(model), cap_before_training(config, model)

@@ -231,6 +231,8 @@ def main() -> int:
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: there is no GPU here; use cpu")
+    if options.device == "cuda" and options.profile:
+        parser.error("--profile: it tells operations of a CPU apart; leave it out with --device cuda")
     chosen = [row for row in ROWS if not options.rows or row.name in options.rows]
     example = task(chosen[0], options).config
     device = pick_device(example.train.accelerator)

@@ -6,7 +6,6 @@ trained below it changes z alone, so the difference of the two logits is never m
     f(z) = v · relu(A z + c),    A = W diag(γ),  c = W β + b,  v = difference of the classifier's two rows.
 """
 
-import dataclasses
 import math
 from dataclasses import asdict, dataclass
 
@@ -67,11 +66,11 @@ def cap_before_training(
     Raises:
         ConfigError: the weights are here and cannot be used.
     """
-    here = describe(config.model)
-    if not reads_frozen_head(skeleton) or here["sha256"] is None:
+    if not reads_frozen_head(skeleton) or describe(config.model)["sha256"] is None:
         return None
-    encoder = dataclasses.replace(config.model, revision=here["revision"])  # of a branch, the commit that is here
-    return confidence_cap(build_model(encoder, head_seed=config.resolved_seeds()["head_init"]).requires_grad_(False))
+    return confidence_cap(
+        build_model(config.model, head_seed=config.resolved_seeds()["head_init"]).requires_grad_(False)
+    )
 
 
 def reads_frozen_head(model: DistilBertForSequenceClassification) -> bool:

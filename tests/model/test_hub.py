@@ -19,6 +19,7 @@ from huggingface_hub import constants, hf_hub_download
 from miniature_hub import MiniatureHub, Repository
 
 from lora_study.base.errors import ConfigError
+from lora_study.cli import main
 from lora_study.config import DataConfig, ModelConfig
 from lora_study.config_files import load_study
 from lora_study.data.sources import load_reviews
@@ -162,6 +163,16 @@ def test_model_by_name_is_the_model_of_the_folder(model, connect, pinned):
     check_all()  # the hub has gone: from the cache
     connect(None)
     check_all()
+
+
+def test_inspect_asks_no_hub_once_the_encoder_is_here(model, connect, capsys):
+    with MiniatureHub.serving([model]) as hub:
+        connect(hub)
+        build_model(ModelConfig(backbone="tiny/distilbert"), head_seed=1)
+        before = len(hub.requests)
+        assert main(["inspect", "--model.backbone", "tiny/distilbert"]) == 0
+        assert "no review gets a probability" in capsys.readouterr().out
+        assert hub.requests[before:] == []
 
 
 def test_cache_filled_file_by_file_is_used(model, connect):
