@@ -247,8 +247,8 @@ class DataConfig(Settings, section="data"):
         """Refuse a part of which ``drop_last`` would leave no review to score."""
         if self.drop_last and size is not None and size < self.eval_batch_size:
             raise ConfigError(
-                f"data.drop_last: {part} has {size} reviews, fewer than data.eval_batch_size {self.eval_batch_size}:"
-                " none would be scored; use a smaller data.eval_batch_size, or set it to false"
+                f"data.drop_last: of {part}, {size} reviews would be scored, fewer than data.eval_batch_size "
+                f"{self.eval_batch_size}, and so none; use a smaller data.eval_batch_size, or set it to false"
             )
 
 

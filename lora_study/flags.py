@@ -35,7 +35,8 @@ class Parser(argparse.ArgumentParser):
         """Raise, naming the flag that is closest to an unknown one."""
         hint = ""
         if message.startswith("unrecognized"):
-            flag = message.removeprefix("unrecognized arguments: ").partition(" ")[0].partition("=")[0]
+            word, _, _ = message.removeprefix("unrecognized arguments: ").partition(" ")
+            flag, message = word.partition("=")[0], message if word else "an argument is empty"
             close = difflib.get_close_matches(flag, self._option_string_actions, n=1)
             hint = f"; did you mean {close[0]}?" if close else f"; see {self.prog} --help"
         raise ConfigError(one_line(message) + hint)
@@ -158,7 +159,9 @@ def _experiment(given: Mapping[str, Any]) -> ExperimentConfig:
     for name, kind in _types(ExperimentConfig).items():
         if name in given:
             flags = overlay(flags, nested(name, _value(kind, given[name], f"--{name}")))
-    config = experiment_from(overlay(layered(given.get("config", ())), flags))
+    files = given.get("config", ())
+    check("" not in files, "--config", "", "it is empty; give it a file, or leave it out")
+    config = experiment_from(overlay(layered(files), flags))
     if "print_config" in given:
         check_source(config.data.source)
         local_folder(config.model.backbone)

@@ -185,7 +185,8 @@ def test_a_run_that_fails_ends_with_status_1_and_says_why(capsys, experiment, tm
         (["run", "--lora.rank", "3"], ["--lora.rank"]),
         (["run", "--lora.alhpa=3"], ["--lora.alhpa=3", "did you mean --lora.alpha?"]),
         (["run", "--results_dir", "out"], ["did you mean --results-dir?"]),
-        (["run", ""], ["unrecognized"]),
+        (["run", ""], ["an argument is empty"]),
+        (["run", "--config", ""], ["--config", "it is empty"]),
         (["run", "--data.sizes.train", ""], ["--data.sizes.train", "it is empty"]),
         (["run", "--results-dir", ""], ["--results-dir", "it is empty"]),
         (

@@ -301,7 +301,7 @@ def test_numbers_in_scientific_notation_are_numbers(tmp_path):
         ("data: {labels: {true: 0, false: 1}}", ["data.labels", "in quotes"]),
         (
             {"data": {"drop_last": True, "eval_batch_size": 33, "sizes": {"val": 32}}},
-            ["data.drop_last", "val has 32", "data.eval_batch_size 33"],
+            ["data.drop_last", "of val, 32 reviews", "data.eval_batch_size 33"],
         ),
         ({"data": {"padding": "longest"}}, ["data.padding", "max_length"]),
         ({"mode": "last_two_layers", "train": {"cache_trunk": True}, "data": {"drop_last": True}}, ["data.drop_last"]),

@@ -52,6 +52,10 @@ SUMMARY = {
     "memory_kind": "string",
 }
 
+# Settings that say which reviews, and which encoder, where the files that they stand for are not known.
+REVIEWS = tuple(f"data.{name}" for name in ("source", "revision", "text_column", "label_column", "labels"))
+ENCODER = ("model.backbone", "model.revision")
+
 PARAMETERS = {
     "experiment": "string",
     "mode": "string",
@@ -212,16 +216,18 @@ def comparable(records: Iterable[Record]) -> tuple[list[Record], list[str]]:
 def of_the_same(records: Sequence[Record], earlier: Sequence[Record]) -> tuple[list[Record], list[str]]:
     """The earlier runs of which no experiment has changed since, and one line per experiment that is left out.
 
-    What a record does not say, such as a setting that is newer than it, is not compared.
+    A setting that is newer than a record had its default.
+
+    Args:
+        records: Completed runs that can be compared.
+        earlier: Likewise.
     """
     changed: dict[str, list[str]] = {}
     now = {record.name: record for record in records}
     for record in earlier:
         if record.name in now and record.name not in changed:
             ours, theirs = (json.loads(_key(setup)) for setup in setups_of([now[record.name], record]))
-            fields = [
-                f for f in sorted(ours.keys() & theirs) if ours[f] != theirs[f] and None not in (ours[f], theirs[f])
-            ]
+            fields = [field for field in sorted(ours.keys() | theirs) if ours.get(field) != theirs.get(field)]
             changed |= {record.name: fields} if fields else {}
     lines = [f"{name} is left out: it differs from the runs here in {', '.join(fs)}" for name, fs in changed.items()]
     return [record for record in earlier if record.name not in changed], lines
@@ -294,7 +300,10 @@ def _averaged(records: Iterable[Record]) -> dict[str, list[Record]]:
 
 
 def setups_of(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """What runs of one experiment must share to be averaged, by dotted name."""
+    """What runs of one experiment must share to be averaged, by dotted name.
+
+    Where the reviews and the encoder lie does not matter if the record knows their content.
+    """
     setups = []
     for record, encoder in zip(records, encoders_of(records), strict=True):
         whole = record.data.get("fingerprint")
@@ -303,18 +312,24 @@ def setups_of(records: Sequence[Record]) -> list[dict[str, Any]]:
             "encoder": dataclasses.astuple(encoder),
             "reviews": whole.get("test") if isinstance(whole, Mapping) else whole,
         }
-        setups.append(without(flatten(record.config), ("seed", *NO_OTHER_RESULT)) | shared)
+        known = (*REVIEWS * isinstance(whole, str), *ENCODER * (encoder.name is None))
+        setups.append(without(flatten(record.config), ("seed", *NO_OTHER_RESULT, *known)) | shared)
     return setups
 
 
 def encoders_of(records: Sequence[Record]) -> list[Encoder]:
-    """The encoders of runs; an older record, which does not say with what settings, had those of one that does."""
+    """The encoders of runs, to be compared: of one whose files are known, these alone, wherever they lie.
+
+    An older record, which does not say with what settings, had those of one that does.
+    """
     encoders = [record.encoder for record in records]
     said = {encoder.sha256: encoder.settings_sha256 for encoder in reversed(encoders) if encoder.settings_sha256}
-    return [
-        dataclasses.replace(encoder, settings_sha256=encoder.settings_sha256 or said.get(encoder.sha256))
-        for encoder in encoders
-    ]
+    found = []
+    for encoder in encoders:
+        settings = encoder.settings_sha256 or said.get(encoder.sha256)
+        place = {"name": None, "backbone": None, "revision": None} if encoder.sha256 and settings else {}
+        found.append(dataclasses.replace(encoder, settings_sha256=settings, **place))
+    return found
 
 
 def _cost(record: Record) -> str:

@@ -59,7 +59,7 @@ def locked(results_dir: Path, name: str, seed: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing_to(results_dir: Path) -> Iterator[None]:
-    """Turn the failure to write into a results folder, or a name that pyarrow cannot, into a `ConfigError`."""
+    """Turn the failure to write into a results folder into a `ConfigError`, and a name that pyarrow cannot take."""
     fitted(str(results_dir), str, "results folder")
     try:
         yield

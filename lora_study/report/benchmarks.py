@@ -208,7 +208,7 @@ def _source(kind: str, content: Mapping[str, Any]) -> str:
         f"{' with uncommitted changes' if content.get('dirty') else ''}."
     )
     if repeats == 1:
-        words += " So the ratios have no range."
+        words += " Measured once, the ratios have no range."
     if "study" in content:
         study = _of(dict, content, "study")
         words += (

@@ -87,15 +87,15 @@ def read_study(
     problems += unusable
     if missing := missing_runs(root, records, content):
         problems.append(f"not every run is here: {missing}")
+    records, left_out = comparable(records)
     published: list[Record] = []
     copy = user_path(published_dir or root.parent / "published" / root.name).resolve()
     if copy != root and (published_dir or copy.is_dir()):
         published, unreadable_copies = read_records(copy)
         absent = [] if published else [f"{copy.name} holds no record"]
-        published, left_out = comparable(published)
-        published, changed = of_the_same(records, published)
-        problems += [f"published run: {line}" for line in unreadable_copies + left_out + changed + absent]
-    records, left_out = comparable(records)
+        published, left_out_copies = comparable(published)
+        published, changed = of_the_same(_completed(records), _completed(published))
+        problems += [f"published run: {line}" for line in unreadable_copies + left_out_copies + changed + absent]
     reported = _compared(load_reported(), records)
     curves, predictions, unusable = _read_runs(root, records, in_order({r.name for r in records}, reported.rows))
     problems += left_out + unusable
@@ -126,7 +126,9 @@ def read_study(
 
 
 def missing_runs(root: Path, records: Sequence[Record], content: Mapping[str, Any] | None = None) -> str:
-    """The runs that a study's folder should have and has no record of, because they were planned, or have begun.
+    """The runs that a study's folder should have and has no record of.
+
+    These are the planned ones or, where no plan is known, those that have begun.
 
     Args:
         root: The study's results.
@@ -142,7 +144,8 @@ def missing_runs(root: Path, records: Sequence[Record], content: Mapping[str, An
         if (found := BEGUN.fullmatch(path.name)) and not (path.parent / f"seed-{found[1]}" / "record.json").exists()
     ]
     there = {(record.name, record.seed) for record in records}
-    missing = [run for run in dict.fromkeys([*planned, *begun]) if run not in there]
+    expected = dict.fromkeys(planned if listed["experiments"] else begun)
+    missing = [run for run in expected if run not in there]
     more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
     named = (f"{name} seed {seed}{' (begun)' * ((name, seed) in begun)}" for name, seed in missing[:MOST_NAMED])
     return f"{', '.join(named)}{more}"
@@ -158,10 +161,19 @@ def _study_file(root: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def _compared(reported: Reported, records: list[Record]) -> Reported:
-    """The article's rows, and those rows of the layerwise experiment that this study ran and the article lacks."""
+    """The article's rows, and those rows of the layerwise experiment that this study ran and the article lacks.
+
+    Without those of which this study's run has the name alone.
+    """
     ran = {record.name for record in records}
     layerwise = {name: row for name, row in reported.layerwise.items() if name in ran - reported.rows.keys()}
-    return dataclasses.replace(reported, rows={**reported.rows, **layerwise})
+    rows = {**reported.rows, **layerwise}
+    unlike = {record.name for record in records if record.name in rows and rows[record.name].unlike(record)}
+    return dataclasses.replace(reported, rows={name: row for name, row in rows.items() if name not in unlike})
+
+
+def _completed(records: list[Record]) -> list[Record]:
+    return [record for record in records if record.status == "completed"]
 
 
 def _read_runs(

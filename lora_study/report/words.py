@@ -36,10 +36,10 @@ def encoder_in_words(study: Study) -> str:
     """Which encoder was run, and what that makes of the numbers."""
     encoder, reported = escape(encoder_label(study.records).replace("encoder: ", "encoder ")), study.reported
     words = f"Run with the **{encoder}**. "
-    stand_ins = [record.encoder.stand_in for record in study.records]
-    if any(stand_ins) and not all(stand_ins):
+    stand_ins = {record.encoder.stand_in for record in study.records}  # a run that failed early does not know
+    if {True, False} <= stand_ins:
         return words + "Runs of different encoders stand beside one another: only those of one can be compared."
-    if any(stand_ins):
+    if True in stand_ins:
         return words + (
             f"**{escape(reported.encoder)}, the article's, was not run**: accuracies here and there are of different "
             "models, and only the direction of a gap between two rows is judged."

@@ -93,7 +93,7 @@ def test_words_own_up_to_what_weakens_a_measurement(tmp_path):
     content = training(repeats=1, dirty=True, hardware=hardware)
     found = only(write_benchmarks(tmp_path, training_cuda=content))
     assert found.source.startswith("One measurement of 20 steps") and "on a GPU (a CPU), 2 threads" in found.source
-    assert found.source.endswith("0123456789ab with uncommitted changes. So the ratios have no range.")
+    assert found.source.endswith("0123456789ab with uncommitted changes. Measured once, the ratios have no range.")
     unknown = only(write_benchmarks(tmp_path, training_cuda=training(commit=None, dirty=None)))
     assert unknown.source.endswith("at an unknown commit.")
 

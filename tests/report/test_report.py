@@ -436,9 +436,12 @@ def test_a_published_run_with_other_settings_is_named_and_not_shown(results):
         write_run(results, record(name, test=0.8))
     copy = results.parent / "published" / "mine"
     write_run(copy, record(test=0.77, config={"train": {"learning_rate": 0.3}}))
-    older = record("full", test=0.66)
-    del older.config["train"]["schedule"]  # a setting that is newer than the record
-    write_run(copy, older)
+    # Published, a file of reviews has lost its folder; a run that failed early knows no encoder.
+    here, there = ({"config": {"data": {"source": f"{place}a.csv"}}} for place in ("/my/", ""))
+    for folder, content, test in ((results, here, 0.8), (copy, there, 0.66)):
+        run = record("full", test=test, **content)
+        write_run(folder, dataclasses.replace(run, data=run.data | {"fingerprint": "2e" * 32}))
+    write_run(results, dataclasses.replace(failed("full"), provenance={}))
     page = page_of(results)
     assert "published run: lora_default is left out: it differs from the runs here in train.learning_rate" in page
     assert "| 77.00 |" not in page and "| 66.00 | 92.31 |" in page
@@ -504,11 +507,26 @@ def test_more_training_reviews_make_no_other_test_reviews(results):
     assert "not all tested on the same reviews" not in page_of(results)
 
 
+def test_a_run_that_failed_before_it_had_an_encoder_is_of_no_other(results):
+    write_run(results, record("lora_default"))
+    write_run(results, dataclasses.replace(failed("full"), provenance={}))
+    assert "the article's, was not run**" in page_of(results)
+
+
+def test_another_run_of_a_rows_name_stands_beside_no_number_of_the_article(results):
+    write_run(results, record("full"))
+    write_run(results, record("lora_default", config={"lora": {"scaling": "alpha/r"}}))
+    page = page_of(results)
+    assert "lora_default seed 1 serves no claim" in page and "lora.scaling alpha/r in place of alpha" in page
+    assert "| 92.31 |" in page and "| 89.44 |" not in page.partition("<details>")[0]
+
+
 def test_runs_of_two_encoders_are_not_said_to_be_of_the_stand_in_alone(results):
     write_run(results, record("lora_default"))
     run = record("full")
     run.provenance["encoder"] |= {"name": "distilbert-base-uncased", "stand_in": False}
     write_run(results, run)
+    write_run(results, dataclasses.replace(failed("lora_best"), provenance={}))
     page = page_of(results)
     assert "was not run" not in page and "only those of one can be compared" in page
 

@@ -210,7 +210,7 @@ def test_progress_counts_the_reviews_that_are_scored(tiny, tmp_path, monkeypatch
 
 def test_too_few_reviews_to_score_are_found_before_training(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(datamodule, "MOST_TRAIN", 10)
-    with pytest.raises(ConfigError, match=r"data\.drop_last: train has 10 reviews"):
+    with pytest.raises(ConfigError, match=r"data\.drop_last: of train, 10 reviews"):
         run_experiment(tiny("lora", data={"drop_last": True, "eval_batch_size": 12}), tmp_path)
 
 
@@ -254,7 +254,7 @@ def test_a_loss_that_is_not_finite_ends_in_a_failed_record_that_names_the_step(t
         ({"data": {"source": "nowhere.csv"}}, "nowhere.csv"),
         (
             {"data": {"sizes": {"train": 303, "val": 60, "test": None}, "drop_last": True, "eval_batch_size": 40}},
-            "data.drop_last: test has 37 reviews, fewer than data.eval_batch_size 40",
+            "data.drop_last: of test, 37 reviews would be scored, fewer than data.eval_batch_size 40",
         ),
         ({"model": {"backbone": "./nowhere"}}, "nowhere"),
         ({"train": {"accelerator": "mps"}}, "train.accelerator"),
