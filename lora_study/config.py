@@ -192,7 +192,8 @@ class DataConfig(Settings, section="data"):
         pad_to_multiple_of: With padding 'batch', lengths are rounded up to a multiple of this, so that few different
             lengths occur.
         drop_last: Leave the last, incomplete batch of an evaluation unscored, as the article does.
-        deduplicate: Remove all but one of each group of (whitespace-folded) identical reviews before splitting.
+        deduplicate: Remove all but one of each group of (whitespace-folded) identical reviews before splitting: all but
+            the first, or but an official test review. If they have both labels, there is a warning.
         cache_dir: Folder for tokenised reviews; safe to share between runs and to delete.
     """
 

@@ -142,23 +142,24 @@ def load_sweep(file: str | Path) -> tuple[SweepConfig, ExperimentConfig]:
     """
     path = user_path(file)
     sweep = read_config(path, SweepConfig, "sweep")
+    origin = f"sweep file {path}: parameters"
     for name in sweep.parameters:
-        origin = f"sweep file {path}: parameters"
         check(isinstance(name, str), origin, name, "name a field, as in lora.r")
-        check_names(ExperimentConfig, nested(name, ""), origin)
+        check_names(ExperimentConfig, nested(name, {}), origin)
         field_type(name, f"{origin}: ")
-    sweep = dataclasses.replace(sweep, parameters={n: _different(n, v) for n, v in sweep.parameters.items()})
+    different = {name: _different(name, values, f"{origin}: ") for name, values in sweep.parameters.items()}
+    sweep = dataclasses.replace(sweep, parameters=different)
     overrides = lay_over_extended(sweep.overrides, path)
     return sweep, load_experiment([beside(path, sweep.experiment)], overlay(overrides, {"score_test": False}))
 
 
-def _different(name: str, values: Any) -> Any:
+def _different(name: str, values: Any, origin: str) -> Any:
     """A parameter's values without repetitions: 8 and 8.0 are two texts but one alpha."""
     if not isinstance(values, list):
         return values
     kept: list[tuple[Any, Any]] = []
     for value in values:
-        held = field_value(name, value)
+        held = field_value(name, value, origin)
         if all(held != other for other, _ in kept):
             kept.append((held, value))
     return [value for _, value in kept]
@@ -171,26 +172,27 @@ def nested(name: str, value: Any) -> dict[str, Any]:
     return dict(value)
 
 
-def field_value(name: str, value: Any) -> Any:
+def field_value(name: str, value: Any, origin: str = "") -> Any:
     """A value as the field of an experiment holds it: a list becomes a tuple, and 1 becomes 1.0 in a float.
 
     Raises:
         ConfigError: it is not of the field's type.
     """
-    return fitted(value, field_type(name), name)
+    return fitted(value, field_type(name), f"{origin}{name}")
 
 
 def field_type(name: str, origin: str = "") -> Any:
     """The type of an experiment's field, by its dotted name.
 
     Raises:
-        ConfigError: it is none, such as one below a field.
+        ConfigError: it is none, but one below a field, say, or a section.
     """
     kind: Any = ExperimentConfig
     for key in name.split("."):
         fields = {f.name: f.type for f in dataclasses.fields(kind)} if is_section(kind) else {}
         check(key in fields, f"{origin}{name}", key, "it is no field of an experiment; see lora-study run --help")
         kind = fields[key]
+    check(not is_section(kind), f"{origin}{name}", name, "it has fields of its own; name one of them")
     return kind
 
 

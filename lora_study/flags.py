@@ -161,7 +161,16 @@ def _experiment(given: Mapping[str, Any]) -> ExperimentConfig:
             flags = overlay(flags, nested(name, _value(kind, given[name], f"--{name}")))
     files = given.get("config", ())
     check("" not in files, "--config", "", "it is empty; give it a file, or leave it out")
-    config = experiment_from(overlay(layered(files), flags))
+    below = layered(files)
+    try:
+        config = experiment_from(overlay(below, flags))
+    except ConfigError as error:
+        try:  # a mistake that is theirs is said with their names
+            experiment_from(below, ", ".join(files))
+        except ConfigError as theirs:
+            if str(theirs).endswith(str(error)):
+                raise theirs from error
+        raise
     if "print_config" in given:
         check_source(config.data.source)
         local_folder(config.model.backbone)

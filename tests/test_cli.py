@@ -187,6 +187,10 @@ def test_a_run_that_fails_ends_with_status_1_and_says_why(capsys, experiment, tm
         (["run", "--results_dir", "out"], ["did you mean --results-dir?"]),
         (["run", ""], ["an argument is empty"]),
         (["run", "--config", ""], ["--config", "it is empty"]),
+        (["run", "--config", "bad.yaml", "--lora.r", "8", "--print_config"], ["bad.yaml: train.epochs", "'two'"]),
+        (["run", "--config", "bad.yaml", "--train.epochs", "2", "--lora.r", "x"], ["error: lora.r: 'x'"]),
+        (["report", "--results-dir", "."], ["holds studies; name one of them, such as some"]),
+        (["claims", "--results-dir", "some/study"], ["one experiment's folder"]),
         (["run", "--data.sizes.train", ""], ["--data.sizes.train", "it is empty"]),
         (["run", "--results-dir", ""], ["--results-dir", "it is empty"]),
         (
@@ -217,6 +221,8 @@ def test_a_run_that_fails_ends_with_status_1_and_says_why(capsys, experiment, tm
 )
 def test_a_mistake_is_one_line_on_stderr_and_status_2(capsys, tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.yaml").write_text("train: {epochs: two}")
+    write_run(tmp_path / "some", made_up("study"))
     assert main(arguments) == 2
     printed = capsys.readouterr()
     assert printed.err.startswith("lora-study: error: ")

@@ -4,10 +4,13 @@ IMDb has 418 such copies. With one in train and another in test, accuracy on tes
 reports the overlap, and `deduplicate` removes it. A review posted again with an edit does not count as a copy.
 """
 
+import logging
 from typing import Any
 
 import numpy as np
 import pandas as pd
+
+logger = logging.getLogger(__name__)
 
 PAIRS = (("val", "train"), ("test", "train"), ("test", "val"))
 
@@ -47,8 +50,11 @@ def deduplicate(reviews: pd.DataFrame) -> pd.DataFrame:
     """The reviews with one copy of each, in order.
 
     An official test review is preferred to a training one, so that the official test split loses only copies within
-    itself and the training part gives way; otherwise the first copy is kept.
+    itself and the training part gives way; otherwise the first copy is kept. Where copies have both labels, which
+    is logged as a warning, the label of the kept one stays.
     """
+    if both := int((reviews.groupby(reviews["text"].map(fold))["label"].nunique() > 1).sum()):
+        logger.warning("data.deduplicate: texts with both labels: %d; of each, one copy's label is kept", both)
     test_first = reviews.iloc[np.argsort((reviews["split"] != "test").to_numpy(), kind="stable")]
     kept = test_first[~test_first["text"].map(fold).duplicated()]
     return reviews.loc[kept.index.sort_values()].reset_index(drop=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TextIO
 
 from lora_study.base.errors import ConfigError, check
-from lora_study.base.files import user_path
+from lora_study.base.files import exists, user_path
 from lora_study.data.folders import folder_tables, is_data_set
 from lora_study.data.lines import AS_UTF8, Lines, open_text
 from lora_study.data.reviews import Review, text_of, unlabelled
@@ -32,12 +32,16 @@ def open_reviews(file: str, text_column: str | None = None, likely: str | None =
         ConfigError: the file cannot be read, or is malformed, not UTF-8 or without a text somewhere; of a pipe
             raised when that row or line is reached.
     """
+    lines = file == STDIN or kind_of(user_path(file))[0] == ".txt"
+    check(not (lines and text_column), "--text-column", text_column, "lines have no columns; leave it out")
     if file == STDIN:
         check(sys.stdin is not None and not sys.stdin.closed, "--file", file, "standard input is closed")
         sys.stdin.reconfigure(**AS_UTF8)  # type: ignore[union-attr]
         yield text_reviews(sys.stdin, "standard input")
         return
     path = user_path(file)
+    if not exists(path):
+        raise ConfigError(f"--file: {file!r} cannot be read: No such file or directory")
     if path.is_file() or path.is_dir():
         for _ in file_reviews(path, file, text_column, likely):
             pass

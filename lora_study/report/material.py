@@ -80,6 +80,11 @@ def read_study(
     """
     root = user_path(results_dir).resolve()
     records, problems = read_records(root)
+    if not records and (runs := sorted(root.glob("*/*/seed-*/record.json"))):
+        study = user_path(results_dir) / runs[0].relative_to(root).parts[0]
+        raise ConfigError(f"{results_dir} holds studies; name one of them, such as {study}")
+    if not records and any(root.glob("seed-*/record.json")):
+        raise ConfigError(f"{results_dir} is one experiment's folder; name the study's, which it lies in")
     if not records:
         unreadable = f" that can be read ({problems[0]})" if problems else ""
         raise ConfigError(f"{results_dir} holds no record{unreadable}; run `make reproduce` or `lora-study run` first")
@@ -99,8 +104,9 @@ def read_study(
     reported = _compared(load_reported(), records)
     curves, predictions, unusable = _read_runs(root, records, in_order({r.name for r in records}, reported.rows))
     problems += left_out + unusable
-    if len({str(record.test_reviews) for record in records if record.status == "completed"}) > 1:
-        problems.append("the experiments were not all tested on the same reviews; see the fingerprints under Data")
+    tested = {f"{record.test_reviews}, {(record.metrics.get('test') or {}).get('n')}" for record in _completed(records)}
+    if len(tested) > 1:
+        problems.append("the experiments were not all tested on the same reviews; see their numbers and Data")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         verdicts = evaluate(load_claims(), records, root)
@@ -112,7 +118,7 @@ def read_study(
     problems = [line.replace(f"{root}{os.sep}", "").replace(f"{copy}{os.sep}", "") for line in problems]
     return Study(
         name=root.name,
-        address=address or f"results/{'published/' if root.parent.name == 'published' else ''}{root.name}",
+        address=address or _address(user_path(results_dir), root),
         records=records,
         published=published,
         reported=reported,
@@ -149,6 +155,13 @@ def missing_runs(root: Path, records: Sequence[Record], content: Mapping[str, An
     more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
     named = (f"{name} seed {seed}{' (begun)' * ((name, seed) in begun)}" for name, seed in missing[:MOST_NAMED])
     return f"{', '.join(named)}{more}"
+
+
+def _address(given: Path, root: Path) -> str:
+    """What to type for the folder: what was typed if that holds in a clone, else where studies usually lie."""
+    if not given.is_absolute() and ".." not in given.parts and given.name == root.name:
+        return given.as_posix()
+    return f"results/{'published/' if root.parent.name == 'published' else ''}{root.name}"
 
 
 def _study_file(root: Path) -> tuple[dict[str, Any], list[str]]:

@@ -1,6 +1,7 @@
 """What the report says in sentences. All of it is made from the records and the verdicts; nothing is typed by hand."""
 
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -52,7 +53,8 @@ def budget(study: Study) -> str:
     budgets, lasted = set(), set[Any]()
     for record in study.completed:
         sizes, settings = record.data.get("sizes") or {}, flatten(record.config)
-        budgets.add((sizes.get("train"), settings.get("data.max_length"), sizes.get("test")))
+        tested = (record.metrics.get("test") or {}).get("n", sizes.get("test"))
+        budgets.add((sizes.get("train"), settings.get("data.max_length"), tested))
         lasted.add(settings.get("train.epochs"))
     (reviews, tokens, tested), *others = budgets or {(None, None, None)}
     if others or not (reviews and tokens and tested):
@@ -91,28 +93,34 @@ def legend(study: Study) -> str:
 
 
 def starts(curves: Mapping[str, pd.DataFrame]) -> str:
-    """When the runs began to learn for good, and which took more than twice as long as most: means over epochs hide it.
+    """When the runs began to learn for good, and which took much longer than their row: means over epochs hide it.
 
     A run that falls back to guessing begins anew.
     """
-    first: dict[str, float] = {}
+    first: dict[tuple[str, Any], float] = {}
     for name, rows in curves.items():
         for seed, run in rows.dropna(subset=["train_loss"]).groupby("seed") if not rows.empty else ():
             smooth = running_mean(run)
             last = run["step"][smooth >= GUESS].max()  # step at which it still, or again, guesses
             learned = run["step"][(smooth < LEARNING) & ~(run["step"] <= last)]
-            first[f"{escape(name)} seed {seed:g}"] = learned.iloc[0] if len(learned) else math.inf
-    usual = sorted(first.values())[len(first) // 2]
-    late = {run: step for run, step in first.items() if step == math.inf or step > 2 * usual}
+            first[name, seed] = learned.iloc[0] if len(learned) else math.inf
+    usual = {name: statistics.median_low(step for (row, _), step in first.items() if row == name) for name, _ in first}
+    never = [f"{escape(name)} seed {seed:g}" for (name, seed), step in first.items() if step == math.inf]
+    late = [
+        f"{escape(name)} seed {seed:g} at step {step:,.0f}"
+        for (name, seed), step in first.items()
+        if 2 * usual[name] < step < math.inf
+    ]
+    if len(never) == len(first):
+        return "No run left the loss of guessing (0.69) for good."
+    middle = statistics.median_low(first.values())
+    by = f"had left the loss of guessing (0.69; running mean below {LEARNING}) for good by step {middle:,.0f}"
     said = (
-        f"Most runs had left the loss of guessing (0.69; running mean below {LEARNING}) for good by step {usual:,.0f}"
+        f"Half of the runs {by}" if middle < math.inf else "Most runs never left the loss of guessing (0.69) for good"
     )
-    if usual == math.inf:
-        said = "Most runs never left the loss of guessing (0.69) for good"
-    if not late:
-        return f"{said}, and none took more than twice as long."
-    steps = (f"{run} {'never' if step == math.inf else f'at step {step:,.0f}'}" for run, step in late.items())
-    return f"{said}; much later: {', '.join(steps)}."
+    said += f"; much later than most of its row: {', '.join(late)}" * bool(late)
+    said += f"; never: {', '.join(never)}" * bool(never)
+    return f"{said}." if late or never else f"{said}, and none took more than twice as long as most of its row."
 
 
 def confidence(study: Study) -> str:

@@ -146,7 +146,7 @@ def test_overlap_counts_copies_within_and_across_parts():
     assert json.loads(json.dumps(report)) == report
 
 
-def test_deduplicate_keeps_the_official_test_copy_and_else_the_first():
+def test_deduplicate_keeps_the_official_test_copy_and_else_the_first(caplog):
     reviews = pd.concat(
         [
             table([("a", 0), ("b", 1), ("b ", 0), ("c", 1)], "train"),
@@ -161,7 +161,10 @@ def test_deduplicate_keeps_the_official_test_copy_and_else_the_first():
         (" a", 0, "test"),
         ("d", 0, "test"),
     ]
+    assert "texts with both labels: 1;" in caplog.text
+    caplog.clear()
     pd.testing.assert_frame_equal(deduplicate(kept), kept)
+    assert not caplog.text
 
 
 def test_known_duplicates_of_the_official_training_split(imdb_reviews):

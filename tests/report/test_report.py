@@ -222,11 +222,13 @@ def test_a_run_that_guesses_for_long_is_named(results):
 
     for seed, start in ((1, 3), (2, 3), (3, 4)):
         write_run(results, record(seed=seed), losses(start))
-    assert "by step 60, and none took more than twice as long" in page_of_training(results)
+    assert "by step 60, and none took more than twice as long as most of its row" in page_of_training(results)
     write_run(results, record(seed=4), losses(30))
     write_run(results, record("full"), losses(99))
+    for seed in (1, 2):  # a row that is slow as a whole hides no seed of another
+        write_run(results, record("last_two_layers", seed), losses(40))
     said = page_of_training(results)
-    assert "much later: lora_default seed 4 at step 600, full seed 1 never." in said
+    assert "much later than most of its row: lora_default seed 4 at step 600; never: full seed 1." in said
 
 
 def test_a_run_that_falls_back_to_guessing_begins_anew(results):
@@ -239,7 +241,7 @@ def test_a_run_that_falls_back_to_guessing_begins_anew(results):
     write_run(results, record(seed=4), losses(*[0.71] * 2, *[0.4] * 12, *[0.7] * 20, *[0.3] * 16))
     write_run(results, record("full"), losses(*[0.71] * 2, *[0.4] * 12, *[0.7] * 36))
     said = page_of_training(results)
-    assert re.search(r"for good by step 60; .*lora_default seed 4 at step [67]\d\d, full seed 1 never\.", said)
+    assert re.search(r"for good by step 60; .*lora_default seed 4 at step [67]\d\d; never: full seed 1\.", said)
 
 
 @pytest.mark.parametrize(("steps", "shared"), [((100, 290), True), ((100, 300), False)])
@@ -519,6 +521,19 @@ def test_another_run_of_a_rows_name_stands_beside_no_number_of_the_article(resul
     page = page_of(results)
     assert "lora_default seed 1 serves no claim" in page and "lora.scaling alpha/r in place of alpha" in page
     assert "| 92.31 |" in page and "| 89.44 |" not in page.partition("<details>")[0]
+
+
+def test_experiments_that_scored_other_numbers_of_test_reviews_are_pointed_out(results):
+    write_run(results, record("lora_default"))
+    write_run(results, record("full", metrics={"test": {"n": 996}}))
+    page = page_of(results)
+    assert "not all tested on the same reviews" in page and "is tested on" not in page
+
+
+def test_the_report_says_what_to_type_for_a_folder_elsewhere(results, tmp_path, monkeypatch):
+    write_run(tmp_path / "elsewhere" / "mine", record())
+    monkeypatch.chdir(tmp_path)
+    assert "lora-study report --results-dir elsewhere/mine" in page_of("elsewhere/mine")
 
 
 def test_runs_of_two_encoders_are_not_said_to_be_of_the_stand_in_alone(results):

@@ -319,6 +319,12 @@ def test_a_pipes_lines_end_at_newline_alone(classify, monkeypatch):
     assert (status, [row["id"] for row in rows]) == (0, ["1", "3"])
 
 
+def test_a_file_that_is_not_there_is_said_before_anything_is_printed(classify, capsys):
+    assert classify("--file", "nowhere.csv")[:2] == (2, [])
+    status, rows, err = classify("--file", "-", "--text-column", "review")
+    assert (status, rows) == (2, []) and "lines have no columns" in err
+
+
 def test_an_id_with_any_end_of_line_in_it_is_one_id(classify, tmp_path):
     ids = ["a\rb", "c\nd", 'e,"f', "g"]
     (tmp_path / "r.jsonl").write_text("".join(json.dumps({"id": name, "text": "good film"}) + "\n" for name in ids))

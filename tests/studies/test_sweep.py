@@ -277,7 +277,8 @@ def test_a_pruner_drops_poor_settings_after_a_seed_and_they_are_never_chosen(swe
     ("changes", "words"),
     [
         ({"parameters": {"lora.rank": [1]}}, r"unknown field lora\.rank"),
-        ({"parameters": {"lora": [1]}}, r"lora: .* fields of its own"),
+        ({"parameters": {"lora": [{"r": 1}]}}, r"parameters: lora: .* name one of them"),
+        ({"parameters": {"lora.r": [2, 8.5]}}, r"parameters: lora\.r: 8\.5 .* whole number"),
         ({"parameters": {"lora.r.x": [1]}}, r"lora\.r\.x: 'x' .* no field"),
         ({"parameters": {"data.labels.bad": [1]}}, r"data\.labels\.bad: 'bad' .* no field"),
         ({"parameters": {1: [2]}}, r"parameters: 1 .* name a field"),
