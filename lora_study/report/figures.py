@@ -36,7 +36,7 @@ def draw_speed(benchmark: Benchmark) -> Picture:
         f"{row.row}, {ratio_text(row.ratio, row.low, row.high)} times that of {row.over}"
         for row in rows_of(benchmark.ratios)
     )
-    height = 1.7 + max(0.3 * len(benchmark.ratios), 0.42 * len(benchmark.table))
+    height = 1.9 + max(0.3 * len(benchmark.ratios), 0.42 * len(benchmark.table))
     return Picture(plots.draw(plot, 6.2, height), f"{title}, {benchmark.encoder}: {values}")
 
 

@@ -212,7 +212,7 @@ def ratios(found: pd.DataFrame, title: str, encoder: str, ax: Axes) -> Axes:
     ax.set_xlim(0, 1.12 * max(1, found["high"].max()))
     ax.grid(axis="y", visible=False)
     ax.set(xlabel="times as many reviews per second (dashed: as many)")
-    ax.set_title(_title(title, encoder))
+    ax.set_title(_title(textwrap.fill(title, 54), encoder))  # a machine's name may be long
     ax.legend(**BELOW, ncols=2)
     return ax
 
