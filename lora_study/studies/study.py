@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from lora_study.base.errors import ConfigError
 from lora_study.base.files import user_path, write_text
 from lora_study.base.plain_yaml import dump_yaml
 from lora_study.base.progress import duration
@@ -46,9 +47,15 @@ def run_study(
         finished_run(run_dir(results_dir, run.name, run.seed), run)
     content: dict[str, Any] = {name: text for name in WORDS if (text := getattr(study, name))}
     content |= {"experiments": [experiment.name for experiment in experiments], "seeds": list(study.seeds)}
+    path = results_dir / STUDY_FILE
+    before = path.read_text(encoding="utf-8") if path.exists() else None
     with writing_to(results_dir):  # before the runs: a report has to know which are missing
-        write_text(results_dir / STUDY_FILE, dump_yaml(content))
-    return run_all(runs, results_dir, launcher, command)
+        write_text(path, dump_yaml(content))
+    try:
+        return run_all(runs, results_dir, launcher, command)
+    except ConfigError:  # nothing was run
+        path.unlink() if before is None else write_text(path, before)
+        raise
 
 
 def run_all(runs: Sequence[ExperimentConfig], results_dir: Path, launcher: Launcher, command: str) -> list[Record]:
