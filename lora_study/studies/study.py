@@ -43,8 +43,6 @@ def run_study(
     """
     results_dir = user_path(results_dir)
     runs = [dataclasses.replace(experiment, seed=seed) for seed in study.seeds for experiment in experiments]
-    for run in runs:  # refuse another study's folder before its file is replaced
-        finished_run(run_dir(results_dir, run.name, run.seed), run)
     content: dict[str, Any] = {name: text for name in WORDS if (text := getattr(study, name))}
     content |= {"experiments": [experiment.name for experiment in experiments], "seeds": list(study.seeds)}
     path = results_dir / STUDY_FILE
