@@ -53,8 +53,9 @@ def deduplicate(reviews: pd.DataFrame) -> pd.DataFrame:
     itself and the training part gives way; otherwise the first copy is kept. Where copies have both labels, which
     is logged as a warning, the label of the kept one stays.
     """
-    if both := int((reviews.groupby(reviews["text"].map(fold))["label"].nunique() > 1).sum()):
+    folded = reviews["text"].map(fold)
+    if both := int((reviews.groupby(folded)["label"].nunique() > 1).sum()):
         logger.warning("data.deduplicate: texts with both labels: %d; of each, one copy's label is kept", both)
     test_first = reviews.iloc[np.argsort((reviews["split"] != "test").to_numpy(), kind="stable")]
-    kept = test_first[~test_first["text"].map(fold).duplicated()]
+    kept = test_first[~folded[test_first.index].duplicated()]
     return reviews.loc[kept.index.sort_values()].reset_index(drop=True)

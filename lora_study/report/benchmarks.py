@@ -15,8 +15,7 @@ import pandas as pd
 
 from lora_study.base.errors import ConfigError
 
-# What one file measured, by the beginning of its name, in the order of the page.
-KINDS = ("training", "inference")
+# How each kind of file was measured, by the beginning of its name, in the order of the page.
 METHODS = {
     "training": (
         "Ours is this package; beside it stand Hugging Face's PEFT + Trainer, and a plain Lightning script in a "
@@ -37,6 +36,7 @@ METHODS = {
         "not timed."
     ),
 }
+KINDS = tuple(METHODS)
 SIDES = {
     "ours": "ours",
     "peft_trainer": "PEFT + Trainer",

@@ -22,7 +22,7 @@ from lora_study.config_studies import STUDY_FILE, WORDS
 from lora_study.evidence.claims import ClaimResult, evaluate, load_claims
 from lora_study.evidence.predictions import read_predictions
 from lora_study.evidence.reported import Reported, load_reported
-from lora_study.evidence.summary import comparable, in_order, of_the_same
+from lora_study.evidence.summary import comparable, in_order, measured, of_the_same
 from lora_study.records.record import Record, read_records, run_dir
 from lora_study.report.benchmarks import Benchmark, read_benchmarks
 
@@ -64,7 +64,7 @@ class Study:
     @property
     def completed(self) -> list[Record]:
         """The runs that ended with a result."""
-        return [record for record in self.records if record.status == "completed"]
+        return _completed(self.records)
 
 
 def read_study(
@@ -104,8 +104,7 @@ def read_study(
     reported = _compared(load_reported(), records)
     curves, predictions, unusable = _read_runs(root, records, in_order({r.name for r in records}, reported.rows))
     problems += left_out + unusable
-    tested = {f"{record.test_reviews}, {(record.metrics.get('test') or {}).get('n')}" for record in _completed(records)}
-    if len(tested) > 1:
+    if len({(str(record.test_reviews), measured(record, "metrics.test.n")) for record in _completed(records)}) > 1:
         problems.append("the experiments were not all tested on the same reviews; see their numbers and Data")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)

@@ -10,7 +10,7 @@ import pandas as pd
 from lora_study.base.text_tables import escape
 from lora_study.config import flatten
 from lora_study.evidence.claims.rules import INCONCLUSIVE, NO_VERDICT, WORDS
-from lora_study.evidence.summary import all_measured, encoder_label
+from lora_study.evidence.summary import all_measured, encoder_label, measured
 from lora_study.records.record import Record
 from lora_study.report.exhibits import judged
 from lora_study.report.material import Study
@@ -53,7 +53,7 @@ def budget(study: Study) -> str:
     budgets, lasted = set(), set[Any]()
     for record in study.completed:
         sizes, settings = record.data.get("sizes") or {}, flatten(record.config)
-        tested = (record.metrics.get("test") or {}).get("n", sizes.get("test"))
+        tested = measured(record, "metrics.test.n") or sizes.get("test")
         budgets.add((sizes.get("train"), settings.get("data.max_length"), tested))
         lasted.add(settings.get("train.epochs"))
     (reviews, tokens, tested), *others = budgets or {(None, None, None)}

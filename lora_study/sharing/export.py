@@ -4,9 +4,9 @@ from pathlib import Path
 
 from lora_study.base.errors import ConfigError
 from lora_study.base.files import atomic_folder, user_path
+from lora_study.config import is_on_hub
 from lora_study.lora import lora_parameters
 from lora_study.lora.adapters import save_adapter
-from lora_study.model.encoder import EMBEDDED, local_folder
 from lora_study.sharing.card import write_card
 from lora_study.sharing.trained import completed_record, load_run
 
@@ -34,11 +34,10 @@ def export_run(run: Path | str, output: Path | str, overwrite: bool = False) -> 
             trained = load_run(run)
             backbone = trained.config.model.backbone
             # PEFT loads a base model by its name on the hub; a folder of this machine would mean nothing elsewhere.
-            on_hub = backbone != EMBEDDED and local_folder(backbone) is None
+            base = backbone if is_on_hub(backbone) else None
+            # The commit that was trained on; a base that is not on the hub has none.
             revision = record.encoder.revision or trained.config.model.revision
-            save_adapter(
-                trained.model, folder, base=backbone if on_hub else None, revision=revision if on_hub else None
-            )
+            save_adapter(trained.model, folder, base=base, revision=revision)
             write_card(record, "adapter", folder)
     except FileExistsError as error:
         raise ConfigError(f"--output: {error}") from error
