@@ -71,6 +71,11 @@ class Reported:
     layerwise: Mapping[str, ReportedRow]
     findings: tuple[str, ...]
 
+    @property
+    def by_name(self) -> dict[str, ReportedRow]:
+        """Every row, the companion script's too."""
+        return {**self.rows, **self.layerwise}
+
 
 @cache
 def load_reported() -> Reported:

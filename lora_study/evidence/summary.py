@@ -200,9 +200,7 @@ def comparable(records: Iterable[Record]) -> tuple[list[Record], list[str]]:
         seeds: set[int] = set()
         for record, key in zip(group, keys, strict=True):
             if key != usual:
-                ours, theirs = json.loads(key), json.loads(usual)
-                fields = [field for field in sorted(ours.keys() | theirs) if ours.get(field) != theirs.get(field)]
-                reason = f"it differs from the other runs of this experiment in {', '.join(fields)}"
+                reason = f"it differs from the other runs of this experiment in {', '.join(_differing(key, usual))}"
             elif record.seed in seeds:
                 reason = "there is another record of this seed"
             else:
@@ -226,8 +224,7 @@ def of_the_same(records: Sequence[Record], earlier: Sequence[Record]) -> tuple[l
     now = {record.name: record for record in records}
     for record in earlier:
         if record.name in now and record.name not in changed:
-            ours, theirs = (json.loads(_key(setup)) for setup in setups_of([now[record.name], record]))
-            fields = [field for field in sorted(ours.keys() | theirs) if ours.get(field) != theirs.get(field)]
+            fields = _differing(*map(_key, setups_of([now[record.name], record])))
             changed |= {record.name: fields} if fields else {}
     lines = [f"{name} is left out: it differs from the runs here in {', '.join(fs)}" for name, fs in changed.items()]
     return [record for record in earlier if record.name not in changed], lines
@@ -235,6 +232,12 @@ def of_the_same(records: Sequence[Record], earlier: Sequence[Record]) -> tuple[l
 
 def _key(setup: Mapping[str, Any]) -> str:
     return json.dumps(setup, sort_keys=True, default=str)
+
+
+def _differing(one: str, other: str) -> list[str]:
+    """The fields in which two setups differ, which are given as their `_key`s."""
+    ours, theirs = json.loads(one), json.loads(other)
+    return [field for field in sorted(ours.keys() | theirs) if ours.get(field) != theirs.get(field)]
 
 
 def encoder_label(records: Iterable[Record]) -> str:

@@ -21,8 +21,7 @@ PARAMETERS = {
 
 def record(name: str = "lora_default", seed: int = 1, test: float = 0.8, **changes: Any) -> Record:
     """A completed run on 1,000 test reviews; ``changes`` are laid over the record's nested fields."""
-    reported = load_reported()
-    row = {**reported.rows, **reported.layerwise}.get(name)
+    row = load_reported().by_name.get(name)
     mode = row.mode if row else "lora"
     base: dict[str, Any] = {"data": {"source": "embedded"}, "model": {"backbone": "embedded"}}
     for field, value in row.settings.items() if row else ():

@@ -61,8 +61,7 @@ class Runs:
     def __init__(self, records: Iterable[Record], results_dir: Path) -> None:
         kept, left_out = comparable(records)
         self.results_dir = results_dir
-        reported = load_reported()
-        rows, self._completed = {**reported.rows, **reported.layerwise}, list[Record]()
+        rows, self._completed = load_reported().by_name, list[Record]()
         for record in kept:
             if record.name in rows and (unlike := rows[record.name].unlike(record)):
                 row = f"it is not the reported row of that name ({', '.join(unlike)}); give it another name"
