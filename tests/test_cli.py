@@ -447,6 +447,11 @@ def test_what_the_last_experiment_lacks_is_said_before_the_first_is_run(capsys, 
         ({"data": {"source": "hub"}}, "data.source: 'hub'"),
         ({"model": {"backbone": "someone/elses"}}, "model.backbone: 'someone/elses'"),
         ({"model": {"backbone": "."}}, "model.backbone: .* has no config.json"),
+        ({"lora": {"r": 33}}, "a: lora: .*q_lin: rank r=33 does not fit a layer with 32 inputs; use 1 to 32"),
+        ({"lora": {"targets": ["q_lin", "value", "gate"]}}, "a: lora: target 'gate' matches no linear layer"),
+        ({"mode": "partial", "partial": {"blocks": 3}}, "a: partial.blocks: 3 is not valid; the model has 2"),
+        ({"data": {"text_column": "words"}}, "a: .* has no column 'words'"),
+        ({"data": {"sizes": {"test": 9_999}}}, "a: data.sizes"),
     ],
 )
 def test_inputs_that_no_run_can_have_are_said_once_and_no_run_fails_for_it(capsys, experiment, tmp_path, wrong, named):

@@ -72,7 +72,7 @@ class ReviewDataModule(L.LightningDataModule):
         """Load, split and tokenise the reviews, once; the stage is ignored.
 
         Raises:
-            ConfigError: see `load_reviews` and `split_reviews`; or a part is too small for ``drop_last``.
+            ConfigError: see `load_splits`.
         """
         if not self.parts:
             self.parts, self._identity = self._read()
@@ -149,8 +149,6 @@ class ReviewDataModule(L.LightningDataModule):
     def _read(self) -> tuple[dict[str, TokenisedReviews], dict[str, Any]]:
         """The tokenised reviews of each part, and what `identity` says of them."""
         splits = load_splits(self.config)
-        for part, rows in splits.items():
-            self.config.check_scored(part, min(len(rows), MOST_TRAIN) if part == "train" else len(rows))
         tokens = {
             part: tokenise(rows, self.tokenizer, self.config.max_length, self.config.cache_dir)
             for part, rows in splits.items()
@@ -176,10 +174,23 @@ def load_splits(config: DataConfig) -> dict[str, pd.DataFrame]:
     """The reviews of each part.
 
     Raises:
-        ConfigError: see `load_reviews` and `split_reviews`.
+        ConfigError: see `load_reviews` and `split_reviews`; or a part is too small for ``drop_last``.
     """
     reviews = load_reviews(config)
-    return split_reviews(deduplicate(reviews) if config.deduplicate else reviews, config)
+    splits = split_reviews(deduplicate(reviews) if config.deduplicate else reviews, config)
+    for part, rows in splits.items():
+        config.check_scored(part, min(len(rows), MOST_TRAIN) if part == "train" else len(rows))
+    return splits
+
+
+def check_reviews(config: ExperimentConfig) -> None:
+    """Refuse an experiment whose reviews cannot be read, split or tokenised as its settings say.
+
+    Raises:
+        ConfigError: see `ReviewDataModule.from_config` and `load_splits`.
+    """
+    ReviewDataModule.from_config(config)
+    load_splits(config.data)
 
 
 def part_fingerprints(splits: dict[str, pd.DataFrame]) -> dict[str, str]:

@@ -22,7 +22,7 @@ from lora_study.base.interrupts import end, in_child, shielded
 from lora_study.config import ExperimentConfig
 from lora_study.records.record import Record, read_record, run_dir
 from lora_study.studies.launchers.dispatch import dispatch
-from lora_study.studies.launchers.worker import check_one_device, fetch_inputs, label, lost, work
+from lora_study.studies.launchers.worker import check_inputs, check_one_device, label, lost, work
 
 BUSY = 75  # exit status if another process holds the run (sysexits' EX_TEMPFAIL)
 
@@ -48,7 +48,7 @@ class LocalLauncher:
         several = self.workers > 1
         if several:
             check_one_device(runs)
-        fetch_inputs(runs)
+        check_inputs(runs)
         shares = _shares(self.workers) if several else [{}]
         processes: list[BaseProcess] = []
 

@@ -5,8 +5,10 @@ from pathlib import Path
 
 from lora_study.base.errors import ConfigError, check
 from lora_study.config import ExperimentConfig
+from lora_study.data.datamodule import check_reviews
 from lora_study.data.sources import fetch_source
-from lora_study.model.encoder import fetch_encoder
+from lora_study.model.encoder import build_skeleton, fetch_encoder
+from lora_study.model.modes import apply_mode
 from lora_study.records.record import Record
 from lora_study.records.run_folder import BusyError
 from lora_study.training.experiment import run_experiment
@@ -40,16 +42,27 @@ def label(config: ExperimentConfig) -> str:
     return f"{config.name} seed {config.seed}"
 
 
-def fetch_inputs(runs: Sequence[ExperimentConfig]) -> None:
-    """Have the encoders and the reviews of all runs on this machine before the first of them starts.
+def check_inputs(runs: Sequence[ExperimentConfig]) -> None:
+    """Have the encoders and the reviews of all runs on this machine, and refuse runs that could not be built from them.
 
     Raises:
-        ConfigError: some are not to be had; that would otherwise be said once for every run.
+        ConfigError: some are not to be had, are not reviews, or do not fit a run's settings; that would otherwise be
+            said once for every run, and of the last one after hours.
     """
     for model in {(run.model.backbone, run.model.revision): run.model for run in runs}.values():
         fetch_encoder(model)
     for data in {(run.data.source, run.data.revision): run.data for run in runs}.values():
         fetch_source(data)
+    modes = {(run.model, run.mode, run.lora, run.partial): run for run in reversed(runs)}
+    reviews = {(run.model.backbone, run.model.revision, run.data): run for run in reversed(runs)}
+    for run in runs:
+        try:
+            if run in modes.values():
+                apply_mode(build_skeleton(run.model), run)
+            if run in reviews.values():
+                check_reviews(run)
+        except ConfigError as error:
+            raise ConfigError(f"{run.name}: {error}") from error
 
 
 def check_one_device(runs: Sequence[ExperimentConfig]) -> None:
