@@ -39,6 +39,8 @@ from lora_study.config import local_folder as local_folder
 from lora_study.model.embedded import EMBEDDED_SHA256, EMBEDDED_SHAPE, embedded_folder, rewrite_bert
 
 BASE_NAMES = ("distilbert-base-uncased", "distilbert/distilbert-base-uncased")
+# Of its model.safetensors, in the revision that configs/reference pin.
+BASE_SHA256 = "5e3f1108e3cb34ee048634875d8482665b65ac713291a7e32396fb18f6ff0063"
 
 WEIGHTS = "model.safetensors"
 # What a checkpoint's config.json says of its own head, which is not used, and of what its model hands out.
@@ -183,6 +185,8 @@ def build_skeleton(config: ModelConfig) -> DistilBertForSequenceClassification:
 def describe(config: ModelConfig) -> dict[str, Any]:
     """What a record says about the encoder, from the files on this machine; nothing is fetched.
 
+    Weights are known by their SHA-256: distilbert-base-uncased's have that name wherever they lie, and no others do.
+
     Returns:
         name (for people), backbone (as configured), revision (the hub commit in use, or None), sha256 (of the
         weights file, or None where it is not on this machine), settings_sha256 (the same of its config.json and
@@ -199,11 +203,16 @@ def describe(config: ModelConfig) -> dict[str, Any]:
     weights = folder / WEIGHTS if folder else None
     settings = [folder / name for name in ("config.json", *TOKENIZER_FILES)] if folder else []
     known = bool(settings) and all(path.is_file() for path in settings)
+    digest = sha256(weights) if weights and weights.is_file() else None
+    if digest == BASE_SHA256:
+        name = BASE_NAMES[0]
+    elif digest and name in BASE_NAMES:
+        name = f"{name} with other weights"
     return {
         "name": name,
         "backbone": config.backbone,
         "revision": revision,
-        "sha256": sha256(weights) if weights and weights.is_file() else None,
+        "sha256": digest,
         "settings_sha256": hashlib.sha256("".join(map(sha256, settings)).encode()).hexdigest() if known else None,
         "stand_in": config.backbone == EMBEDDED,
     }

@@ -146,6 +146,15 @@ def test_description_names_the_weights(tiny):
     assert absent["sha256"] is None and absent["revision"] == "a" * 40
 
 
+def test_the_articles_encoder_is_known_by_its_weights_and_not_by_its_folder(tiny, tmp_path, monkeypatch):
+    """The tiny model's weights stand in for the real ones, first as others and then as the very same."""
+    named = shutil.copytree(tiny.backbone, tmp_path / "distilbert-base-uncased")
+    assert describe(ModelConfig(backbone=str(named)))["name"] == "distilbert-base-uncased with other weights"
+    monkeypatch.setattr(backbones, "BASE_SHA256", describe(tiny)["sha256"])
+    assert describe(ModelConfig(backbone=str(named)))["name"] == "distilbert-base-uncased"
+    assert describe(tiny)["name"] == "distilbert-base-uncased"
+
+
 # The embedded encoder --------------------------------------------------------------------------------------------
 
 
