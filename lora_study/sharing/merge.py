@@ -35,7 +35,7 @@ def write_merged(
     where training cut it.
 
     Args:
-        trained: The run, in any mode.
+        trained: The run, in any mode; in fp32, as `load_run` gives it.
         output: Folder to write.
         format: "hf" is what `from_pretrained` and `pipeline` read: config.json, model.safetensors, the tokenizer and a
             model card. "onnx" has model.onnx instead of the weights: from input_ids and attention_mask, both
@@ -46,8 +46,11 @@ def write_merged(
         The files written.
 
     Raises:
-        ConfigError: the folder is not empty, or is a run's, or the packages for ONNX are missing.
+        ConfigError: the model has been rounded, the folder is not empty, or is a run's, or the packages for ONNX are
+            missing.
     """
+    rounded = trained.model.dtype != torch.float32
+    check(not rounded, "trained", trained.model.dtype, "its weights are rounded, as by prepare; load the run again")
     if format == "onnx":
         check_onnx()
     output = user_path(output)

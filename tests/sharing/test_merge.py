@@ -16,7 +16,7 @@ from lora_study.base.errors import ConfigError
 from lora_study.cli import main
 from lora_study.lora import lora_layers
 from lora_study.sharing.merge import write_merged
-from lora_study.sharing.predict import predict
+from lora_study.sharing.predict import predict, prepare
 from lora_study.sharing.trained import load_run
 
 VARIANTS = {
@@ -163,6 +163,14 @@ def test_a_file_in_the_way_is_named_and_the_model_is_not_merged(runs, tmp_path):
     with pytest.raises(ConfigError, match="file is a file; name another folder"):
         write_merged(trained, tmp_path / "file")
     assert len(list(lora_layers(trained.model))) == adapted > 0
+
+
+def test_a_model_that_was_rounded_to_predict_is_not_written(runs, tmp_path):
+    trained = load_run(runs["lora"])
+    prepare(trained, "bf16-true")
+    with pytest.raises(ConfigError, match=r"bfloat16.*load the run again"):
+        write_merged(trained, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_fails_midway_leaves_nothing(runs, tmp_path, monkeypatch):
