@@ -29,7 +29,7 @@ IN_README = (("article-protocol-embedded-encoder",), ("full-embedded-encoder", "
 BENCHMARKS = "benchmarks"  # the folder beside the studies that holds no study
 RUN_FILES = ("predictions.parquet", "curves.csv", ADAPTER)
 SMALL = ("lora", "last_two_layers")  # modes whose weights are small; others' would swell every clone
-ABSOLUTE_PATH = re.compile(r"(?<![^\s='\"])/(?:[^\s'\"/]+/)*(?=[^\s'\"/]+)")
+ABSOLUTE_PATH = re.compile(r"(?<![^\s='\"(\[:,])/(?:[^\s'\"/]+/)*(?=[^\s'\"/]+)")
 
 
 def publish(results_dir: Path, published: Path) -> Path:
@@ -73,15 +73,18 @@ def publish(results_dir: Path, published: Path) -> Path:
 def without_folders(record: Record) -> Record:
     """A record in which files of the machine it was made on are named without the folders they lay in."""
 
-    def shortened(content: Any) -> Any:
+    def shortened(content: Any, name: str) -> Any:
         if isinstance(content, dict):
-            return {key: shortened(value) for key, value in content.items()}
+            return {key: shortened(value, key) for key, value in content.items()}
         if isinstance(content, list):
-            return [shortened(value) for value in content]
-        return ABSOLUTE_PATH.sub("", content) if isinstance(content, str) else content
+            return [shortened(value, name) for value in content]
+        if not isinstance(content, str):
+            return content
+        whole = content.startswith("/") and name not in ("command", "error")  # which quote a path or several
+        return Path(content).name if whole else ABSOLUTE_PATH.sub("", content)
 
     parts = ("config", "deviations", "data", "provenance", "error")
-    return dataclasses.replace(record, **{part: shortened(getattr(record, part)) for part in parts})
+    return dataclasses.replace(record, **{part: shortened(getattr(record, part), part) for part in parts})
 
 
 def publish_benchmarks(folder: Path, published: Path) -> Path:

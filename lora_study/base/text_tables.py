@@ -51,15 +51,22 @@ def plain(value: Any) -> str | None:
     return f"{value:,}" if is_count else json.dumps(value, default=str)
 
 
+def count(number: int, what: str) -> str:
+    """A number with its noun: '1 seed', '2 seeds'."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def _shown(frame: pd.DataFrame) -> list[tuple[str, ...]]:
-    """The rows as a reader sees them: two decimals, and a comma between thousands."""
+    """The rows as a reader sees them: two decimals, or of what is smaller two digits, and a comma between thousands."""
 
     def text(value: Any) -> str:
         if pd.isna(value):
             return MISSING
         if isinstance(value, str):
             return value
-        return f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
+        if isinstance(value, float):
+            return f"{value:.2g}" if 0 < abs(value) < 0.01 else f"{value:,.2f}"
+        return f"{value:,}"
 
     return list(zip(*([text(value) for value in frame[column]] for column in frame.columns), strict=True))
 

@@ -14,6 +14,8 @@ from lora_study.base.plain_yaml import load_yaml
 from lora_study.config import flatten
 from lora_study.records.record import Record
 
+PLAIN = "_plain"  # the ending of a row's name where a study times it once more without levers
+
 
 @dataclass(frozen=True)
 class ReportedRow:

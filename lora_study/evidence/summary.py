@@ -189,7 +189,8 @@ def comparable(records: Iterable[Record]) -> tuple[list[Record], list[str]]:
     """The records that can be compared, and one line per record that is left out.
 
     Runs of one experiment are averaged only if they share encoder, test reviews, mode and settings (those of most
-    completed runs) and have different seeds. Failed records are kept: they are counted, never averaged.
+    completed runs) and have different seeds: a run whose every draw has another's seed is that run once more. Failed
+    records are kept: they are counted, never averaged.
     """
     records = list(records)
     kept, left_out = [record for record in records if record.status != "completed"], []
@@ -197,18 +198,24 @@ def comparable(records: Iterable[Record]) -> tuple[list[Record], list[str]]:
         group = [record for record in records if record.name == name and record.status == "completed"]
         keys = [_key(setup) for setup in setups_of(group)]
         usual = Counter(keys).most_common(1)[0][0] if keys else ""
-        seeds: set[int] = set()
+        seeds: set[str] = set()
         for record, key in zip(group, keys, strict=True):
             if key != usual:
                 reason = f"it differs from the other runs of this experiment in {', '.join(_differing(key, usual))}"
-            elif record.seed in seeds:
-                reason = "there is another record of this seed"
+            elif (drawn := _key(_draws(record))) in seeds:
+                reason = "another record has the same seed, or the same seed of every draw"
             else:
-                seeds.add(record.seed)
+                seeds.add(drawn)
                 kept.append(record)
                 continue
             left_out.append(f"{name} seed {record.seed} is left out: {reason}")
     return sorted(kept, key=lambda record: (record.name, record.seed)), left_out
+
+
+def _draws(record: Record) -> dict[str, Any]:
+    """The seed of each random draw of a run."""
+    own = record.config.get("seeds") or {"all": None}
+    return {draw: record.seed if seed is None else seed for draw, seed in own.items()}
 
 
 def of_the_same(records: Sequence[Record], earlier: Sequence[Record]) -> tuple[list[Record], list[str]]:

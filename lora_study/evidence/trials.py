@@ -50,15 +50,19 @@ def trials_table(records: Iterable[Record], parameters: Sequence[str]) -> pd.Dat
 
     Args:
         records: All records of a sweep's folder.
-        parameters: The fields that vary. Their columns hold numbers, or text for anything else.
+        parameters: The fields that vary. Their columns hold numbers or, if one value is none, text.
     """
     rows = []
     for record in trials_of(records):
         settings = flatten(record.config)
-        row = {"trial": record.name, **{parameter: _shown(settings.get(parameter)) for parameter in parameters}}
+        row = {"trial": record.name, **{parameter: settings.get(parameter) for parameter in parameters}}
         rows.append(row | {name: measured(record, path) for name, path in NUMBERS.items()})
         rows[-1] |= {} if record.status == "completed" else {"val_accuracy": None}
-    runs = pd.DataFrame(rows, columns=["trial", *parameters, *NUMBERS])
+    runs = pd.DataFrame(rows, columns=["trial", *parameters, *NUMBERS], dtype=object)
+    for parameter in parameters:
+        if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in runs[parameter]):
+            runs[parameter] = ["null" if value is None else plain(value) for value in runs[parameter]]
+    runs = runs.infer_objects()
     runs = runs.astype(dict.fromkeys(NUMBERS, "float64")).astype({"trainable": "Int64"})
     columns = {parameter: (parameter, "first") for parameter in parameters} | COLUMNS
     table: pd.DataFrame = runs.groupby("trial").agg(**columns).reset_index()
@@ -95,7 +99,3 @@ def pareto_front(table: pd.DataFrame) -> pd.DataFrame:
     known = table.dropna(subset=["val_accuracy", "trainable"])
     known = known.sort_values(["trainable", "val_accuracy"], ascending=[True, False])
     return known[known["val_accuracy"] > known["val_accuracy"].cummax().shift(fill_value=-1.0)]
-
-
-def _shown(value: object) -> object:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else plain(value)

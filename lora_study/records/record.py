@@ -92,11 +92,11 @@ class Record:
         return flatten(vars(self))
 
     @property
-    def test_reviews(self) -> Any:
-        """What identifies the test reviews; of an older record that says no more, all reviews together."""
+    def reviews(self) -> dict[str, Any]:
+        """The fingerprint of each part's reviews and, as 'all', of all together, as far as the record has them."""
         whole = self.data.get("fingerprint")
         parts = self.data.get("fingerprints") or (whole if isinstance(whole, Mapping) else {})
-        return parts.get("test", whole)
+        return {**parts, **({"all": whole} if isinstance(whole, str) else {})}
 
     @property
     def encoder(self) -> Encoder:
@@ -118,7 +118,12 @@ _SHAPE: dict[str, Any] = {
     "metrics": {"best_epoch": _NUMBER, **dict.fromkeys(("train", "val", "test", "lora"), _NUMBERS)},
     "timing": _NUMBERS,
     "memory": {"peak_bytes": _NUMBER, "peak_bytes_with_scoring": _NUMBER},
-    "data": {"sizes": _COUNTS, "share_truncated": _NUMBERS, "overlap": {"within": _COUNTS, "across": _COUNTS}},
+    "data": {
+        "sizes": _COUNTS,
+        "labels": {"*": _COUNTS},
+        "share_truncated": _NUMBERS,
+        "overlap": {"within": _COUNTS, "across": _COUNTS},
+    },
     "provenance": {"encoder": {}, "hardware": {}, "versions": {}, "seeds": {}},
 }
 _EMPTY = Record(name="", mode="", seed=0, status="")  # a value of each field's type

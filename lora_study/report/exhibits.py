@@ -8,13 +8,14 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from lora_study.base.text_tables import escape, markdown_table
+from lora_study.base.text_tables import count, escape, markdown_table
 from lora_study.config import flatten
 from lora_study.evidence.claims import ClaimResult
 from lora_study.evidence.claims.evidence import different_work
+from lora_study.evidence.claims.rules import WORDS
 from lora_study.evidence.draws import draws_table
 from lora_study.evidence.statistics import mean_t
-from lora_study.evidence.summary import encoder_label, facts_table, measured, rows_of
+from lora_study.evidence.summary import encoder_label, encoders_of, facts_table, measured, rows_of
 from lora_study.records.record import Record
 from lora_study.report.material import Study
 from lora_study.report.variants import Variant, compare, deviations_table, variants_table
@@ -70,7 +71,7 @@ def draw_up(study: Study, summary: pd.DataFrame, variants: list[Variant]) -> dic
 
 
 def judged(study: Study) -> list[ClaimResult]:
-    """The article's sentences that runs of this study say something about, except arithmetic.
+    """The article's sentences that runs of this study say something about; of arithmetic, only what does not agree.
 
     An accuracy is among them only where it was measured on the article's encoder: elsewhere it has no verdict.
     """
@@ -78,7 +79,7 @@ def judged(study: Study) -> list[ClaimResult]:
         result
         for result in study.verdicts
         if result.basis is not None
-        and result.kind != "equality"
+        and (result.kind != "equality" or result.verdict != WORDS["arithmetic"][0])
         and (result.kind != "accuracy" or result.basis == "recipe")
     ]
 
@@ -109,12 +110,15 @@ def accuracies(study: Study, summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def _gap(study: Study, runs: Mapping[str, list[Record]], base: str, name: str) -> str | None:
-    """Points of test accuracy above another row, with the interval over reviews and seeds where it is known."""
-    if name == base or not runs[name]:
+    """Points of test accuracy above another row of the same encoder, with the interval where it is known."""
+    if name == base or not runs[name] or len(set(encoders_of([runs[base][0], runs[name][0]]))) > 1:
         return None
     found = compare(name, base, {}, runs, study.predictions)
+    if found.effect is None:
+        return None
     between = "" if found.low is None or found.high is None else f" ({found.low:+.2f} to {found.high:+.2f})"
-    return None if found.effect is None else f"{found.effect:+.2f}{between}".replace(" ", "\u00a0")
+    fewer = found.seeds < max(len(runs[base]), len(runs[name]))  # then it is no difference of the means beside it
+    return f"{found.effect:+.2f}{between}".replace(" ", "\u00a0") + f", {count(found.seeds, 'shared seed')}" * fewer
 
 
 def _verdicts(study: Study) -> pd.DataFrame:
@@ -168,11 +172,11 @@ def _parameters(summary: pd.DataFrame, study: Study) -> pd.DataFrame:
 
 
 def _cost(study: Study, summary: pd.DataFrame) -> pd.DataFrame:
-    """Time and memory with their intervals over seeds, and as ratios to those of full fine-tuning."""
+    """Time and memory with their intervals over seeds, and as ratios to those of training every layer."""
     runs: dict[str, dict[int, Record]] = {name: {} for name in summary["experiment"]}
     for record in study.completed:
         runs[record.name][record.seed] = record
-    full = runs.get("full", {})
+    base = next((name for name in REFERENCE_ROWS if runs.get(name)), "")
     kinds = {row.experiment: str(row.memory_kind) for row in rows_of(summary)}
     rows = []
     for row in rows_of(summary):
@@ -181,9 +185,9 @@ def _cost(study: Study, summary: pd.DataFrame) -> pd.DataFrame:
             # The summary has no mean of runs that were computed in different ways, or of two kinds of memory.
             alike, ran = pd.notna(getattr(row, mean)), runs[row.experiment]
             line[title] = _over_seeds(ran, path, factor, unit) if alike else None
-            if full:
-                beside = alike and row.experiment != "full" and kinds[row.experiment] == kinds["full"]
-                line[f"of full's {what}"] = _over_full(ran, full, path) if beside else None
+            if base:
+                beside = alike and row.experiment != base and kinds[row.experiment] == kinds[base]
+                line[f"of {base}'s {what}"] = _over(ran, runs[base], path) if beside else None
         rows.append(line | {"memory is": _of_processes(row.memory_kind, runs[row.experiment].values())})
     return pd.DataFrame(rows).astype("string")
 
@@ -199,13 +203,14 @@ def _over_seeds(runs: Mapping[int, Record], path: str, factor: float, unit: str)
     values = [factor * value for record in runs.values() if (value := measured(record, path)) is not None]
     if not values:
         return None
-    between = "" if len(values) == 1 else " ({:,.1f} to {:,.1f})".format(*mean_t(values).interval())
+    ends = [max(0.0, end) for end in mean_t(values).interval()] if len(values) > 1 else ()
+    between = " ({:,.1f} to {:,.1f})".format(*ends) if ends else ""
     return f"{math.fsum(values) / len(values):,.1f} {unit}{between}".replace(" ", "\u00a0")
 
 
-def _over_full(runs: Mapping[int, Record], full: Mapping[int, Record], path: str) -> str | None:
+def _over(runs: Mapping[int, Record], base: Mapping[int, Record], path: str) -> str | None:
     """Geometric mean of the ratios over the seeds in which both did the same work on one machine, with its interval."""
-    both = [(runs[seed], full[seed]) for seed in runs.keys() & full.keys()]
+    both = [(runs[seed], base[seed]) for seed in runs.keys() & base.keys()]
     alike = [[measured(run, path) for run in pair] for pair in both if not different_work(pair)]
     logs = [math.log(one / other) for one, other in alike if one and other]
     if not logs:

@@ -78,7 +78,9 @@ def _losses(study: Study) -> dict[str, Picture]:
     height = 1.3 + 1.75 * ((len(drawn) + 1) // 2)
     steps = [rows["step"].max() for rows in drawn.values()]
     alike = max(steps) < 3 * min(steps)  # else the short ones would be drawn in a corner
-    formats = plots.draw(partial(plots.losses, drawn, encoder), height=height, panels=len(drawn), sharex=alike)
+    formats = plots.draw(
+        partial(plots.losses, drawn, study.guess, encoder), height=height, panels=len(drawn), sharex=alike
+    )
     return {"loss": Picture(formats, f"Training loss by step, {encoder}: {ends}")}
 
 

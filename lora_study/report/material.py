@@ -5,6 +5,7 @@ What cannot be used is named in a warning and left out; it never stops the repor
 
 import dataclasses
 import itertools
+import math
 import os
 import re
 import warnings
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from scipy.stats import entropy
 
 from lora_study.base.errors import ConfigError
 from lora_study.base.files import user_path
@@ -66,6 +68,13 @@ class Study:
         """The runs that ended with a result."""
         return _completed(self.records)
 
+    @property
+    def guess(self) -> float:
+        """The loss of a model that knows only how common each label is: ln 2 where they are equally common."""
+        labels = [dict((record.data.get("labels") or {}).get("train") or {}) for record in self.completed]
+        counts = [sum(each.get(label) or 0 for each in labels) for label in ("0", "1")]
+        return float(entropy(counts)) if all(counts) else math.log(2)
+
 
 def read_study(
     results_dir: str | Path,
@@ -104,7 +113,9 @@ def read_study(
     reported = _compared(load_reported(), records)
     curves, predictions, unusable = _read_runs(root, records, in_order({r.name for r in records}, reported.rows))
     problems += left_out + unusable
-    if len({(str(record.test_reviews), measured(record, "metrics.test.n")) for record in _completed(records)}) > 1:
+    tested = [(record.reviews, measured(record, "metrics.test.n")) for record in _completed(records)]
+    known = "test" if all("test" in reviews for reviews, _ in tested) else "all"  # of an older record no more is known
+    if len({(str(reviews.get(known)), number) for reviews, number in tested}) > 1:
         problems.append("the experiments were not all tested on the same reviews; see their numbers and Data")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
@@ -216,6 +227,8 @@ def _read_runs(
 
 
 def _why(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):  # pyarrow's says no more than the path
+        return "it is missing"
     return getattr(error, "strerror", None) or " ".join(str(error).split())
 
 

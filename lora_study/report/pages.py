@@ -5,7 +5,6 @@ from urllib.parse import quote
 
 from lora_study.base.text_tables import escape
 from lora_study.evidence.claims.headline import age_of_rules, headline
-from lora_study.evidence.summary import encoder_label
 from lora_study.report import words
 from lora_study.report.exhibits import KEPT, Table
 from lora_study.report.figures import Picture
@@ -45,7 +44,7 @@ def report_page(study: Study, tables: Mapping[str, Table], pictures: Mapping[str
         *table("verdicts", otherwise="No sentence of the article can be checked against these runs."),
         *figure("seeds"),
         words.legend(study),
-        f"{arithmetic} These are numbers of parameters and their ratios; they need no run.",
+        f"{arithmetic} These are counts, ratios and the like; runs are only checked against them.",
         "## In plain words",
         *words.in_plain_words(study),
         *table("draws", "Which random draw the test accuracy depends on"),
@@ -87,13 +86,11 @@ def _fold(title: str, *parts: Iterable[str]) -> Iterator[str]:
 def _warnings(study: Study) -> Iterator[str]:
     if study.warnings:
         yield "> **Warnings**\n>\n" + "\n".join(f"> - {escape(line)}" for line in study.warnings)
-    if study.published and encoder_label(study.published) != encoder_label(study.records):
-        yield f"> The published run used another encoder: {escape(encoder_label(study.published))}."
 
 
 def _training(study: Study, figures: list[str]) -> Iterator[str]:
     if figures:
-        yield from ["## Training", words.starts(study.curves), *figures]
+        yield from ["## Training", words.starts(study.curves, study.guess), *figures]
 
 
 def _calibration(study: Study, figures: list[str]) -> Iterator[str]:
@@ -112,7 +109,8 @@ def _speed(study: Study) -> Iterator[str]:
 def _accuracies(study: Study) -> Iterator[str]:
     yield (
         "Means over seeds. The interval covers the error of sampling test reviews (Wilson's) and, from two seeds on, "
-        "that of sampling seeds; a gap's interval is paired over both. The article has one seed for each row."
+        "that of sampling seeds. A gap is over the seeds that both rows have; its interval is paired over reviews and, "
+        "from two seeds on, over seeds. The article has one seed for each row."
     )
     done = {record.name for record in study.completed}
     if absent := [name for name in study.reported.rows if name not in done]:
@@ -132,8 +130,8 @@ def _variants(tables: Mapping[str, Table]) -> Iterator[str]:
     if "variants" in tables:
         yield (
             "A variant differs from another experiment in one setting, or in very few. The effect is its test accuracy "
-            "minus the other's over the seeds both have; the interval is paired over test reviews and seeds, and "
-            "missing where the two were not tested on the same reviews."
+            "minus the other's over the seeds both have; the interval is paired over test reviews and, from two seeds "
+            "on, over seeds, and missing where the two were not tested on the same reviews."
         )
 
 

@@ -23,6 +23,7 @@ from lora_study.evidence.summary import rows_of
 # Okabe and Ito's colours (https://jfly.uni-koeln.de/color/), without yellow, which is too pale for lines on white.
 INK, GREY, GRID, PAPER = "#262626", "#595959", "#e4e4e4", "#ffffff"  # the page gives these its own colours
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", INK)
+DASHES = ("-", "--", ":")  # for lines that share a colour
 MARKERS = ("o", "s", "^", "v", "P", "X", "*")
 # A legend under the label of the x axis, a fixed number of lines away from the axis.
 BELOW: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.45, 0), "borderaxespad": 4.2}
@@ -45,7 +46,6 @@ STYLE = {
     "text.parse_math": False,  # a dollar sign in a name is a dollar sign
 }
 WIDTH = 5.2  # inches; on a phone the words of a wider figure are too small
-CHANCE = math.log(2)  # the loss of a model that says one half to everything
 SMOOTH = 5  # logged losses in a running mean
 
 
@@ -116,23 +116,24 @@ def seeds(
     return ax
 
 
-def losses(curves: Mapping[str, pd.DataFrame], encoder: str, axes: Sequence[Axes]) -> Sequence[Axes]:
+def losses(curves: Mapping[str, pd.DataFrame], guess: float, encoder: str, axes: Sequence[Axes]) -> Sequence[Axes]:
     """Training loss by step: a panel per experiment, with a thin line per seed as logged and its running mean thick.
 
     Args:
         curves: For each experiment the rows of its runs' ``curves.csv`` and their seed.
+        guess: The loss of a run that guesses.
         encoder: Which encoder was run, for the title.
         axes: Where to draw, one for each experiment.
     """
     seeds_run = sorted({int(seed) for rows in curves.values() for seed in rows["seed"].unique()})
-    colours = {seed: COLOURS[index % len(COLOURS)] for index, seed in enumerate(seeds_run)}
+    styles = {seed: (COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % 3]) for i, seed in enumerate(seeds_run)}
     for ax, (name, rows) in zip(axes, curves.items(), strict=True):
         for seed in sorted(rows["seed"].unique()):
             run = rows[(rows["seed"] == seed) & rows["train_loss"].notna()]
-            colour = colours[seed]
+            colour, dashes = styles[seed]
             ax.plot(run["step"], run["train_loss"], color=colour, linewidth=0.7, alpha=0.4)
-            ax.plot(run["step"], running_mean(run), color=colour, linewidth=1.6, label=f"seed {seed:g}")
-        ax.axhline(CHANCE, color=GREY, linestyle="--", linewidth=1, label="guessing (0.69)")
+            ax.plot(run["step"], running_mean(run), dashes, color=colour, linewidth=1.6, label=f"seed {seed:g}")
+        ax.axhline(guess, color=GREY, linestyle="--", linewidth=1, label=f"guessing ({guess:.2f})")
         ax.set_title(name, fontsize=9.5, pad=5)
     for ax in axes[-2:]:
         ax.tick_params(labelbottom=True)
@@ -168,7 +169,7 @@ def calibration(found: Mapping[str, Reliability], encoder: str, ax: Axes) -> Axe
     ax.plot([0, 1], [0, 1], color=GREY, linewidth=1)
     for index, (name, each) in enumerate(found.items()):
         label = f"{name}, error {100 * each.error:.1f} points"
-        dashes, place = ("-", "--", ":")[index // len(COLOURS) % 3], index % len(COLOURS)
+        dashes, place = DASHES[index // len(COLOURS) % 3], index % len(COLOURS)
         ax.plot(each.predicted, each.observed, dashes, color=COLOURS[place], marker=MARKERS[place], label=label)
     ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="predicted probability of positive")
     ax.xaxis.set_major_locator(MaxNLocator(6))

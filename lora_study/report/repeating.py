@@ -3,9 +3,9 @@
 import shlex
 from collections.abc import Callable, Iterator
 
+from lora_study.base.text_tables import count
 from lora_study.records.record import Record
 from lora_study.report.material import Study
-from lora_study.report.words import count
 
 # What a record has to hold for others to repeat its run, and how to tell; a failed run measured nothing.
 HELD: dict[str, Callable[[Record], object]] = {

@@ -1,5 +1,6 @@
 """The page of a sweep: sweep.md, sweep.csv and figures, from its records and sweep.yaml alone."""
 
+import json
 import math
 from collections.abc import Iterable
 from functools import partial
@@ -9,7 +10,7 @@ import pandas as pd
 
 from lora_study.base.errors import ConfigError
 from lora_study.base.files import user_path, write_files
-from lora_study.base.text_tables import csv_table, escape, markdown_table
+from lora_study.base.text_tables import count, csv_table, escape, markdown_table
 from lora_study.config_files import read_config
 from lora_study.config_studies import SweepConfig
 from lora_study.evidence.summary import all_measured, encoder_label, mean
@@ -25,7 +26,6 @@ from lora_study.evidence.trials import (
 from lora_study.records.record import Record, read_records
 from lora_study.report import plots, sweep_plots
 from lora_study.report.figures import Picture
-from lora_study.report.words import count
 
 SHOWN = 20  # rows of the page's table; sweep.csv has all
 HEADS = {
@@ -54,7 +54,9 @@ def write_sweep_report(results_dir: str | Path) -> list[Path]:
         raise ConfigError(f"{results_dir} holds no run of a trial yet; start the sweep again to go on")
     table = trials_table(records, list(sweep.parameters))
     chosen = chosen_trial(table, len(sweep.seeds))
-    pictures = _draw(with_all_seeds(table, len(sweep.seeds)), list(sweep.parameters), chosen)
+    complete = with_all_seeds(table, len(sweep.seeds))
+    table = pd.concat([complete, table.drop(complete.index)], ignore_index=True)  # a mean over fewer seeds has no rank
+    pictures = _draw(complete, list(sweep.parameters), chosen)
     parts = [f"# {escape(sweep.title)}", *([escape(sweep.question)] if sweep.question else [])]
     parts += [_what(sweep, trials_of(records), table)]
     parts += ["## The choice", _choice(sweep, table, chosen, runs_of_best(records, chosen, list(sweep.parameters)))]
@@ -98,18 +100,20 @@ def _what(sweep: SweepConfig, trials: list[Record], table: pd.DataFrame) -> str:
     """What was tried, on what, and what it cost."""
     search, tried = sweep.search, f"{len(table)} settings"
     if search.method == "grid":
-        how = f"{len(table)} of the {math.prod(map(len, sweep.parameters.values()))} settings of a grid"
+        values = [{json.dumps(value) for value in values} for values in sweep.parameters.values()]
+        how = f"{len(table)} of the {math.prod(map(len, values))} settings of a grid"
     elif search.method == "random":
         how = f"{tried} drawn at random (seed {search.seed})"
     else:
         how = f"{tried} proposed by Optuna (sampler {search.sampler}, seed {search.seed})"
     sizes = [record.data["sizes"] for record in trials if record.status == "completed" and record.data.get("sizes")]
     train, val = (_each(size[part] for size in sizes) for part in ("train", "val"))
+    each = f"{'up to ' * bool((table['seeds'] < len(sweep.seeds)).any())}{count(len(sweep.seeds), 'seed')} each"
     return (
-        f"{how} over {', '.join(sweep.parameters)}, with {count(len(sweep.seeds), 'seed')} each; "
+        f"{how} over {', '.join(sweep.parameters)}, with {each}; "
         f"{encoder_label(trials)}; {train} training and {val} validation reviews. "
         f"{count(len(trials), 'run')}, {int(table['failed'].sum())} of them failed, "
-        f"{table['total_seconds'].sum() / 3600:.2f} hours in all."
+        f"{table['total_seconds'].sum() / 3600:.2f} hours when added up."
     )
 
 
@@ -117,9 +121,13 @@ def _choice(sweep: SweepConfig, table: pd.DataFrame, chosen: str | None, tested:
     if chosen is None:
         return "No settings completed all their runs, so none are chosen."
     row = table[table["trial"] == chosen].iloc[0]
+    complete = len(with_all_seeds(table, len(sweep.seeds)))
+    of = f"{complete} settings tried"
+    if complete < len(table):
+        of = f"the {count(complete, 'setting')} that completed all seeds ({len(table)} tried)"
     lines = (
-        f"**{escape(chosen)}** has the best mean validation accuracy, {row['val_accuracy']:.2f}%, of {len(table)} "
-        "settings tried; of equals, those that train the fewest parameters are taken. No trial's test reviews were "
+        f"**{escape(chosen)}** has the best mean validation accuracy, {row['val_accuracy']:.2f}%, of {of}; "
+        "of equals, those that train the fewest parameters are taken. No trial's test reviews were "
         "scored for the choice. The best of many is flattered by chance, so its validation accuracy is no estimate."
     )
     for name, values in sweep.parameters.items():

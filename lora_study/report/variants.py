@@ -30,8 +30,8 @@ class Variant:
         name: The variant.
         base: What it varies.
         changes: {field: (value in the base, value in the variant)}.
-        effect: Test accuracy of the variant minus the base's, in points: the mean over the seeds both have, or the
-            difference of the means if they share none. None if one of them was not measured.
+        effect: Test accuracy of the variant minus the base's, in points: the mean over the seeds both have. None if
+            they share none, or one of them was not measured.
         low: Lower end of the effect's 95% interval (`statistics.paired_difference`); None unless both have the
             predictions on the same reviews.
         high: Its upper end.
@@ -132,10 +132,7 @@ def compare(
 ) -> Variant:
     """One experiment beside another, over the seeds both have; the changes are passed on as they are."""
     seeds = sorted({run.seed for run in runs[base]} & {run.seed for run in runs[name]})
-    means = [
-        mean([run for run in runs[each] if run.seed in seeds or not seeds], "metrics.test.accuracy")
-        for each in (base, name)
-    ]
+    means = [mean([run for run in runs[each] if run.seed in seeds], "metrics.test.accuracy") for each in (base, name)]
     effect = None if means[0] is None or means[1] is None else 100 * (means[1] - means[0])
     ours, theirs = ([predictions.get(each, {}).get(seed) for seed in seeds] for each in (base, name))
     low, high = _paired_interval(ours, theirs)

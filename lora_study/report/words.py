@@ -3,14 +3,15 @@
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import pandas as pd
 
-from lora_study.base.text_tables import escape
+from lora_study.base.text_tables import count, escape
 from lora_study.config import flatten
 from lora_study.evidence.claims.rules import INCONCLUSIVE, NO_VERDICT, WORDS
-from lora_study.evidence.summary import all_measured, encoder_label, measured
+from lora_study.evidence.summary import all_measured, encoder_label, encoders_of, measured
 from lora_study.records.record import Record
 from lora_study.report.exhibits import judged
 from lora_study.report.material import Study
@@ -18,8 +19,8 @@ from lora_study.report.plots import running_mean
 
 HOLDS, AGAINST = ([pair[side] for pair in WORDS.values()] for side in (0, 1))
 CONSISTENT = WORDS["cut"][0]
-GUESS = math.log(2)  # the training loss of a run that guesses
-LEARNING = 0.66  # and that of one that no longer does
+HEAD = ("pre_classifier", "classifier")  # the head's layers, by their names
+LEARNING = 0.95  # of the loss of guessing is the training loss of a run that no longer guesses
 
 
 def scope(study: Study) -> str:
@@ -37,10 +38,9 @@ def encoder_in_words(study: Study) -> str:
     """Which encoder was run, and what that makes of the numbers."""
     encoder, reported = escape(encoder_label(study.records).replace("encoder: ", "encoder ")), study.reported
     words = f"Run with the **{encoder}**. "
-    stand_ins = {record.encoder.stand_in for record in study.records}  # a run that failed early does not know
-    if {True, False} <= stand_ins:
+    if len(set(encoders_of(study.completed))) > 1:
         return words + "Runs of different encoders stand beside one another: only those of one can be compared."
-    if True in stand_ins:
+    if any(record.encoder.stand_in for record in study.records):
         return words + (
             f"**{escape(reported.encoder)}, the article's, was not run**: accuracies here and there are of different "
             "models, and only the direction of a gap between two rows is judged."
@@ -88,36 +88,48 @@ def legend(study: Study) -> str:
         )
     absent = [result for result in study.verdicts if result.basis is None and result.kind != "accuracy"]
     if absent:
-        words.append(f"{count(len(absent), 'other claim')} had no run here; see *Evidence for each claim*.")
+        words.append(
+            f"For {count(len(absent), 'other claim')} there is no evidence here; see *Evidence for each claim*."
+        )
     return " ".join(words)
 
 
-def starts(curves: Mapping[str, pd.DataFrame]) -> str:
+def starts(curves: Mapping[str, pd.DataFrame], guess: float) -> str:
     """When the runs began to learn for good, and which took much longer than their row: means over epochs hide it.
 
     A run that falls back to guessing begins anew.
+
+    Args:
+        curves: For each experiment the rows of its runs' ``curves.csv`` and their seed.
+        guess: The loss of a run that guesses.
     """
     first: dict[tuple[str, Any], float] = {}
+    ended: dict[tuple[str, Any], float] = {}
     for name, rows in curves.items():
         for seed, run in rows.dropna(subset=["train_loss"]).groupby("seed") if not rows.empty else ():
             smooth = running_mean(run)
-            last = run["step"][smooth >= GUESS].max()  # step at which it still, or again, guesses
-            learned = run["step"][(smooth < LEARNING) & ~(run["step"] <= last)]
+            last = run["step"][smooth >= guess].max()  # step at which it still, or again, guesses
+            learned = run["step"][(smooth < LEARNING * guess) & ~(run["step"] <= last)]
             first[name, seed] = learned.iloc[0] if len(learned) else math.inf
+            ended[name, seed] = smooth.iloc[-1]
     usual = {name: statistics.median_low(step for (row, _), step in first.items() if row == name) for name, _ in first}
-    never = [f"{escape(name)} seed {seed:g}" for (name, seed), step in first.items() if step == math.inf]
+    never = [
+        f"{escape(name)} seed {seed:g} ({ended[name, seed]:.2f} at its end)"
+        for (name, seed), step in first.items()
+        if step == math.inf
+    ]
     late = [
         f"{escape(name)} seed {seed:g} at step {step:,.0f}"
         for (name, seed), step in first.items()
         if 2 * usual[name] < step < math.inf
     ]
+    below = f"a training loss below {LEARNING * guess:.2f} for good (running mean; guessing gives {guess:.2f})"
     if len(never) == len(first):
-        return "No run left the loss of guessing (0.69) for good."
+        return f"No run reached {below}."
     middle = statistics.median_low(first.values())
-    by = f"had left the loss of guessing (0.69; running mean below {LEARNING}) for good by step {middle:,.0f}"
-    said = (
-        f"Half of the runs {by}" if middle < math.inf else "Most runs never left the loss of guessing (0.69) for good"
-    )
+    said = f"Half of the runs reached {below} by step {middle:,.0f}"
+    if middle == math.inf:
+        said = f"Most runs never reached {below}"
     said += f"; much later than most of its row: {', '.join(late)}" * bool(late)
     said += f"; never: {', '.join(never)}" * bool(never)
     return f"{said}." if late or never else f"{said}, and none took more than twice as long as most of its row."
@@ -163,17 +175,12 @@ def copies(study: Study) -> str:
     return ""
 
 
-def count(number: int, what: str) -> str:
-    """A number with its noun: '1 seed', '2 seeds'."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
 def spent(study: Study) -> str:
-    """The wall time of all runs together."""
+    """The time that all runs took, added up; side by side they take less."""
     times = all_measured(study.records, "timing.total_seconds")
     if not times:
         return "No run has recorded its time."
-    words = f"All {count(len(study.records), 'run')} together took {sum(times) / 3600:,.2f} hours of wall time"
+    words = f"The time of all {count(len(study.records), 'run')} adds up to {sum(times) / 3600:,.2f} hours"
     if untimed := len(study.records) - len(times):
         words += f"; {untimed} of them ended without recording a time"
     return words + ". Runs that were repeated, and runs for choosing settings, are not in these records."
@@ -181,13 +188,16 @@ def spent(study: Study) -> str:
 
 def _seen(study: Study) -> Iterator[str]:
     results = judged(study)
-    for start, verdicts in (
-        ("Holds here:", [verdict for verdict in HOLDS if verdict != CONSISTENT]),
-        ("Consistent with these reviews:", [CONSISTENT]),
-        ("The other way round here:", AGAINST),
-        ("Cannot be told from these runs:", [INCONCLUSIVE]),
+    against = [result for result in results if result.verdict in AGAINST]
+    turned = [r for r in against if r.kind in ("ordering", "gap") or (r.kind == "ratio" and r.reported is None)]
+    for start, group in (
+        ("Holds here:", [result for result in results if result.verdict in HOLDS and result.verdict != CONSISTENT]),
+        ("Consistent with these reviews:", [result for result in results if result.verdict == CONSISTENT]),
+        ("The other way round here:", turned),
+        ("Does not hold here:", [result for result in against if result not in turned]),
+        ("Cannot be told from these runs:", [result for result in results if result.verdict == INCONCLUSIVE]),
     ):
-        if group := [result for result in results if result.verdict in verdicts]:
+        if group:
             yield f"{start} {'; '.join(escape(result.sentence.rstrip('.')) for result in group)}."
     if numbers := sum(result.verdict == NO_VERDICT for result in results):
         yield f"{count(numbers, 'comparison')} {'has' if numbers == 1 else 'have'} a number and no verdict."
@@ -197,11 +207,16 @@ def _meaning(study: Study) -> str:
     decided = [result for result in judged(study) if result.verdict != NO_VERDICT]
     if not decided:
         return "These are numbers without a verdict: they speak neither for nor against the article."
-    if any(result.basis == "recipe" for result in decided):
-        return "The article's recipe was run on its encoder: the verdicts are on its own numbers."
+    recipe = [result for result in decided if result.basis == "recipe"]
     pointing = [result for result in decided if result.basis == "stand-in"]
     facts = [result for result in decided if result.basis in ("cut", "arithmetic")]
     words = []
+    if recipe:
+        held, against = (sum(result.verdict in verdicts for result in recipe) for verdicts in (HOLDS, AGAINST))
+        words.append(
+            f"With the article's recipe on its encoder, {held} of {count(len(recipe), 'sentence')} "
+            f"{'is' if held == 1 else 'are'} reproduced and {against} {'is' if against == 1 else 'are'} not."
+        )
     if pointing:
         held, against = (sum(result.verdict in verdicts for result in pointing) for verdicts in (HOLDS, AGAINST))
         words.append(
@@ -210,16 +225,19 @@ def _meaning(study: Study) -> str:
             "neither confirmed nor refuted."
         )
     if facts:
-        held = sum(result.verdict in HOLDS for result in facts)
-        holds = f"{held} {'holds' if held == 1 else 'hold'}"
-        words.append(f"Of {count(len(facts), 'fact')} about the reviews or LoRA itself, {holds}.")
+        consistent = sum(result.verdict == CONSISTENT for result in facts)
+        held = sum(result.verdict in HOLDS for result in facts) - consistent
+        said = [f"{held} {'holds' if held == 1 else 'hold'}"] * bool(held or not consistent)
+        said += [f"{consistent} {'is' if consistent == 1 else 'are'} consistent"] * bool(consistent)
+        words.append(f"Of {count(len(facts), 'fact')} about the reviews or LoRA itself, {' and '.join(said)}.")
     return " ".join(words)
 
 
 def _is_frozen(record: Record) -> bool:
-    """Whether the head stays as it was drawn."""
+    """Whether the head stays as it was drawn: nothing in it is trained, nor has an update beside it."""
     targets: Sequence[str] = flatten(record.config).get("lora.targets") or ()
-    return record.mode == "lora" and record.parameters.get("head") == 0 and "head" not in targets
+    adapted = "head" in targets or any(fnmatchcase(layer, target) for layer in HEAD for target in targets)
+    return record.mode == "lora" and record.parameters.get("head") == 0 and not adapted
 
 
 def _names(spans: Sequence[tuple[str, float, float]]) -> str:

@@ -30,6 +30,11 @@ def test_markdown_numbers():
     ]
 
 
+def test_a_small_number_is_not_shown_as_nothing():
+    shown = markdown_table(pd.DataFrame({"p": [0.0, 0.0004, -0.00339, 0.0496]})).splitlines()[2:]
+    assert shown == ["| 0.00 |", "| 0.0004 |", "| -0.0034 |", "| 0.05 |"]
+
+
 def test_markdown_of_a_column_may_be_given():
     frame = pd.DataFrame({"a": ["*x*"], "b": ["*x*"]})
     assert markdown_table(frame, markdown=["b"]).splitlines()[-1] == r"| \*x\* | *x* |"

@@ -314,9 +314,51 @@ class TestWhatIsComparable:
         assert (result.verdict != "not run") == compared
         assert any("different encoders" in str(warning.message) for warning in caught) != compared
 
+    def test_other_reviews_do_not_reproduce_the_article(self, tmp_path):
+        runs = study(tmp_path, {"lora_default": 0.894, "last_two_layers": 0.862})
+        for run in runs:
+            run.data["overlap"]["repeats"] = 418
+            run.deviations.append({"field": "data.source", "article": "hub", "here": "aclImdb"})
+        assert verdict("ordering.lora_above_last_two", runs, tmp_path).verdict == "reproduced"
+        for run in runs:
+            run.data["overlap"]["repeats"] = 7
+        result = verdict("ordering.lora_above_last_two", runs, tmp_path)
+        assert result.verdict == "same direction" and "departing from the article in data.source" in result.measured
+        assert verdict("accuracy.lora_default.test", runs, tmp_path).verdict == "no verdict"
+
+    def test_a_plain_run_of_another_rank_is_no_row_either(self, tmp_path):
+        fast, plain = ({"train": {"fast": fast}} for fast in (True, False))
+        runs = [record("full", seed, config=plain) for seed in (1, 2, 3)]
+        runs += [record("lora_default", seed, config=fast) for seed in (1, 2, 3)]
+        settings = plain | {"lora": {"r": 64}}
+        twins = [record("lora_default_plain", seed, config=settings, timing={"train_seconds": 9}) for seed in (1, 2, 3)]
+        with pytest.warns(UserWarning, match=r"lora_default_plain seed \d serves no claim: .*lora.r 64 in place of 8"):
+            result = verdict("ratio.time.lora_default", [*runs, *twins], tmp_path)
+        assert result.verdict == "not run"
+
+    def test_a_run_repeated_under_other_numbers_is_one_run(self, tmp_path):
+        runs = study(tmp_path, {"lora_default": 0.894, "last_two_layers": 0.862})
+        drawn = dict.fromkeys(("head_init", "lora_init", "data_order", "dropout"), 5)
+        for run in runs[:3]:
+            run.config["seeds"] = dict(drawn)
+        with pytest.warns(UserWarning, match="the same seed of every draw"):
+            result = verdict("accuracy.lora_default.test", runs, tmp_path)
+        assert "1 seed" in result.evidence and result.verdict == "no verdict"
+        for run in runs[:3]:
+            run.config["seeds"]["data_order"] = None
+        result = verdict("ordering.lora_above_last_two", runs, tmp_path)
+        assert "3 seeds" in result.evidence and "departing from the article in seeds.dropout" in result.measured
+
+    def test_a_record_that_says_less_of_the_same_reviews_is_compared(self, tmp_path):
+        runs = study(tmp_path, {"lora_default": 0.894, "last_two_layers": 0.862})
+        for run in runs:
+            run.data["fingerprint"] = "all"
+        runs[0].data["fingerprints"] = {"train": "a", "val": "b", "test": "c"}
+        assert verdict("ordering.lora_above_last_two", runs, tmp_path).verdict == "reproduced"
+
     def test_a_seed_twice_counts_once(self, tmp_path):
         runs = study(tmp_path, {"lora_default": 0.894, "last_two_layers": 0.862}, seeds=2)
-        with pytest.warns(UserWarning, match="another record of this seed"):
+        with pytest.warns(UserWarning, match="another record has the same seed"):
             result = verdict("ordering.lora_above_last_two", [*runs, runs[0]], tmp_path)
         assert "2 seeds" in result.evidence and result.runs.count("lora_default/seed-1") == 1
 

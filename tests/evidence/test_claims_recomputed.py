@@ -199,6 +199,8 @@ def test_arithmetic(judged, results):
     }
     for name, count in counts.items():
         result = results[f"parameters.{name}"]
-        assert result["reported"] == result["measured"] == f"{count:,}"
+        measured, _, contradicts = result["measured"].partition("; ")
+        assert result["reported"] == measured == f"{count:,}"
         assert result["verdict"] == ("does not agree" if judged[1] else "agrees")
+        assert (f"where its shape gives {count:,}" in contradicts) == judged[1]
     assert results["parameters.square_ratio"]["verdict"] == results["recipe.settings_tried"]["verdict"] == "agrees"

@@ -8,7 +8,7 @@ from lora_study.base.files import write_text
 from lora_study.config import to_dict
 from lora_study.config_differences import deviations
 from lora_study.config_files import experiment_from, overlay
-from lora_study.evidence.reported import load_reported
+from lora_study.evidence.reported import PLAIN, load_reported
 from lora_study.records.record import Record, run_dir, write_record
 
 PARAMETERS = {
@@ -21,7 +21,7 @@ PARAMETERS = {
 
 def record(name: str = "lora_default", seed: int = 1, test: float = 0.8, **changes: Any) -> Record:
     """A completed run on 1,000 test reviews; ``changes`` are laid over the record's nested fields."""
-    row = load_reported().by_name.get(name)
+    row = load_reported().by_name.get(name.removesuffix(PLAIN))
     mode = row.mode if row else "lora"
     base: dict[str, Any] = {"data": {"source": "embedded"}, "model": {"backbone": "embedded"}}
     for field, value in row.settings.items() if row else ():

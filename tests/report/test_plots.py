@@ -46,7 +46,7 @@ def drawn_points(ax):
 def all_plots(histories):
     return {
         "seeds": (partial(plots.seeds, ACCURACIES, {"full": [80.0]}, REPORTED, ENCODER), 0),
-        "losses": (partial(plots.losses, histories, ENCODER), len(histories)),
+        "losses": (partial(plots.losses, histories, 0.69, ENCODER), len(histories)),
         "calibration": (partial(plots.calibration, {}, ENCODER), 0),
         "ratios": (partial(plots.ratios, RATIOS, "Speed", ENCODER), 0),
     }
@@ -108,7 +108,8 @@ def test_published_runs_are_drawn_where_there_are_some(ax):
 def test_losses_are_a_line_per_seed_and_their_running_mean():
     both = pd.concat([history(0.02, seed=1), history(0.06, seed=2)])
     axes = list(Figure().subplots(1, 2))
-    plots.losses({"both": both, "one": history(0.0, seed=2)}, ENCODER, axes)
+    plots.losses({"both": both, "one": history(0.0, seed=2)}, 0.5, ENCODER, axes)
+    assert [list(ax.lines[-1].get_ydata()) for ax in axes] == [[0.5, 0.5]] * 2
     assert [ax.get_title(loc="center") + ax.get_title(loc="left") for ax in axes] == ["both", "one"]
     lines = [[line for line in ax.lines if len(line.get_xdata()) > 2] for ax in axes]
     assert [len(found) for found in lines] == [4, 2]
@@ -117,7 +118,6 @@ def test_losses_are_a_line_per_seed_and_their_running_mean():
     smooth = [first["train_loss"].iloc[max(0, i - 4) : i + 1].mean() for i in range(len(first))]
     np.testing.assert_allclose(lines[0][1].get_ydata(), smooth)
     assert lines[1][0].get_color() == lines[0][2].get_color() != lines[0][0].get_color()  # seed 2 in both
-    assert all(np.log(2) in [line.get_ydata()[0] for line in ax.lines] for ax in axes)
 
 
 def test_calibration_draws_each_bin_and_the_error_of_each_experiment(ax):

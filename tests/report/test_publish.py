@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fabricate import record, write_run
+from fabricate import failed, record, write_run
 from fabricate_benchmarks import inference, training, write_benchmarks
 from fabricate_predictions import write_whole_run
 
@@ -169,7 +169,8 @@ def test_usage(root, monkeypatch, capsys, arguments):
 
 def test_no_folder_of_the_machine_is_published(root, monkeypatch):
     typed = "lora-study run --data.source '/home/me/d/all.csv' --results-dir=/home/me/results --model.backbone embedded"
-    changes = {"config": {"data": {"source": "/home/me/all.csv"}}, "provenance": {"command": typed}}
+    changes = {"config": {"data": {"source": "/home/me/my reviews/all.csv"}}, "provenance": {"command": typed}}
+    write_run(root / "results" / "embedded", failed(error="no space ([/home/me/x.csv], source:/home/me/y.csv)"))
     write_run(root / "results" / "embedded", record(**changes))
     assert publish(monkeypatch, "results/embedded") == 0
     folder = root / "results" / "published" / "embedded"

@@ -18,12 +18,12 @@ from lora_study.base.settings import build
 from lora_study.config_files import read_yaml
 from lora_study.evidence.claims.arithmetic import REFERENCE
 from lora_study.evidence.claims.comparisons import Accuracy, Difference, Gap, Ordering
-from lora_study.evidence.claims.costs import PLAIN, Ratio
+from lora_study.evidence.claims.costs import Ratio
 from lora_study.evidence.claims.evidence import Runs
 from lora_study.evidence.claims.kinds import Claim, Equality, Fact, Finding
 from lora_study.evidence.claims.rules import MIN_SEEDS, NO_VERDICT, NOT_RUN, adjust, judge_direction, verdict
 from lora_study.evidence.claims.rules import VERDICTS as VERDICTS
-from lora_study.evidence.reported import load_reported
+from lora_study.evidence.reported import PLAIN, load_reported
 from lora_study.records.record import Record
 
 _KINDS: tuple[type[Claim], ...] = (Equality, Accuracy, Difference, Ordering, Gap, Ratio, Fact)

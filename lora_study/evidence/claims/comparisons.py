@@ -73,7 +73,7 @@ class Accuracy(Claim):
             interval = f"{max(mean - half, 0):.2f} to {min(mean + half, 100):.2f}%"
             evidence = f"{n:,} reviews, {_seeds(values)}; one more run: ±{half:.2f} points"
         return Finding(
-            evidence=f"{evidence}; difference {mean - self.reported:+.2f} points",
+            evidence=evidence if label else f"{evidence}; difference {mean - self.reported:+.2f} points",
             basis="number" if label else "recipe",
             sign=sign,
             seeds=len(values),

@@ -19,11 +19,10 @@ from lora_study.evidence.claims.rules import (
     judge_prediction,
     prediction_half_width,
 )
+from lora_study.evidence.reported import PLAIN
 from lora_study.evidence.statistics import mean_t
 from lora_study.evidence.summary import measured
 from lora_study.records.record import Record
-
-PLAIN = "_plain"  # the ending of an experiment's name where a study times it once more without levers
 
 
 @dataclass(frozen=True)

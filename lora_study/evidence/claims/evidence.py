@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +14,7 @@ from lora_study.config import flatten
 from lora_study.config_differences import NO_OTHER_WORK, without
 from lora_study.evidence.claims.arithmetic import REFERENCE
 from lora_study.evidence.predictions import correct, read_predictions
-from lora_study.evidence.reported import load_reported
+from lora_study.evidence.reported import PLAIN, load_reported
 from lora_study.evidence.summary import comparable, encoder_label, encoders_of, machine_of
 from lora_study.records.record import Record, run_dir
 
@@ -23,6 +22,7 @@ from lora_study.records.record import Record, run_dir
 # arithmetic in another 16-bit format, padding that is masked anyway, and scoring the 4 to 8 reviews that the article's
 # loaders drop. With any other departure, its numbers are those of another experiment.
 SAME_RECIPE = ("model.backbone", "data.source", "train.precision", "data.padding", "data.drop_last")
+IMDB_REPEATS = 418  # of its 50,000 reviews repeat another, up to white space, by which they are known
 
 
 class Missing(Exception):  # noqa: N818 - not an error: the claim's verdict is then "not run"
@@ -63,7 +63,8 @@ class Runs:
         self.results_dir = results_dir
         rows, self._completed = load_reported().by_name, list[Record]()
         for record in kept:
-            if record.name in rows and (unlike := rows[record.name].unlike(record)):
+            name = record.name.removesuffix(PLAIN)
+            if name in rows and (unlike := rows[name].unlike(record)):
                 row = f"it is not the reported row of that name ({', '.join(unlike)}); give it another name"
                 left_out.append(f"{record.name} seed {record.seed} serves no claim: {row}")
             elif record.status == "completed":
@@ -92,6 +93,10 @@ class Runs:
         if any(record.encoder.stand_in is not False or record.encoder.name != REFERENCE for record in records):
             return encoder_label(records)
         fields = {str(row.get("field")) for record in records for row in record.deviations} - set(SAME_RECIPE)
+        if any(record.flat.get("data.overlap.repeats", IMDB_REPEATS) != IMDB_REPEATS for record in records):
+            fields |= {"data.source"} - fields  # of which all were used, or data.sizes departs
+        for record in records:  # a draw that all seeds share hides how much it varies
+            fields |= {f"seeds.{name}" for name, seed in (record.config.get("seeds") or {}).items() if seed is not None}
         return f"departing from the article in {', '.join(sorted(fields))}" if fields else None
 
     def pairs(self, first: str, second: str) -> Pairs:
@@ -190,12 +195,10 @@ def _unlike(first: Record, second: Record) -> str | None:
     one, other = encoders_of([first, second])
     if one != other:
         return "they were run with different encoders"
-    return "they were trained or tested on different reviews" if _reviews(first) != _reviews(second) else None
-
-
-def _reviews(record: Record) -> Any:
-    """What identifies the reviews of a run's parts."""
-    return record.data.get("fingerprints") or record.data.get("fingerprint")
+    ours, theirs = first.reviews, second.reviews
+    shared = ours.keys() & theirs.keys() or ours.keys() | theirs.keys()
+    different = any(ours.get(part) != theirs.get(part) for part in shared)
+    return "they were trained or tested on different reviews" if different else None
 
 
 def _read_right(record: Record, folder: Path) -> pd.Series | str:

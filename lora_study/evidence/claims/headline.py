@@ -40,7 +40,9 @@ def _orderings(results: Sequence[ClaimResult]) -> str:
     recipe = any(result.basis == "recipe" for result in results)
     word = WORDS["recipe" if recipe else "stand-in"][0]
     stand_in = any("stand-in encoder" in (result.measured or "") for result in results)
-    where = "" if recipe else " on the stand-in" if stand_in else " with another recipe"
+    other = any("(encoder: " in (result.measured or "") for result in results)
+    where = " on the stand-in" if stand_in else " on another encoder" if other else " with another recipe"
+    where = "" if recipe else where
     held = [result for result in results if result.verdict == word]
     rest = _counts([result for result in results if result.verdict != word])
     said = word if recipe else f"in the {word}"

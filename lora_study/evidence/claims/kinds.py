@@ -145,18 +145,20 @@ class Equality(Claim):
         evidence = f"computed: {_number(value)}"
         if not self.experiments:
             return Finding(evidence, "arithmetic", sign_of(holds), measured=_number(value))
-        evidence = f"computed from the architecture of {REFERENCE}: {_number(value)}"
+        measured = _number(value)
+        evidence = f"computed from the architecture of {REFERENCE}: {measured}"
         counted = [(record, expected_trainable(record)) for record in runs.completed(self.experiments)]
         known = [(record, count) for record, count in counted if count is not None]
         wrong = [(record, count) for record, count in known if record.parameters.get("trainable") != count]
         if wrong:
             record, count = wrong[0]
             found = record.parameters.get("trainable")
-            evidence += f"; but {record.name} seed {record.seed} counts {plain(found)} where its shape gives {count:,}"
+            wrongly = f"{record.name} seed {record.seed} counts {plain(found)} where its shape gives {count:,}"
+            measured, evidence = f"{measured}; {wrongly}", f"{evidence}; but {wrongly}"
         elif known:
             evidence += f"; the counts of {len(known)} run(s) agree with the same arithmetic at their encoder's shape"
         folders = runs.folders(record for record, _ in known)
-        return Finding(evidence, "arithmetic", sign_of(holds and not wrong), measured=_number(value), runs=folders)
+        return Finding(evidence, "arithmetic", sign_of(holds and not wrong), measured=measured, runs=folders)
 
     def _as_reported(self, value: float) -> float:
         if self.digits is None:
