@@ -5,6 +5,7 @@ right. Unknown keys are errors at every level.
 """
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +22,8 @@ Config = TypeVar("Config", StudyConfig, SweepConfig)
 
 # Mappings that are one value: laid over one another, they would keep names that the upper layer does not have.
 WHOLE = ("labels",)
+# Fields of a study or a sweep that name files, or have an extends that does.
+NAME_FILES = ("experiment", "experiments", "overrides")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -76,8 +79,23 @@ def lay_over_extended(content: dict[str, Any], path: Path, above: tuple[Path, ..
     check(valid, "extends", extends, "name a file, or list some")
     below: dict[str, Any] = {}
     for name in names:
-        below = overlay(below, read_layers(beside(path, name), above))
+        file = beside(path, name)
+        below = overlay(below, _moved(read_layers(file, above), file, path))
     return overlay(below, {key: value for key, value in content.items() if key != "extends"})
+
+
+def _moved(content: dict[str, Any], source: Path, target: Path) -> dict[str, Any]:
+    """Content of a study or sweep file with the files it names named as another file, which extends it, would."""
+
+    def move(entry: Any) -> Any:
+        if isinstance(entry, dict):
+            return {key: move(value) if key == "extends" else value for key, value in entry.items()}
+        if isinstance(entry, list):
+            return [move(one) for one in entry]
+        is_relative = isinstance(entry, str) and not user_path(entry).is_absolute()
+        return os.path.relpath(beside(source, entry), target.parent) if is_relative else entry
+
+    return {key: move(value) if key in NAME_FILES else value for key, value in content.items()}
 
 
 def load_experiment(
@@ -129,9 +147,18 @@ def load_study(file: str | Path) -> tuple[StudyConfig, list[ExperimentConfig]]:
 def _listed(entry: str | dict[str, Any], path: Path, overrides: Mapping[str, Any]) -> ExperimentConfig:
     """An experiment that the study file at a path lists: a file, or settings written out."""
     if isinstance(entry, str):
-        return load_experiment([beside(path, entry)], overrides)
+        return _overridden(beside(path, entry), overrides, f"study file {path}: overrides")
     origin = f"study file {path}: experiment {entry.get('name', '')}".rstrip()
     return experiment_from(overlay(lay_over_extended(entry, path), overrides), origin)
+
+
+def _overridden(file: Path, overrides: Mapping[str, Any], origin: str) -> ExperimentConfig:
+    """An experiment from a file with overrides on top; errors name the one of the two that they are in."""
+    try:
+        return load_experiment([file], overrides)
+    except ConfigError as error:
+        load_experiment([file])
+        raise ConfigError(f"{origin}: {str(error).removeprefix(f'{file}: ')}") from error
 
 
 def load_sweep(file: str | Path) -> tuple[SweepConfig, ExperimentConfig]:
@@ -149,8 +176,8 @@ def load_sweep(file: str | Path) -> tuple[SweepConfig, ExperimentConfig]:
         field_type(name, f"{origin}: ")
     different = {name: _different(name, values, f"{origin}: ") for name, values in sweep.parameters.items()}
     sweep = dataclasses.replace(sweep, parameters=different)
-    overrides = lay_over_extended(sweep.overrides, path)
-    return sweep, load_experiment([beside(path, sweep.experiment)], overlay(overrides, {"score_test": False}))
+    overrides = overlay(lay_over_extended(sweep.overrides, path), {"score_test": False})
+    return sweep, _overridden(beside(path, sweep.experiment), overrides, f"sweep file {path}: overrides")
 
 
 def _different(name: str, values: Any, origin: str) -> Any:

@@ -13,7 +13,7 @@ from lora_study.cli import main
 from lora_study.commands import COMMANDS
 from lora_study.config import ExperimentConfig, flatten, to_dict
 from lora_study.config_differences import deviations
-from lora_study.config_files import experiment_from, load_experiment, load_study, nested, overlay
+from lora_study.config_files import experiment_from, load_experiment, load_study, load_sweep, nested, overlay
 from lora_study.flags import parse
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -242,6 +242,33 @@ def test_what_lies_in_this_folder_is_recorded_so_that_another_folder_finds_it(tm
         Path(name).mkdir()
     named = load_experiment(overrides={"model": {"backbone": "embedded"}, "data": {"source": "hub"}})
     assert (named.model.backbone, named.data.source) == ("embedded", "hub")
+
+
+def test_a_study_names_files_beside_the_file_that_names_them(tmp_path):
+    for folder in ("lower", "upper"):
+        (tmp_path / folder).mkdir()
+    write(tmp_path / "lower", "one.yaml", {"name": "one"})
+    write(tmp_path / "lower", "over.yaml", {"train": {"epochs": 5}})
+    lower = {"name": "s", "title": "t", "experiments": ["one.yaml", {"extends": "one.yaml", "name": "two"}]}
+    write(tmp_path / "lower", "study.yaml", lower | {"overrides": {"extends": "over.yaml"}})
+    top = write(tmp_path / "upper", "top.yaml", {"extends": "../lower/study.yaml", "seeds": [4]})
+    study, experiments = load_study(top)
+    assert study.seeds == (4,) and [(run.name, run.train.epochs) for run in experiments] == [("one", 5), ("two", 5)]
+    sweep = {"name": "s", "title": "t", "experiment": "one.yaml", "parameters": {"lora.r": [1, 2]}}
+    write(tmp_path / "lower", "sweep.yaml", sweep)
+    swept, base = load_sweep(write(tmp_path / "upper", "swept.yaml", {"extends": "../lower/sweep.yaml"}))
+    assert base.name == "one" and swept.experiment == "../lower/one.yaml"
+
+
+def test_a_mistake_in_overrides_is_not_blamed_on_the_experiment(tmp_path):
+    write(tmp_path, "e.yaml", {"name": "e"})
+    content = {"name": "s", "title": "t", "experiments": ["e.yaml"], "overrides": {"train": {"epochs": 0}}}
+    path = write(tmp_path, "study.yaml", content)
+    with pytest.raises(ConfigError, match=rf"^study file {path}: overrides: train\.epochs: 0 is not valid"):
+        load_study(path)
+    write(tmp_path, "e.yaml", {"name": "e", "train": {"epochs": -1}})
+    with pytest.raises(ConfigError, match=r"^\S+e\.yaml: train\.epochs: -1"):
+        load_study(write(tmp_path, "study.yaml", content | {"overrides": {"seed": 3}}))
 
 
 def test_a_file_lies_over_the_files_it_extends(tmp_path):
