@@ -1,7 +1,8 @@
 """Several adapters over one base model, and the two functions that write and read an adapter's folder.
 
 A folder holds `adapter_config.json` and `adapter_model.safetensors`, a few MB for a base model of hundreds. PEFT
-and transformers load what is written here, and LoRA and DoRA adapters written by PEFT load here, over any network.
+and, but for DoRA, transformers load what is written here; LoRA and DoRA adapters written by PEFT load here, over any
+network.
 """
 
 from collections.abc import Iterator

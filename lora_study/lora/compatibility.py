@@ -17,8 +17,24 @@ Number = TypeVar("Number", int, float)
 # name: only torch is needed, and a subclass with a forward of its own is not taken for its base class.
 ONLY_READ = {
     "torch.nn.modules.activation.MultiheadAttention.forward": ("out_proj",),
-    "transformers.models.wavlm.modeling_wavlm.WavLMAttention.forward": ("q_proj", "k_proj", "v_proj", "out_proj"),
-    "transformers.models.mamba.modeling_mamba.MambaMixer.forward": ("dt_proj",),
+    **{
+        f"transformers.models.{module}.modeling_{module}.{name}.forward": layers
+        for module, name, *layers in (
+            ("wavlm", "WavLMAttention", "q_proj", "k_proj", "v_proj", "out_proj"),
+            ("mamba", "MambaMixer", "dt_proj"),
+            ("falcon_mamba", "FalconMambaMixer", "dt_proj"),
+            ("jamba", "JambaMambaMixer", "dt_proj"),
+            ("detr", "DetrMHAttentionMap", "k_proj"),
+            ("maskformer", "MaskFormerDetrMHAttentionMap", "k_proj"),
+            ("conditional_detr", "ConditionalDetrMHAttentionMap", "k_proj"),
+            ("dab_detr", "DabDetrMHAttentionMap", "k_linear"),
+            ("mobilebert", "MobileBertLMPredictionHead", "decoder", "dense"),
+            ("layoutlmv2", "LayoutLMv2Encoder", "rel_pos_bias", "rel_pos_x_bias", "rel_pos_y_bias"),
+            ("layoutlmv3", "LayoutLMv3Encoder", "rel_pos_bias", "rel_pos_x_bias", "rel_pos_y_bias"),
+            ("pp_doclayout_v2", "PPDocLayoutV2ReadingOrderEncoder", "rel_pos_bias"),
+            ("neomme", "NeoMMEForMaskedLM", "unembedding_projection"),
+        )
+    },
 }
 
 # The feed-forward blocks of T5 and its relatives, which read the weight of a layer that they then call, for its type.

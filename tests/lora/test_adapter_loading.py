@@ -63,6 +63,16 @@ def test_a_head_that_only_the_task_implies(tmp_path, kind, task, targets):
     torch.testing.assert_close(outputs(ours), outputs(model), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("field", ["corda_config", "lora_ga_config", "eva_config", "loftq_config"])
+def test_what_only_the_start_was_made_with_says_nothing(tmp_path, field):
+    """As PEFT leaves it behind when it converts an adapter whose start changed the base."""
+    model = adapted("bert")
+    save_adapter(model, tmp_path)
+    change(tmp_path, **{field: {"corda_method": "ipm", "verbose": False}})
+    load_adapter(fresh := base("bert"), tmp_path)
+    torch.testing.assert_close(outputs(fresh), outputs(model), atol=1e-5, rtol=0)
+
+
 def test_a_head_that_nothing_names_is_read_all_the_same(tmp_path):
     model = theirs("distilbert", task_type="SEQ_CLS")
     model.save_pretrained(tmp_path)

@@ -85,6 +85,33 @@ def test_peft_has_it_too(tmp_path, name):
     torch.testing.assert_close(outputs(theirs), outputs(model), atol=1e-5, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore:.*tie_word_embeddings", "ignore:.*ensure_weight_tying", "ignore:fan_in_fan_out")
+@pytest.mark.parametrize("name", ["tied embeddings", "tied embeddings under an update", "shared embeddings"])
+def test_transformers_has_a_tied_tensor_in_all_its_places(tmp_path, name):
+    """It puts another tensor in each place that the folder names, and leaves the others as they are."""
+    kind, settings = TRAINED[name]
+    model = adapted(kind, **settings)
+    save_adapter(model, tmp_path)
+    theirs = base(kind)
+    theirs.load_adapter(str(tmp_path))
+    torch.testing.assert_close(outputs(theirs.eval()), outputs(model), atol=1e-5, rtol=0)
+
+
+def test_what_training_changes_and_a_folder_cannot_hold_is_named(tmp_path):
+    network = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4)).requires_grad_(False)
+    inject_lora(network, ["0"], r=2, scaling="alpha")
+    inject_lora(network, ["2"], r=2, scaling="alpha", dropout=0.5)
+    with pytest.warns(UserWarning) as warned:
+        save_adapter(network, tmp_path / "lacks")
+    said = [str(line.message) for line in warned]
+    assert any(line.startswith("the running statistics of 1 change") for line in said)
+    assert any("these layers have 0, 0.5" in line for line in said)
+    network[2].lora.dropout.p = 0.0
+    network[0].linear.weight.requires_grad_(False)
+    save_adapter(network, tmp_path / "named", modules_to_save=["1"])  # warnings are errors here
+    save_adapter(network.eval(), tmp_path / "evaluated")
+
+
 def test_a_frozen_base_and_its_biases_stay_out_of_the_folder(tmp_path):
     save_adapter(adapted("distilbert questions", trained="qa_outputs"), tmp_path / "head")
     save_adapter(adapted("bert", trained="bias"), tmp_path / "biases")

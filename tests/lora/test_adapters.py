@@ -212,3 +212,20 @@ def test_the_models_own_parts_follow_it_while_they_are_out(one):
     one.model.float()
     one.use("one")
     assert one.model.classifier.weight.dtype == torch.float32
+
+
+def test_an_adapter_with_statistics_is_left_after_the_model_has_moved(tmp_path):
+    """Moving makes new tensors of buffers; it is not what merging does."""
+    trained = adapted("odd", targets=["body.proj"], trained="norm")
+    save_adapter(trained, tmp_path)
+    for moves_first in (True, False):
+        plain, model = base("odd").double(), base("odd")
+        adapters = Adapters(model)
+        adapters.load("one", tmp_path)
+        if moves_first:
+            model.double()
+        adapters.use("one")
+        model.double()
+        torch.testing.assert_close(outputs(model), outputs(trained).double(), atol=1e-5, rtol=0)
+        adapters.use(None)
+        torch.testing.assert_close(outputs(model), outputs(plain), atol=1e-6, rtol=0)

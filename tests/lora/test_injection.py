@@ -1,5 +1,8 @@
 """injection.py: layers that only look plain are found out, and dropout is refused only where it could never act."""
 
+from importlib.util import find_spec
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from lora_study import LinearWithLoRA, inject_lora, lora_layers, lora_parameters, merge_lora
+from lora_study.lora.compatibility import ONLY_READ
 
 
 class Packed(nn.Parameter):
@@ -130,6 +134,12 @@ def mamba() -> nn.Module:
     return MambaMixer(MambaConfig(hidden_size=8, state_size=4, time_step_rank=3), layer_idx=0)
 
 
+def detr() -> nn.Module:
+    from transformers.models.detr.modeling_detr import DetrMHAttentionMap
+
+    return DetrMHAttentionMap(hidden_size=8, num_attention_heads=2)
+
+
 def outputs(model: nn.Module) -> torch.Tensor:
     x = torch.linspace(-1, 1, 48).reshape(3, 2, 8)
     found = model(x, x, x) if isinstance(model, nn.MultiheadAttention) else model(x)
@@ -200,6 +210,7 @@ class CallingAttention(nn.MultiheadAttention):
         (lambda: nn.TransformerDecoderLayer(8, 2, 16), "multihead_attn.out_proj"),
         (wavlm, "v_proj"),
         (mamba, "dt_proj"),
+        (detr, "k_proj"),
     ],
 )
 def test_dropout_on_a_layer_that_is_never_called_is_refused(build, target):
@@ -209,6 +220,21 @@ def test_dropout_on_a_layer_that_is_never_called_is_refused(build, target):
         inject_lora(model, [target], r=2, dropout=0.5, scaling="alpha")
     assert list(model.modules()) == modules
     assert inject_lora(model, [target], r=2, scaling="alpha") == [target]
+
+
+def test_what_is_only_read_is_read_where_the_list_says():
+    """In the sources of the installed transformers, of which an older one may lack a model."""
+    models = Path(find_spec("transformers").origin).parent / "models"
+    found = 0
+    for forward, layers in ONLY_READ.items():
+        *_, module, name, _ = forward.split(".")
+        source = models / module.removeprefix("modeling_") / f"{module}.py"
+        if source.exists():
+            _, _, text = source.read_text().partition(f"\nclass {name}(")
+            body = text.partition("\nclass ")[0]
+            assert body and all(f"self.{layer}.weight" in body for layer in layers), forward
+            found += 1
+    assert found >= 10
 
 
 @pytest.mark.parametrize(

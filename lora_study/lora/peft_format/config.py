@@ -20,7 +20,8 @@ IMPLIED = {
 # Fields of an adapter_config.json that say nothing about what the adapter computes.
 INERT = {
     *("peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
-    *("inference_mode", "fan_in_fan_out", "megatron_core", "qalora_group_size", "loftq_config", "eva_config"),
+    *("inference_mode", "fan_in_fan_out", "megatron_core", "qalora_group_size"),
+    *("loftq_config", "eva_config", "corda_config", "lora_ga_config"),  # for the start, which init_lora_weights tells
 }
 
 

@@ -50,8 +50,10 @@ class Change:
     adapted: nn.Module | Tensor
 
     def holds(self, part: nn.Module | Tensor) -> bool:
-        """Whether this very part is in the place."""
-        return getattr(self.owner, self.key, None) is part
+        """Whether this very part is in the place; of a buffer, which moving a model makes anew, if any is."""
+        there = getattr(self.owner, self.key, None)
+        is_buffer = isinstance(part, Tensor) and not isinstance(part, nn.Parameter)
+        return isinstance(there, Tensor) if is_buffer else there is part
 
     def put(self, part: nn.Module | Tensor) -> None:
         """Put a part in the place, with the device, mode and type of what is there now.

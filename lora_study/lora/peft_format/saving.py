@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lora_study.base.errors import ConfigError, check
 from lora_study.base.files import atomic, user_path, write_text
@@ -60,7 +61,8 @@ def save_adapter(
         folder: Where the two files go; it is created if needed.
         base: Name or folder of the base model, for PEFT to find it.
         modules_to_save: Ends of the names of modules to store whole even if they are not trained. None takes a
-            classifier's head: a head that was drawn at random is not part of the base model.
+            classifier's head: a head that was drawn at random is not part of the base model. Nor are new tokens of a
+            frozen embedding; name it here.
         revision: The base's branch, tag or commit on the hub, for PEFT to find; None is its main branch.
 
     Raises:
@@ -87,6 +89,7 @@ def save_adapter(
         "modules_to_save": [*saved, *whole] or None,
     }
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    _warn_of_losses(modules, layers, (*saved, *whole), single)
     _warn_of_peft(modules, layers)
     folder = user_path(folder)
     with atomic(folder / WEIGHTS) as temporary:
@@ -150,19 +153,17 @@ def _trained(modules: Mapping[str, nn.Module], saved: Sequence[str]) -> tuple[li
 
     Returns:
         The modules that PEFT can keep whole, and every other parameter, with the buffers beside it, under the name it
-        has in PEFT.
+        has in PEFT; one that stands in several places, under each: transformers puts another tensor in every place.
     """
     places = Counter(id(p) for _, p in modules[""].named_parameters(remove_duplicate=False))
     whole: list[str] = []
     single: dict[str, Tensor] = {}
-    stored: set[int] = set()
     for name, module in modules.items():
         parent, _, _ = name.rpartition(".")
         own = dict(module.named_parameters(recurse=False))
-        trained = {key: p for key, p in own.items() if p.requires_grad and id(p) not in stored}
+        trained = {key: p for key, p in own.items() if p.requires_grad}
         if not trained or isinstance(module, LinearWithLoRA | LoRALayer) or within(name, saved):
             continue
-        stored |= {id(p) for p in trained.values()}
         if isinstance(modules[parent], LinearWithLoRA):  # then this is the linear layer inside it
             single |= {base_tensor(parent, key, (parent,)): p for key, p in trained.items()}
         elif (
@@ -206,6 +207,34 @@ def _copy(name: str, tensor: Any) -> Tensor:
     if not is_finite(tensor):
         raise ConfigError(f"{name} has values that are not finite, so this adapter is not saved; train it again")
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def _warn_of_losses(
+    modules: Mapping[str, nn.Module],
+    layers: Mapping[str, LinearWithLoRA],
+    whole: Sequence[str],
+    single: Mapping[str, Tensor],
+) -> None:
+    """Warn of what training has changed, or was done with, and an adapter's folder does not hold."""
+    statistics = [
+        name
+        for name, module in modules.items()
+        if isinstance(module, _BatchNorm) and module.track_running_stats and module.training
+        if not within(name, whole) and base_tensor(name, "running_mean", ()) not in single
+    ]
+    if statistics:
+        warnings.warn(
+            f"the running statistics of {', '.join(statistics)} change while training and are not saved; name it in "
+            "modules_to_save, or have it in eval mode while training",
+            stacklevel=3,
+        )
+    dropouts = {layer.lora.dropout.p for layer in layers.values()}
+    if len(dropouts) > 1:
+        warnings.warn(
+            f"an adapter has one dropout, and these layers have {', '.join(f'{p:g}' for p in sorted(dropouts))}; the "
+            "first layer's is saved, with which training would go on in all of them",
+            stacklevel=3,
+        )
 
 
 def _warn_of_peft(modules: Mapping[str, nn.Module], layers: Mapping[str, LinearWithLoRA]) -> None:
