@@ -23,7 +23,7 @@ from transformers import (
 
 from lora_study.base.errors import ConfigError, check
 from lora_study.base.redaction import without_secrets
-from lora_study.config import ExperimentConfig, to_dict
+from lora_study.config import ExperimentConfig, flatten, to_dict
 from lora_study.lora import parameter_groups
 from lora_study.model.encoder import build_model
 from lora_study.model.modes import HEAD, apply_mode
@@ -198,6 +198,14 @@ class ReviewClassifier(L.LightningModule):
         Raises:
             ConfigError: it is of another mode or other adapters.
         """
+        then, now = (flatten(dict(found)) for found in (checkpoint.get("hyper_parameters", {}), self.hparams))
+        of_lora = [f"lora.{name}" for name in ("r", "alpha", "scaling", "variant")]
+        for name in ("mode", *(of_lora if self.config.mode == "lora" else ())):
+            if name in then and then[name] != now[name]:
+                raise ConfigError(
+                    f"the checkpoint is of another config: {name} is {then[name]!r} there and {now[name]!r} here; make "
+                    "the classifier from the config that was trained"
+                )
         if others := sorted(checkpoint["state_dict"].keys() ^ self._kept()):
             raise ConfigError(
                 f"the checkpoint is of another config: only one of the two keeps {others[0]}; make the classifier from "

@@ -33,13 +33,12 @@ from transformers.utils import logging as transformers_logging
 from lora_study.base.errors import ConfigError, one_line
 from lora_study.base.files import read_json
 from lora_study.base.hub import HubError, cached_snapshot, hub_snapshot
-from lora_study.config import EMBEDDED as EMBEDDED
-from lora_study.config import ModelConfig
-from lora_study.config import local_folder as local_folder
+from lora_study.config import EMBEDDED, ModelConfig, local_folder
 from lora_study.model.embedded import EMBEDDED_SHA256, EMBEDDED_SHAPE, embedded_folder, rewrite_bert
 
 BASE_NAMES = ("distilbert-base-uncased", "distilbert/distilbert-base-uncased")
-# Of its model.safetensors, in the revision that configs/reference pin.
+BASE_REVISION = "12040accade4e8a0f71eabdb258fecc2e7e948be"  # the one that configs/reference pin
+# Of its model.safetensors there.
 BASE_SHA256 = "5e3f1108e3cb34ee048634875d8482665b65ac713291a7e32396fb18f6ff0063"
 
 WEIGHTS = "model.safetensors"
@@ -136,6 +135,8 @@ def build_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
         )
     # A DistilBERT knows no token types, whose tokenizer it may have; saved with a model, this has to be said, too.
     tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = ["input_ids", "attention_mask"]
+    # Batches are padded at the end, where the head does not read; saved with a model, this has to be said, too.
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "right"
     # The embedded tokenizer.json cuts and pads to 128 tokens.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()

@@ -23,6 +23,7 @@ from lora_study.evidence.claims.evidence import Runs
 from lora_study.evidence.reported import load_reported
 from lora_study.evidence.statistics import wilson
 from lora_study.evidence.summary import measured
+from lora_study.model.encoder import BASE_NAMES, BASE_REVISION, BASE_SHA256
 from lora_study.records.record import Record
 
 Kind = Literal["adapter", "model", "onnx"]
@@ -147,14 +148,16 @@ def _base(record: Record) -> Base:
     encoder = record.encoder
     if encoder.stand_in:
         return Base(STAND_IN, f"{STAND_IN}, a BERT, rewritten as a DistilBERT that computes the same", "")
-    if encoder.revision:  # only a model on the hub has one
-        hub_name = str(encoder.backbone)
+    if encoder.revision or encoder.sha256 == BASE_SHA256:  # only a model on the hub has a revision
+        hub_name = str(encoder.backbone) if encoder.revision else BASE_NAMES[0]
         hub_name = hub_name if "/" in hub_name else f"distilbert/{hub_name}"  # old names on the hub have no owner
-        code = f"{json.dumps(hub_name)}, revision={json.dumps(encoder.revision)}"
-        return Base(hub_name, escape(f"{hub_name} at revision {encoder.revision}"), code)
-    described = f"a local folder named {encoder.name}" if encoder.name else "an unknown encoder"
+        revision = encoder.revision or BASE_REVISION
+        code = f"{json.dumps(hub_name)}, revision={json.dumps(revision)}"
+        return Base(hub_name, escape(f"{hub_name} at revision {revision}"), code)
+    name = Path(encoder.backbone).name if encoder.backbone else None
+    described = f"a local folder named {name}" if name else "an unknown encoder"
     words = f"{described} (SHA-256 of its weights: {encoder.sha256 or UNKNOWN})"
-    return Base(None, escape(words), json.dumps(f"FOLDER/OF/{encoder.name}"))
+    return Base(None, escape(words), json.dumps(f"FOLDER/OF/{name}"))
 
 
 def _eval_results(record: Record, imdb: bool) -> list[EvalResult]:

@@ -7,6 +7,7 @@ from lora_study.base.files import atomic_folder, user_path
 from lora_study.config import is_on_hub
 from lora_study.lora import lora_parameters
 from lora_study.lora.adapters import save_adapter
+from lora_study.model.encoder import BASE_NAMES, BASE_REVISION, BASE_SHA256
 from lora_study.sharing.card import write_card
 from lora_study.sharing.trained import completed_record, load_run
 
@@ -37,6 +38,8 @@ def export_run(run: Path | str, output: Path | str, overwrite: bool = False) -> 
             base = backbone if is_on_hub(backbone) else None
             # The commit that was trained on; a base that is not on the hub has none.
             revision = record.encoder.revision or trained.config.model.revision
+            if base is None and record.encoder.sha256 == BASE_SHA256:
+                base, revision = BASE_NAMES[1], BASE_REVISION
             save_adapter(trained.model, folder, base=base, revision=revision)
             write_card(record, "adapter", folder)
     except FileExistsError as error:

@@ -17,7 +17,7 @@ from lora_study.base.files import atomic_folder, user_path
 from lora_study.lora import merge_lora
 from lora_study.model.encoder import WEIGHTS
 from lora_study.sharing.card import write_card
-from lora_study.sharing.predict import LABELS
+from lora_study.sharing.predict import LABELS, check_exact
 from lora_study.sharing.trained import TrainedModel
 
 Format = Literal["hf", "onnx"]
@@ -49,10 +49,11 @@ def write_merged(
         ConfigError: the model has been rounded, the folder is not empty, or is a run's, or the packages for ONNX are
             missing.
     """
-    rounded = trained.model.dtype != torch.float32
-    check(not rounded, "trained", trained.model.dtype, "its weights are rounded, as by prepare; load the run again")
+    check_exact(trained.model)
     if format == "onnx":
         check_onnx()
+        prepared = "forward" in vars(trained.model.distilbert)
+        check(not prepared, "trained", "a prepared model", "ONNX cannot hold what makes it fast; load the run again")
     output = user_path(output)
     # A run's folder holds only files, so overwriting would replace it like any folder written here before.
     run = output.resolve() == trained.folder.resolve() or (output / "record.json").exists()
@@ -83,7 +84,8 @@ def _make_plain(trained: TrainedModel) -> None:
     model.config.label2id = {label: number for number, label in enumerate(LABELS)}
     model.config.architectures = [type(model).__name__]
     length = tokenizer.model_max_length = trained.config.data.max_length
-    tokenizer.backend_tokenizer.enable_truncation(length)  # for tools that read tokenizer.json without transformers
+    # For tools that read tokenizer.json without transformers.
+    tokenizer.backend_tokenizer.enable_truncation(length, direction=tokenizer.truncation_side)
     tokenizer.init_kwargs.pop("max_length", None)  # from the embedded encoder's own training
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, TextIO
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import DistilBertForSequenceClassification
 
 from lora_study.base.errors import ConfigError, check
@@ -104,12 +105,28 @@ def prepare(trained: TrainedModel, precision: Precision = "32-true") -> None:
         trained: The run, in fp32.
         precision: "32-true" gives the run's own model up to rounding; "bf16-true" holds and computes everything in
             bf16, two to three times as fast on some machines; "auto" is bf16 there, and fp32 elsewhere.
+
+    Of a prepared model only the logits can be asked for: it computes no more than they need.
+
+    Raises:
+        ConfigError: the model has been rounded already.
     """
-    device = pick_device("auto", trained.config.train.devices)
+    check_exact(trained.model)
+    device = pick_device("auto")
     merge_lora(trained.model)  # in fp32, before anything is rounded
     bf16 = precision == "bf16-true" or (precision == "auto" and faster_in_bf16(device))
     trained.model.to(device=device, dtype=torch.bfloat16 if bf16 else torch.float32)  # type: ignore[call-arg]
     compute_what_is_read(trained.model, device)
+
+
+def check_exact(model: nn.Module) -> None:
+    """Refuse a model whose weights were rounded.
+
+    Raises:
+        ConfigError: they were.
+    """
+    dtype = next(model.parameters()).dtype
+    check(dtype == torch.float32, "trained", dtype, "its weights are rounded, as by prepare; load the run again")
 
 
 def check_output(output: Path, file: str | None) -> None:

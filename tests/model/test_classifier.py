@@ -117,10 +117,18 @@ def test_a_checkpoint_is_validated_tested_and_predicts(config, fitted, tmp_path)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in classifier.state_dict().items())
 
 
-def test_a_checkpoint_of_another_config_is_refused(tiny, fitted, tmp_path):
+@pytest.mark.parametrize(
+    ("mode", "lora", "words"),
+    [
+        ("partial", {}, "mode is 'lora' there and 'partial' here"),
+        ("lora", {"alpha": 3}, "lora.alpha is 1.0 there and 3.0 here"),
+        ("lora", {"targets": ["query"]}, "only one of the two keeps "),
+    ],
+)
+def test_a_checkpoint_of_another_config_is_refused(tiny, fitted, tmp_path, mode, lora, words):
     folder, *_ = fitted
-    other = tiny("partial")
-    with pytest.raises(ConfigError, match=r"of another config: only one of the two keeps .*make the classifier"):
+    other = tiny(mode, lora=lora)
+    with pytest.raises(ConfigError, match=rf"of another config: {words}.*make the classifier"):
         trainer_in(tmp_path, 1, logger=False).test(
             ReviewClassifier.from_config(other),
             ReviewDataModule.from_config(other),

@@ -20,6 +20,12 @@ def test_keeps_each_element_with_the_probability_asked_for(p, dtype):
     assert mask.double().mean().item() == pytest.approx(masks.keep, abs=4 * spread)
 
 
+def test_what_rounds_to_one_is_still_below_it():
+    torch.manual_seed(0)
+    masks = Masks(0.999999)
+    assert masks.keep > 0 and torch.isfinite(CheapDropout(0.999999)(torch.ones(1000, 1000))).all()
+
+
 def test_elements_are_independent_of_their_neighbours():
     torch.manual_seed(0)
     dropped = 1 - Masks(0.3).draw((4_000_000,), torch.float32).double()

@@ -17,6 +17,7 @@ from lora_study.config_differences import deviations
 from lora_study.config_files import experiment_from
 from lora_study.lora import inject_lora, lora_layers
 from lora_study.lora.adapters import save_adapter
+from lora_study.model.encoder import BASE_REVISION, BASE_SHA256
 from lora_study.records.record import Record
 from lora_study.sharing.card import model_card, without_folders, write_card
 
@@ -59,6 +60,17 @@ def test_metadata_names_base_data_library_and_results():
     assert {metric["type"]: metric["value"] for metric in result["metrics"]} == {"accuracy": 0.8, "f1": 0.8}
     libraries = {kind: model_card(record(), kind).data.library_name for kind in ("adapter", "model", "onnx")}
     assert libraries == {"adapter": "peft", "model": "transformers", "onnx": "onnx"}
+
+
+def test_a_folder_is_known_by_its_weights_and_else_called_by_its_name():
+    known = with_encoder(name="distilbert-base-uncased", backbone="/home/me/copy", sha256=BASE_SHA256)
+    data = model_card(known, "adapter").data.to_dict()
+    assert data["base_model"] == "distilbert/distilbert-base-uncased" and data["license"] == "apache-2.0"
+    assert f'revision="{BASE_REVISION}"' in model_card(known, "adapter").text
+    named = "distilbert-base-uncased with other weights"
+    other = model_card(with_encoder(name=named, backbone="/home/me/distilbert-base-uncased", sha256="ab"), "adapter")
+    assert 'FOLDER/OF/distilbert-base-uncased"' in other.text and "base_model" not in other.data.to_dict()
+    assert "a local folder named distilbert-base-uncased (SHA-256" in other.text and "/home/me" not in other.text
 
 
 @pytest.mark.parametrize("kind", ["adapter", "model", "onnx"])

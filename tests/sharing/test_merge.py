@@ -1,5 +1,6 @@
 """merge.py: the merged folder says what the run's model says, to whoever reads it."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -14,7 +15,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 
 from lora_study.base.errors import ConfigError
 from lora_study.cli import main
+from lora_study.config import ModelConfig
 from lora_study.lora import lora_layers
+from lora_study.model.encoder import build_tokenizer
 from lora_study.sharing.merge import write_merged
 from lora_study.sharing.predict import predict, prepare
 from lora_study.sharing.trained import load_run
@@ -165,11 +168,31 @@ def test_a_file_in_the_way_is_named_and_the_model_is_not_merged(runs, tmp_path):
     assert len(list(lora_layers(trained.model))) == adapted > 0
 
 
+def test_a_tokenizer_of_other_sides_reads_what_the_run_read(runs, texts, tmp_path):
+    """A run pads at the end, where its head does not look, and cuts where the encoder's own tokenizer does."""
+    trained = load_run(runs["lora"])
+    encoder = Path(trained.config.model.backbone)
+    copy = shutil.copytree(encoder, tmp_path / "sides")
+    said = json.loads((copy / "tokenizer_config.json").read_text())
+    (copy / "tokenizer_config.json").write_text(json.dumps(said | {"padding_side": "left", "truncation_side": "left"}))
+    trained = dataclasses.replace(trained, tokenizer=build_tokenizer(ModelConfig(backbone=str(copy))))
+    expected = logits(trained.model, trained.tokenizer, texts)
+    write_merged(trained, tmp_path / "merged")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert theirs.padding_side == "right" and theirs.truncation_side == "left"
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits(merged, theirs, texts), expected, atol=1e-5, rtol=0)
+    ids = Tokenizer.from_file(str(tmp_path / "merged" / "tokenizer.json")).encode(texts[-1]).ids
+    assert ids == theirs(texts[-1], truncation=True)["input_ids"] and len(ids) == MAX_LENGTH
+
+
 def test_a_model_that_was_rounded_to_predict_is_not_written(runs, tmp_path):
     trained = load_run(runs["lora"])
     prepare(trained, "bf16-true")
     with pytest.raises(ConfigError, match=r"bfloat16.*load the run again"):
         write_merged(trained, tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"bfloat16.*load the run again"):
+        prepare(trained, "32-true")  # what was rounded stays so
     assert not (tmp_path / "out").exists()
 
 

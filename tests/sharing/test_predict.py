@@ -212,7 +212,7 @@ def test_a_faulty_file_is_refused_in_one_line_and_writes_nothing(classify, tmp_p
         (["good", "--output", "r.csv/deep/said.csv"], ["--output", "r.csv", "no folder to write into"]),
         (["--file", "r.csv", "--output", "./r.csv"], ["--output", "file of the reviews"]),
         (["good", "--precision", "16-mixed"], ["precision", "bf16-true"]),
-        (["good", "--run", "nowhere"], ["nowhere"]),
+        (["good", "--run", "nowhere"], ["--run is given twice"]),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line(classify, tmp_path, monkeypatch, arguments, words):

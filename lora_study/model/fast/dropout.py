@@ -23,11 +23,11 @@ class Masks:
         p: Probability of dropping an element, below 1.
 
     Attributes:
-        keep: The probability of keeping one, 1 - p up to 1 / (2 * STEPS).
+        keep: The probability of keeping one, 1 - p rounded to a multiple of 1 / STEPS above 0.
     """
 
     def __init__(self, p: float) -> None:
-        dropped = round(p * STEPS)
+        dropped = min(round(p * STEPS), STEPS - 1)  # what is kept, be it nothing, is divided by how likely that is
         self.keep = 1 - dropped / STEPS
         self._bits = np.random.SFC64(int(torch.randint(2**63 - 1, ())))
         self._lowest_kept = dropped - STEPS // 2  # as an int16
