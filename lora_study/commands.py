@@ -16,6 +16,7 @@ from lora_study.base.errors import ConfigError, check, one_line
 from lora_study.base.files import exists
 from lora_study.config import ExperimentConfig, check_source, local_folder
 from lora_study.config_files import load_study, load_sweep
+from lora_study.records.record import run_dir
 from lora_study.training.places import find_place
 
 
@@ -65,17 +66,20 @@ def run(
         config: The experiment.
         command: What was typed.
         results_dir: Folder for the run's results.
-        overwrite: Replace a completed run of the same name and seed.
+        overwrite: Replace a completed run of the same name and seed, even if this one fails.
         resume: Continue an interrupted run from its last finished epoch.
     """
     place = find_place(config.train)  # before Lightning is imported, which reads the same variables
 
     from lora_study.studies.study import outcome
-    from lora_study.training.experiment import run_experiment
+    from lora_study.training.experiment import checkpoint_of, run_experiment
 
+    folder, speaks = run_dir(results_dir, config.name, config.seed), place is None or place.rank == 0
+    if resume and speaks and not checkpoint_of(folder).exists() and not (folder / "record.json").exists():
+        print(f"{folder} has no checkpoint to go on from; the run starts at its beginning", file=sys.stderr)
     record = run_experiment(config, results_dir, command=command, overwrite=overwrite, resume=resume)
-    if place is None or place.rank == 0:  # one of several processes speaks for all
-        print(f"{outcome(record)}\n{results_dir / config.name / f'seed-{config.seed}'}")
+    if speaks:  # one of several processes, for all
+        print(f"{outcome(record)}\n{folder}")
     return 0 if record.status == "completed" else 1
 
 

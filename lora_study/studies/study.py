@@ -15,6 +15,7 @@ from lora_study.base.plain_yaml import dump_yaml
 from lora_study.base.progress import duration
 from lora_study.config import ExperimentConfig
 from lora_study.config_studies import STUDY_FILE, WORDS, StudyConfig
+from lora_study.evidence.summary import measured
 from lora_study.records.record import Record, run_dir
 from lora_study.records.run_folder import BusyError, locked, writing_to
 from lora_study.studies.launchers import Launcher
@@ -46,13 +47,13 @@ def run_study(
     content: dict[str, Any] = {name: text for name in WORDS if (text := getattr(study, name))}
     content |= {"experiments": [experiment.name for experiment in experiments], "seeds": list(study.seeds)}
     path = results_dir / STUDY_FILE
-    before = path.read_text(encoding="utf-8") if path.exists() else None
+    before = path.read_bytes() if path.exists() else None
     with writing_to(results_dir):  # before the runs: a report has to know which are missing
         write_text(path, dump_yaml(content))
     try:
         return run_all(runs, results_dir, launcher, command)
     except ConfigError:  # nothing was run
-        path.unlink() if before is None else write_text(path, before)
+        path.unlink(missing_ok=True) if before is None else path.write_bytes(before)
         raise
 
 
@@ -104,11 +105,13 @@ def outcome(record: Record) -> str:
     """One line on how a run ended."""
     if record.status == "failed":
         return f"failed: {record.error}"
-    part = "test" if record.metrics["test"] else "val"
-    scores = record.metrics[part]
+    part = "test" if record.metrics.get("test") else "val"
+    accuracy, reviews = (measured(record, f"metrics.{part}.{name}") for name in ("accuracy", "n"))
+    if accuracy is None or reviews is None:  # a record that something else wrote
+        return "completed, without an accuracy"
     return (
-        f"{'test' if part == 'test' else 'validation'} accuracy {100 * scores['accuracy']:.2f}% on {scores['n']:,} "
-        f"reviews (epoch {record.metrics['best_epoch']}), trained in {duration(record.timing['train_seconds'] or 0)}"
+        f"{'test' if part == 'test' else 'validation'} accuracy {100 * accuracy:.2f}% on {reviews:,} reviews "
+        f"(epoch {record.metrics.get('best_epoch')}), trained in {duration(record.timing.get('train_seconds') or 0)}"
     )
 
 

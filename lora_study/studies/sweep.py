@@ -12,15 +12,15 @@ from typing import Any
 from lora_study.base.errors import ConfigError, check
 from lora_study.base.files import user_path, write_text
 from lora_study.base.plain_yaml import dump_yaml
-from lora_study.config import ExperimentConfig, to_dict
-from lora_study.config_files import experiment_from, read_config
+from lora_study.config import ExperimentConfig, flatten, to_dict
+from lora_study.config_files import read_config
 from lora_study.config_studies import WORDS, SweepConfig
 from lora_study.evidence.summary import measured
 from lora_study.evidence.trials import BEST, SWEEP_FILE, chosen_trial, runs_of_best, trials_table
 from lora_study.records.record import Record, read_records
 from lora_study.records.run_folder import writing_to
 from lora_study.studies.launchers import Launcher
-from lora_study.studies.search import Search, Trial
+from lora_study.studies.search import Search, Trial, make_experiment
 from lora_study.studies.study import run_all
 
 
@@ -54,11 +54,18 @@ def run_sweep(
     check(max_trials is None or max_trials >= 1, "--max-trials", max_trials, "use 1 or more")
     search = Search(sweep, base, max_trials)
     trials = search.ask()  # finds a mistake in a grid or in random draws before anything is written
-    _claim(results_dir, sweep)
+    path = results_dir / SWEEP_FILE
+    before = path.read_bytes() if path.exists() else None
+    _claim(path, sweep)
     records: list[Record] = []
-    while trials:
-        records += _run_trials(trials, search, sweep, results_dir, launcher, command)
-        trials = search.ask()
+    try:
+        while trials:
+            records += _run_trials(trials, search, sweep, results_dir, launcher, command)
+            trials = search.ask()
+    except ConfigError:
+        if before is None and not read_records(results_dir)[0]:  # nothing was run, and another sweep may follow
+            path.unlink(missing_ok=True)
+        raise
     tried, _ = read_records(results_dir)
     parameters = list(sweep.parameters)
     chosen = chosen_trial(trials_table(tried, parameters), len(sweep.seeds))
@@ -70,22 +77,24 @@ def run_sweep(
             f"{chosen} is chosen now, but other settings were tested here before; "
             "keep that choice, or search again in another --results-dir"
         )
-    config = next(record.config for record in tried if record.name == chosen)
-    best = dataclasses.replace(experiment_from(config), name=BEST, score_test=True)
+    settings = flatten(next(record.config for record in tried if record.name == chosen))
+    # The reviews and the encoder are where they are said to be now, which need not be where the trials found them.
+    chosen_experiment = make_experiment(base, {parameter: settings[parameter] for parameter in parameters})
+    best = dataclasses.replace(chosen_experiment, name=BEST, score_test=True)
     runs = [dataclasses.replace(best, seed=seed) for seed in sweep.seeds]
     return records + run_all(runs, results_dir, launcher, command)
 
 
-def _claim(results_dir: Path, sweep: SweepConfig) -> None:
-    """Write down which sweep the folder belongs to, so that its report can be made from the folder alone."""
-    path, content = results_dir / SWEEP_FILE, to_dict(sweep)
+def _claim(path: Path, sweep: SweepConfig) -> None:
+    """Write down which sweep a folder belongs to, so that its report can be made from the folder alone."""
+    content = to_dict(sweep)
     if path.exists():
         then, now = _identity(to_dict(read_config(path, SweepConfig, "sweep"))), _identity(content)
         if changed := [key for key in now if then[key] != now[key]]:
             raise ConfigError(
-                f"{results_dir} holds another sweep (other {', '.join(changed)}); choose another --results-dir"
+                f"{path.parent} holds another sweep (other {', '.join(changed)}); choose another --results-dir"
             )
-    with writing_to(results_dir):
+    with writing_to(path.parent):
         write_text(path, dump_yaml(content))
 
 

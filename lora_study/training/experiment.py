@@ -67,7 +67,7 @@ def run_experiment(
             _skip(done, folder, place)
             return done
         clock, run = time.perf_counter(), begin(config, command)
-        checkpoint = folder.parent / f".{folder.name}.checkpoint" / "epoch.safetensors"
+        checkpoint = checkpoint_of(folder)
         _go_through_stages(run, place, results_dir, checkpoint, clock, resume)
         record = record_of(run, time.perf_counter() - clock)
         if writes:
@@ -75,6 +75,11 @@ def run_experiment(
             if record.status == "completed":
                 shutil.rmtree(checkpoint.parent, ignore_errors=True)
         return record
+
+
+def checkpoint_of(folder: Path) -> Path:
+    """The checkpoint from which the run of a folder would go on."""
+    return folder.parent / f".{folder.name}.checkpoint" / "epoch.safetensors"
 
 
 def _go_through_stages(run: Run, place: Place, results_dir: Path, checkpoint: Path, clock: float, resume: bool) -> None:

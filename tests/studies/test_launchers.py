@@ -22,7 +22,7 @@ from lora_study.config_files import experiment_from
 from lora_study.config_studies import StudyConfig
 from lora_study.records.record import read_record, run_dir
 from lora_study.report.material import read_study
-from lora_study.studies.launchers import make_launcher
+from lora_study.studies.launchers import local, make_launcher
 from lora_study.studies.launchers.dispatch import RETRIES, dispatch
 from lora_study.studies.launchers.local import LocalLauncher
 from lora_study.studies.launchers.worker import write_failed
@@ -149,6 +149,24 @@ def test_a_worker_that_is_always_killed_leaves_a_failed_record_and_each_has_a_gp
         assert read_record(run_dir(tmp_path / "out", run.name, 1) / "record.json") == record
     assert {(tmp_path / "cache" / name).read_text() for name in ("lora", "full")} == {"5", "7"}
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "5,7"
+
+
+@pytest.mark.parametrize(
+    ("listed", "count", "wanted", "expected"),
+    [
+        (None, 0, None, [{"OMP_NUM_THREADS": "3"}] * 2),
+        (None, 0, "1", [{"OMP_NUM_THREADS": "1"}] * 2),
+        ("4,7", 2, "64", [{"OMP_NUM_THREADS": "3", "CUDA_VISIBLE_DEVICES": gpu} for gpu in "47"]),
+        ("4,", 1, None, [{"OMP_NUM_THREADS": "3", "CUDA_VISIBLE_DEVICES": "4"}] * 2),
+        ("4,-1,5", 1, None, [{"OMP_NUM_THREADS": "3", "CUDA_VISIBLE_DEVICES": "4"}] * 2),
+    ],
+)
+def test_workers_share_cores_and_gpus(runs, tmp_path, monkeypatch, listed, count, wanted, expected):
+    for name, value in (("CUDA_VISIBLE_DEVICES", listed), ("OMP_NUM_THREADS", wanted)):
+        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    monkeypatch.setattr("lora_study.studies.launchers.local._cores", lambda: 6)
+    assert local._shares(2) == expected
 
 
 def test_a_worker_that_is_killed_when_its_run_is_completed_loses_nothing(runs, tmp_path):

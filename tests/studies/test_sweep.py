@@ -385,7 +385,8 @@ def test_the_page_says_how_many_were_tried_and_sets_the_choice_apart(sweep, tmp_
 
     table = pd.read_csv(results / "sweep.csv")
     assert len(table) == 8
-    assert table["val_accuracy"].is_monotonic_decreasing
+    assert table["failed"].tolist() == [0] * 6 + [1] * 2
+    assert table["val_accuracy"][:6].is_monotonic_decreasing and table["val_accuracy"][6:].is_monotonic_decreasing
     assert {"trial", "lora.r", "lora.alpha", "lora.targets", "trainable", "train_seconds"} <= set(table.columns)
 
     before = {path: path.read_bytes() for path in files}
@@ -420,6 +421,49 @@ def test_the_page_tells_a_lucky_seed_and_an_earlier_choice_from_the_choice(sweep
     page = (tmp_path / "sweep.md").read_text()
     assert "**r-4** has the best mean validation accuracy, 90.00%" in page
     assert "Its test has not been completed." in page, "the tested settings were r-1's"
+
+
+def test_settings_that_lack_a_seed_are_ranked_last_and_not_counted(sweep, tmp_path):
+    config, base = sweep(parameters={"lora.r": [4, 2, 1]}, seeds=[1, 2])
+    launcher = MadeUp(lambda run: 0.95 if run.lora.r == 4 else 0.8, fails=lambda run: (run.lora.r, run.seed) == (4, 2))
+    run_sweep(config, base, tmp_path, launcher)
+    write_sweep_report(tmp_path)
+    page = (tmp_path / "sweep.md").read_text()
+    assert "of the 2 settings that completed all seeds (3 tried)" in page and "with up to 2 seeds each" in page
+    trials = [line.split(" | ")[0].strip("| ") for line in page.splitlines() if line.startswith("| r-")]
+    assert trials == ["r-1 (chosen)", "r-2", "r-4"]
+
+
+def test_null_is_a_value_like_others(sweep, tmp_path):
+    run_sweep(*sweep(parameters={"data.sizes.train": [None, 500]}), tmp_path / "out", MadeUp(lambda run: 0.8))
+    write_sweep_report(tmp_path / "out")
+    page = (tmp_path / "out" / "sweep.md").read_text()
+    assert "| null |" in page and "nan" not in page and (tmp_path / "out/figures/effect_data.sizes.train.png").exists()
+
+
+def test_the_choice_is_tested_on_what_is_named_now(sweep, tmp_path):
+    config, base = sweep(parameters={"lora.r": [4, 2]})
+    moved = dataclasses.replace(base, data=dataclasses.replace(base.data, cache_dir="/elsewhere"))
+    run_sweep(config, base, tmp_path / "out", MadeUp())
+    for path in (tmp_path / "out" / "best").rglob("record.json"):
+        path.unlink()
+    launcher = MadeUp()
+    run_sweep(config, moved, tmp_path / "out", launcher)
+    (tested,) = [run for run in launcher.runs if run.name == "best"]
+    assert (tested.data.cache_dir, tested.lora.r, tested.score_test) == ("/elsewhere", 2, True)
+
+
+def test_a_sweep_of_which_nothing_was_run_gives_way_to_another(sweep, tmp_path):
+    class Refuses(MadeUp):
+        def run(self, runs, results_dir, command):
+            raise ConfigError("data.sizes: too many")
+            yield
+
+    config, base = sweep(parameters={"lora.r": [4, 2]})
+    with pytest.raises(ConfigError, match="too many"):
+        run_sweep(config, base, tmp_path / "out", Refuses())
+    assert not (tmp_path / "out" / "sweep.yaml").exists()
+    run_sweep(*sweep(parameters={"lora.r": [8, 2]}), tmp_path / "out", MadeUp())
 
 
 def test_sizes_that_a_sweep_varies_are_all_named(sweep, tmp_path):

@@ -30,9 +30,9 @@ BUSY = 75  # exit status if another process holds the run (sysexits' EX_TEMPFAIL
 class LocalLauncher:
     """Runs up to a given number of experiments at once.
 
-    With several workers, each has one GPU if there are any, shared if there are fewer than workers; otherwise it has an
-    equal share of the processor's cores, unless train.threads sets their number. The last digits of the results depend
-    on that number.
+    With several workers, each has an equal share of the processor's cores, unless train.threads sets their number, and
+    one GPU if there are any, shared if there are fewer than workers. The last digits of the results depend on the
+    number of threads.
 
     Args:
         workers: How many.
@@ -69,12 +69,13 @@ class LocalLauncher:
 
 
 def _shares(workers: int) -> list[dict[str, str]]:
-    """Each worker's share of the machine, as environment variables."""
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = listed.split(",") if listed else [str(index) for index in range(torch.cuda.device_count())]
-    if gpus and torch.cuda.device_count() > 0:
-        return [{"CUDA_VISIBLE_DEVICES": gpus[worker % len(gpus)]} for worker in range(workers)]
-    return [{"OMP_NUM_THREADS": str(max(1, _cores() // workers))}] * workers
+    """Each worker's share of the machine, as environment variables; its threads are never more than the user's."""
+    wanted, threads = os.environ.get("OMP_NUM_THREADS", ""), max(1, _cores() // workers)
+    share = {"OMP_NUM_THREADS": str(min(threads, int(wanted)) if wanted.isdigit() and int(wanted) else threads)}
+    count = torch.cuda.device_count()
+    listed = [gpu.strip() for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu.strip()]
+    gpus = (listed or [str(index) for index in range(count)])[:count]  # what follows an unknown one is not seen
+    return [share | ({"CUDA_VISIBLE_DEVICES": gpus[worker % len(gpus)]} if gpus else {}) for worker in range(workers)]
 
 
 def _cores() -> int:

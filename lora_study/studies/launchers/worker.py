@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lora_study.base.errors import ConfigError, check
-from lora_study.config import ExperimentConfig
+from lora_study.base.machine import pick_device, pick_precision
+from lora_study.config import ExperimentConfig, TrainConfig
 from lora_study.data.datamodule import check_reviews
 from lora_study.data.sources import fetch_source
 from lora_study.model.encoder import build_skeleton, fetch_encoder
@@ -12,6 +13,8 @@ from lora_study.model.modes import apply_mode
 from lora_study.records.record import Record
 from lora_study.records.run_folder import BusyError
 from lora_study.training.experiment import run_experiment
+from lora_study.training.loggers import check_logger
+from lora_study.training.places import find_place
 from lora_study.training.recording import write_failed
 
 
@@ -43,26 +46,36 @@ def label(config: ExperimentConfig) -> str:
 
 
 def check_inputs(runs: Sequence[ExperimentConfig]) -> None:
-    """Have the encoders and the reviews of all runs on this machine, and refuse runs that could not be built from them.
+    """Have the encoders and the reviews of all runs on this machine, and refuse runs that could not be done with them.
 
     Raises:
-        ConfigError: some are not to be had, are not reviews, or do not fit a run's settings; that would otherwise be
-            said once for every run, and of the last one after hours.
+        ConfigError: some are not to be had or are not reviews, or they or this machine do not fit a run's settings;
+            that would otherwise be said once for every run, and of the last one after hours.
     """
     for model in {(run.model.backbone, run.model.revision): run.model for run in runs}.values():
         fetch_encoder(model)
     for data in {(run.data.source, run.data.revision): run.data for run in runs}.values():
         fetch_source(data)
+    trains = {run.train: run for run in reversed(runs)}
     modes = {(run.model, run.mode, run.lora, run.partial): run for run in reversed(runs)}
     reviews = {(run.model.backbone, run.model.revision, run.data): run for run in reversed(runs)}
     for run in runs:
         try:
+            if run in trains.values():
+                _check_machine(run.train)
             if run in modes.values():
                 apply_mode(build_skeleton(run.model), run)
             if run in reviews.values():
                 check_reviews(run)
         except ConfigError as error:
             raise ConfigError(f"{run.name}: {error}") from error
+
+
+def _check_machine(train: TrainConfig) -> None:
+    """Refuse what this machine cannot do, or a logger whose package is missing."""
+    find_place(train)
+    pick_precision(train.precision, pick_device(train.accelerator, train.devices))
+    check_logger(train.logger)
 
 
 def check_one_device(runs: Sequence[ExperimentConfig]) -> None:
