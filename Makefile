@@ -53,6 +53,7 @@ reproduce: setup ## run every experiment of a study (PROFILE=embedded) and write
 	$(BIN)/lora-study reproduce --study configs/studies/$(PROFILE).yaml --results-dir $(RESULTS) $(if $(SEEDS),--seeds $(SEEDS)) $(FLAGS)
 
 sweep: setup ## try many settings (SWEEP=embedded_ranks), choose the best on validation, test it once
+	$(if $(SEEDS),$(error SEEDS is for studies; the seeds of a sweep stand in its file))
 	$(BIN)/lora-study sweep --config configs/sweeps/$(SWEEP).yaml $(FLAGS)
 
 report: setup ## write a study's tables, figures and pages again, from its records
@@ -92,4 +93,5 @@ audit: ## look up known vulnerabilities of the pinned packages (needs pypi.org)
 		|| { echo "audit: a package is vulnerable or could not be looked up; see above" >&2; exit 1; }
 
 clean: ## remove caches and unpublished results (keeps .venv and results/published)
-	rm -rf .cache .pytest_cache .mypy_cache .ruff_cache $(filter-out results/published,$(wildcard results/*))
+	rm -rf .cache .pytest_cache .mypy_cache .ruff_cache
+	[ ! -d results ] || find results -mindepth 1 -maxdepth 1 ! -name published -exec rm -rf {} +

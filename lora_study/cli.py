@@ -30,8 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_torch_environment()  # before anything loads torch
     streams.make_usable()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    end = arguments.index("--") if "--" in arguments else len(arguments)  # texts follow
+    debug = "--debug" in arguments[:end]
+    arguments = [argument for argument in arguments[:end] if argument != "--debug"] + arguments[end:]
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     if not debug:  # or torch prints pages of addresses if one of several processes ends before another
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

@@ -28,8 +28,21 @@ from lora_study.config_files import experiment_from, layered, nested, overlay
 TYPED = "command"  # the parameter that is not a flag but the command as typed
 
 
+class Once(argparse.Action):
+    """Keeps a flag's value, and refuses a second one: the first would be lost."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None) -> None:
+        """Keep it."""
+        if hasattr(namespace, self.dest):
+            parser.error(f"{option} is given twice; leave one out")
+        setattr(namespace, self.dest, values)
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse's parser, with `ConfigError` in place of a usage text and an exit."""
+    """argparse's parser, with `ConfigError` in place of a usage text and an exit; flags are written in full."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         """Raise, naming the flag that is closest to an unknown one."""
@@ -88,7 +101,8 @@ def _add_parameter(parser: Parser, name: str, parameter: inspect.Parameter, word
         parser.add_argument(name, nargs="*", default=[], help=words)
     elif name != TYPED:
         shown = "" if required or parameter.default is None else f" (default: {parameter.default})"
-        parser.add_argument(_flag(name), required=required, metavar=_metavar(name, kind), help=words + shown)
+        metavar = _metavar(name, kind)
+        parser.add_argument(_flag(name), action=Once, required=required, metavar=metavar, help=words + shown)
 
 
 def _add_fields(parser: Parser, kind: Any, title: str | None, prefix: str = "") -> None:

@@ -185,6 +185,8 @@ def test_a_run_that_fails_ends_with_status_1_and_says_why(capsys, experiment, tm
         (["run", "--lora.rank", "3"], ["--lora.rank"]),
         (["run", "--lora.alhpa=3"], ["--lora.alhpa=3", "did you mean --lora.alpha?"]),
         (["run", "--results_dir", "out"], ["did you mean --results-dir?"]),
+        (["reproduce", "--study", "s", "--seed", "3"], ["--seed", "did you mean --seeds?"]),
+        (["sweep", "--config", "a.yaml", "--config", "b.yaml"], ["--config is given twice"]),
         (["run", ""], ["an argument is empty"]),
         (["run", "--config", ""], ["--config", "it is empty"]),
         (["run", "--config", "bad.yaml", "--lora.r", "8", "--print_config"], ["bad.yaml: train.epochs", "'two'"]),

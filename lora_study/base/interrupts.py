@@ -45,13 +45,16 @@ def owed(work: Callable[[], object]) -> Iterator[None]:
 def handled(words: str) -> Iterator[None]:
     """End the process if it is interrupted in this block, printing this text; see `say`.
 
+    A signal that is ignored, as Ctrl-C is by what a script starts in the background, stays so.
+
     Outside the main thread, the only one that Python tells of signals, nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     say(words)
-    before = [(number, signal.signal(number, _end)) for number in (signal.SIGINT, signal.SIGTERM)]
+    heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = [(number, signal.signal(number, _end)) for number in heeded]
     pipe = _watch()
     try:
         yield

@@ -23,18 +23,17 @@ def code_state() -> dict[str, Any]:
 
     def git(*words: str) -> str | None:
         try:
-            done = subprocess.run(
-                ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=False
-            )
+            done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, timeout=10, check=False)
         except (OSError, subprocess.TimeoutExpired):
             return None
-        return done.stdout.strip() if done.returncode == 0 else None
+        return os.fsdecode(done.stdout).strip() if done.returncode == 0 else None
 
     # An installed copy may lie inside some other project's checkout, whose commit would say nothing about it.
     if git("ls-files", "--error-unmatch", "lora_study/base/machine.py") is None:
         return {"commit": None, "dirty": None}
     # Results are written while a study runs; they are not part of the code.
-    return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", ".", ":!results"))}
+    changes = git("status", "--porcelain", "--", ".", ":!results")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
 
 
 def versions() -> dict[str, str | None]:

@@ -129,7 +129,9 @@ def _place_in_split(split: str | None, count: Mapping[str | None, int]) -> str:
 
 def name_of(value: Any) -> str:
     """An id as a string."""
-    if value is None or not str(value).strip():
+    if isinstance(value, bytes):
+        raise ValueError(f": id {value!r:.80} is not a text; store it as one, or leave the column out")
+    if value is None or value != value or not str(value).strip():  # NaN is not equal to itself
         raise ValueError(" has no id; give every review one, or leave the column out")
     return _encodable(str(value), "id")
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedTokenizerFast
 
+from lora_study.base.errors import ConfigError
 from lora_study.base.files import user_path
 from lora_study.data.cache import Arrays, cached, fingerprint
 
@@ -69,11 +70,19 @@ def tokenise(
 
 
 def encode(texts: list[str], tokenizer: PreTrainedTokenizerFast, max_length: int) -> Arrays:
-    """Arrays tokens, offsets and truncated of `TokenisedReviews`."""
+    """Arrays tokens, offsets and truncated of `TokenisedReviews`.
+
+    Raises:
+        ConfigError: a text has no tokens.
+    """
     tokens, lengths, truncated = [], [0], []
     for start in range(0, len(texts), CHUNK):
         batch = tokenizer(texts[start : start + CHUNK], truncation=True, max_length=max_length)
-        for encoding in batch.encodings or ():
+        for text, encoding in zip(texts[start:], batch.encodings or (), strict=False):
+            if not encoding.ids:
+                raise ConfigError(
+                    f"model.backbone: its tokenizer gives no token for the text {text!r:.80}; leave it out"
+                )
             tokens.append(np.array(encoding.ids, dtype=np.int32))
             lengths.append(len(encoding.ids))
             truncated.append(len(encoding.overflowing) > 0)

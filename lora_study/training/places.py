@@ -33,8 +33,11 @@ def check_environment() -> None:
     """Unset the variables of torchrun and srun that are empty.
 
     Raises:
-        ConfigError: one is not a number.
+        ConfigError: one is not a number, or Lightning would take a setting from one that no record would show.
     """
+    for name in os.environ:
+        set_unseen = name.startswith("PL_TRAINER_") and os.environ[name]
+        check(not set_unseen, name, os.environ[name], "it would change training and scoring without a word; unset it")
     for name in _NUMBERS:
         value = os.environ.get(name, "0").strip()
         if not value:

@@ -174,7 +174,8 @@ def prepare(
 ) -> Training:
     """Put together what trains the model, and resume it from its checkpoint if that is asked for."""
     best, curves, peak = BestEpoch(), Curves(), TrainingPeak(built.memory)
-    checkpoints = Checkpoints(checkpoint, _identity(config, reviews, built), best, curves, peak, clock)
+    identity = _identity(config, reviews, built) | {"precision": computer.precision}  # auto may have been another
+    checkpoints = Checkpoints(checkpoint, identity, best, curves, peak, clock)
     callbacks: list[Callback] = [peak, best, curves, OwnSignals()]
     if not config.train.cache_trunk:  # with it an epoch takes no time
         callbacks.append(checkpoints)

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.utilities import rank_zero_only
 
 from lora_study.config import TrainConfig
 from lora_study.training import devices
@@ -22,6 +23,8 @@ def make_trainer(
     config: TrainConfig, device: torch.device, precision: str, callbacks: Sequence[Callback], logger: Logger | None
 ) -> L.Trainer:
     """A Trainer that computes on this device and leaves checkpoints and the sharing out of batches to us."""
+    if config.processes == 1:  # of a task of srun that is a run of its own, Lightning's loggers would take the rank
+        rank_zero_only.rank = 0  # type: ignore[attr-defined]
     in_terminal = sys.stderr.isatty()
     return L.Trainer(
         max_epochs=config.epochs,

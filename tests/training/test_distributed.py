@@ -170,6 +170,7 @@ def test_a_process_knows_its_place(environment, train, place, monkeypatch):
         ({"RANK": "-1", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}, {"devices": 2}, r"RANK: '-1' .* unset it"),
         ({"RANK": "2", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}, {"devices": 2}, r"\(2, 0\) .* 2 processes"),
         ({"SLURM_NTASKS": "many"}, {"devices": 2}, r"SLURM_NTASKS: 'many'"),
+        ({"PL_TRAINER_LIMIT_TEST_BATCHES": "1"}, {}, r"PL_TRAINER_LIMIT_TEST_BATCHES: '1' .*unset it"),
         ({"SLURM_NTASKS": "2"}, {"devices": 2}, r"SLURM_NTASKS is 2, .* start it with srun, or unset"),
         (
             {"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"},  # in the script of a batch job
