@@ -200,3 +200,13 @@ def test_the_page_of_the_rules_is_what_its_script_writes(checkout, words):
         for text in (printed, PAGES["docs/rules.md"])
     ]
     assert first_columns[0] == first_columns[1]
+
+
+@needs_make
+def test_make_clean_removes_results_and_nothing_beside_them(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("results/mine old", "results/published/embedded", "results/.locks", "old", ".cache"):
+        (tmp_path / name).mkdir(parents=True)
+    subprocess.run(["make", "clean"], cwd=tmp_path, check=True, capture_output=True)
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+    assert left == {"Makefile", "results", "results/published", "results/published/embedded", "old"}

@@ -1,5 +1,7 @@
 """What is chosen by what the machine is."""
 
+import subprocess
+
 import pytest
 import torch
 
@@ -26,6 +28,17 @@ def test_auto_is_bf16_only_where_that_is_faster(maker, flags, chosen, monkeypatc
     monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
     assert pick_precision("auto", CPU) == chosen
     assert hardware(CPU)["cpu"] == "Some: CPU @ 2.30GHz"
+
+
+def test_a_checkout_of_which_nothing_is_known_is_not_called_clean(monkeypatch):
+    def git(words, **_):
+        if "status" in words:
+            raise subprocess.TimeoutExpired(words, 10)
+        return subprocess.CompletedProcess(words, 0, stdout=b"0123abc \xff\n")
+
+    monkeypatch.setattr(subprocess, "run", git)
+    found = machine.code_state()
+    assert found["commit"].startswith("0123abc") and found["dirty"] is None
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

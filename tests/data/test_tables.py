@@ -294,3 +294,10 @@ def test_a_table_longer_than_a_batch_is_read_whole_and_in_order(tmp_path):
     rows = [f"text {row}" for row in range(5000)]
     pd.DataFrame({"text": rows}).to_parquet(tmp_path / "r.parquet", row_group_size=700)
     assert [text for _, text in to_predict(tmp_path / "r.parquet")] == rows
+
+
+@pytest.mark.parametrize(("ids", "words"), [([1.5, float("nan")], "has no id"), ([b"a", b"b"], "is not a text")])
+def test_what_is_no_id_is_refused(tmp_path, ids, words):
+    path = tmp_path / "reviews.parquet"
+    pq.write_table(pa.table({"id": ids, "text": ["good", "bad"], "label": [1, 0]}), path)
+    assert words in refusal(path)
