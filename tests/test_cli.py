@@ -315,25 +315,27 @@ def test_a_miniature_study_writes_every_file_of_the_design_and_skips_what_is_don
     for name, content in {
         "lora": {"lora": {"r": 2}},
         "full": {"mode": "full"},
-        "wrong": {"lora": {"targets": ["nowhere"]}},
+        "wrong": {"train": {"logger": "csv"}},
     }.items():
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({"extends": "experiment.yaml", "name": name} | content))
     files = ["lora.yaml", "full.yaml", "wrong.yaml"]
     study = tmp_path / "study.yaml"
     study.write_text(yaml.safe_dump({"name": "mini", "title": "A miniature", "experiments": files}))
     results = tmp_path / "out"
+    results.mkdir()
+    (results / "logs").write_text("a file where the logger's folder should be")
 
     assert main(["reproduce", "--study", str(study), "--results-dir", str(results)]) == 1
     printed = capsys.readouterr()
     assert "2 of 3 runs completed" in printed.out
-    assert "'nowhere'" in printed.err
+    assert f"{results}/logs" in printed.err
     for name in ("lora", "full"):
         assert {path.name for path in (results / name / "seed-1").iterdir()} >= {
             *("record.json", "predictions.parquet", "curves.csv")
         }
     failed = read_record(results / "wrong" / "seed-1" / "record.json")
     assert failed.status == "failed"
-    assert "'nowhere'" in failed.error
+    assert f"{results}/logs" in failed.error
     for name in ("summary.csv", "parameters.csv", "study.yaml", "report.md", "report.html"):
         assert (results / name).stat().st_size > 0, name
     assert {path.stem for path in (results / "figures").glob("*.png")} == {"seeds", "loss", "calibration"}
