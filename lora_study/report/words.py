@@ -180,7 +180,7 @@ def spent(study: Study) -> str:
     times = all_measured(study.records, "timing.total_seconds")
     if not times:
         return "No run has recorded its time."
-    words = f"The time of all {count(len(study.records), 'run')} adds up to {sum(times) / 3600:,.2f} hours"
+    words = f"{count(len(study.records), 'run')}, {sum(times) / 3600:,.2f} hours when added up"
     if untimed := len(study.records) - len(times):
         words += f"; {untimed} of them ended without recording a time"
     return words + ". Runs that were repeated, and runs for choosing settings, are not in these records."

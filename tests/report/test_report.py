@@ -336,7 +336,7 @@ def test_compute_is_the_sum_of_what_was_timed(results):
     assert "No run has recorded its time." in page_of(results)
     for run in (record("full", 1, timing={"total_seconds": 3600.0}), late, record("lora_default")):
         write_run(results, run)
-    assert "The time of all 4 runs adds up to 1.54 hours; 1 of them ended without" in page_of(results)
+    assert "4 runs, 1.54 hours when added up; 1 of them ended without" in page_of(results)
 
 
 def test_the_checklist_counts_what_the_records_hold(results):
