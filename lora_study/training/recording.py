@@ -140,12 +140,15 @@ def write_failed(
     return record
 
 
+# On a CPU torch raises a RuntimeError, of its own or of oneDNN's, which computes its products and says no more.
+NO_MEMORY = ("DefaultCPUAllocator", "could not create a primitive", "could not execute a primitive")
+
+
 def reason(error: Exception) -> str:
     """Why a run failed, in one line."""
     first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
     text = f"{type(error).__name__}: {first_line}"
-    # On a CPU torch raises a RuntimeError.
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in text:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in text for words in NO_MEMORY):
         text += "; lower data.batch_size or data.max_length, or set train.precision to bf16-mixed"
     return text
 

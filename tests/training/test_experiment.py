@@ -24,6 +24,7 @@ from lora_study.records.record import read_record
 from lora_study.sharing.trained import load_run
 from lora_study.training import head_features, stages
 from lora_study.training.experiment import run_experiment
+from lora_study.training.recording import reason
 
 
 @pytest.fixture(scope="session")
@@ -375,3 +376,16 @@ def test_the_peak_of_memory_is_that_of_training_not_of_scoring(tiny, tmp_path, m
     assert record.memory == {"peak_bytes": 1000, "peak_bytes_with_scoring": 2000, "kind": "resident set"}
     assert set(done[0]) == {"training_step"}
     assert "test_step" in done[1]
+
+
+@pytest.mark.parametrize(
+    ("error", "advised"),
+    [
+        (MemoryError("no room"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("could not create a primitive"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_who_ran_out_of_memory_is_told_what_takes_less(error, advised):
+    assert ("lower data.batch_size" in reason(error)) == advised
