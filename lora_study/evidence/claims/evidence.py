@@ -22,7 +22,8 @@ from lora_study.records.record import Record, run_dir
 # arithmetic in another 16-bit format, padding that is masked anyway, and scoring the 4 to 8 reviews that the article's
 # loaders drop. With any other departure, its numbers are those of another experiment.
 SAME_RECIPE = ("model.backbone", "data.source", "train.precision", "data.padding", "data.drop_last")
-IMDB_REPEATS = 418  # of its 50,000 reviews repeat another, up to white space, by which they are known
+# IMDb's 50,000 reviews, all of which the recipe takes, are known by how many of them repeat another up to white space.
+IMDB_REPEATS = 418
 
 
 class Missing(Exception):  # noqa: N818 - not an error: the claim's verdict is then "not run"
@@ -94,7 +95,7 @@ class Runs:
             return encoder_label(records)
         fields = {str(row.get("field")) for record in records for row in record.deviations} - set(SAME_RECIPE)
         if any(record.flat.get("data.overlap.repeats", IMDB_REPEATS) != IMDB_REPEATS for record in records):
-            fields |= {"data.source"} - fields  # of which all were used, or data.sizes departs
+            fields.add("data.source")
         for record in records:  # a draw that all seeds share hides how much it varies
             fields |= {f"seeds.{name}" for name, seed in (record.config.get("seeds") or {}).items() if seed is not None}
         return f"departing from the article in {', '.join(sorted(fields))}" if fields else None
