@@ -69,6 +69,23 @@ def writing_to(results_dir: Path) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def put_back_if_refused(path: Path) -> Iterator[None]:
+    """Leave a file of a results folder as it was if a block is refused before a run has ended in it."""
+
+    def ended() -> dict[Path, int]:
+        return {record: record.stat().st_mtime_ns for record in path.parent.glob("*/seed-*/record.json")}
+
+    before, there = path.read_bytes() if path.exists() else None, ended()
+    try:
+        yield
+    except ConfigError:
+        now = path.read_bytes() if path.exists() else None
+        if now != before and ended() == there:
+            path.unlink() if before is None else path.write_bytes(before)
+        raise
+
+
 def completed_run(folder: Path, config: ExperimentConfig) -> Record | None:
     """The record of a completed run of this config in a run folder, if there is one.
 

@@ -9,7 +9,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from lora_study.base.errors import ConfigError
 from lora_study.base.files import user_path, write_text
 from lora_study.base.plain_yaml import dump_yaml
 from lora_study.base.progress import duration
@@ -17,7 +16,7 @@ from lora_study.config import ExperimentConfig
 from lora_study.config_studies import STUDY_FILE, WORDS, StudyConfig
 from lora_study.evidence.summary import measured
 from lora_study.records.record import Record, run_dir
-from lora_study.records.run_folder import BusyError, locked, writing_to
+from lora_study.records.run_folder import BusyError, locked, put_back_if_refused, writing_to
 from lora_study.studies.launchers import Launcher
 from lora_study.studies.launchers.worker import label
 from lora_study.training.finished import finished_run
@@ -47,14 +46,10 @@ def run_study(
     content: dict[str, Any] = {name: text for name in WORDS if (text := getattr(study, name))}
     content |= {"experiments": [experiment.name for experiment in experiments], "seeds": list(study.seeds)}
     path = results_dir / STUDY_FILE
-    before = path.read_bytes() if path.exists() else None
-    with writing_to(results_dir):  # before the runs: a report has to know which are missing
-        write_text(path, dump_yaml(content))
-    try:
+    with put_back_if_refused(path):
+        with writing_to(results_dir):  # before the runs: a report has to know which are missing
+            write_text(path, dump_yaml(content))
         return run_all(runs, results_dir, launcher, command)
-    except ConfigError:  # nothing was run
-        path.unlink(missing_ok=True) if before is None else path.write_bytes(before)
-        raise
 
 
 def run_all(runs: Sequence[ExperimentConfig], results_dir: Path, launcher: Launcher, command: str) -> list[Record]:

@@ -18,7 +18,7 @@ from lora_study.config_studies import WORDS, SweepConfig
 from lora_study.evidence.summary import measured
 from lora_study.evidence.trials import BEST, SWEEP_FILE, chosen_trial, runs_of_best, trials_table
 from lora_study.records.record import Record, read_records
-from lora_study.records.run_folder import writing_to
+from lora_study.records.run_folder import put_back_if_refused, writing_to
 from lora_study.studies.launchers import Launcher
 from lora_study.studies.search import Search, Trial, make_experiment
 from lora_study.studies.study import run_all
@@ -54,18 +54,12 @@ def run_sweep(
     check(max_trials is None or max_trials >= 1, "--max-trials", max_trials, "use 1 or more")
     search = Search(sweep, base, max_trials)
     trials = search.ask()  # finds a mistake in a grid or in random draws before anything is written
-    path = results_dir / SWEEP_FILE
-    before = path.read_bytes() if path.exists() else None
-    _claim(path, sweep)
     records: list[Record] = []
-    try:
+    with put_back_if_refused(results_dir / SWEEP_FILE):
+        _claim(results_dir, sweep)
         while trials:
             records += _run_trials(trials, search, sweep, results_dir, launcher, command)
             trials = search.ask()
-    except ConfigError:
-        if before is None and not read_records(results_dir)[0]:  # nothing was run, and another sweep may follow
-            path.unlink(missing_ok=True)
-        raise
     tried, _ = read_records(results_dir)
     parameters = list(sweep.parameters)
     chosen = chosen_trial(trials_table(tried, parameters), len(sweep.seeds))
@@ -85,16 +79,16 @@ def run_sweep(
     return records + run_all(runs, results_dir, launcher, command)
 
 
-def _claim(path: Path, sweep: SweepConfig) -> None:
-    """Write down which sweep a folder belongs to, so that its report can be made from the folder alone."""
-    content = to_dict(sweep)
+def _claim(results_dir: Path, sweep: SweepConfig) -> None:
+    """Write down which sweep the folder belongs to, so that its report can be made from the folder alone."""
+    path, content = results_dir / SWEEP_FILE, to_dict(sweep)
     if path.exists():
         then, now = _identity(to_dict(read_config(path, SweepConfig, "sweep"))), _identity(content)
         if changed := [key for key in now if then[key] != now[key]]:
             raise ConfigError(
-                f"{path.parent} holds another sweep (other {', '.join(changed)}); choose another --results-dir"
+                f"{results_dir} holds another sweep (other {', '.join(changed)}); choose another --results-dir"
             )
-    with writing_to(path.parent):
+    with writing_to(results_dir):
         write_text(path, dump_yaml(content))
 
 
