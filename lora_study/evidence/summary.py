@@ -316,13 +316,13 @@ def setups_of(records: Sequence[Record]) -> list[dict[str, Any]]:
     """
     setups = []
     for record, encoder in zip(records, encoders_of(records), strict=True):
-        whole = record.data.get("fingerprint")
+        reviews = record.reviews
         shared = {
             "mode": record.mode,
             "encoder": dataclasses.astuple(encoder),
-            "reviews": whole.get("test") if isinstance(whole, Mapping) else whole,
+            "reviews": reviews.get("all", reviews.get("test")),
         }
-        known = (*REVIEWS * isinstance(whole, str), *ENCODER * (encoder.name is None))
+        known = (*REVIEWS * ("all" in reviews), *ENCODER * (encoder.name is None))
         setups.append(without(flatten(record.config), ("seed", *NO_OTHER_RESULT, *known)) | shared)
     return setups
 

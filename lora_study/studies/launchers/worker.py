@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lora_study.base.errors import ConfigError, check
 from lora_study.base.machine import pick_device, pick_precision
@@ -56,19 +57,20 @@ def check_inputs(runs: Sequence[ExperimentConfig]) -> None:
         fetch_encoder(model)
     for data in {(run.data.source, run.data.revision): run.data for run in runs}.values():
         fetch_source(data)
-    trains = {run.train: run for run in reversed(runs)}
-    modes = {(run.model, run.mode, run.lora, run.partial): run for run in reversed(runs)}
-    reviews = {(run.model.backbone, run.model.revision, run.data): run for run in reversed(runs)}
+    seen = set[Any]()
     for run in runs:
+        mode = (run.model, run.mode, run.lora, run.partial)
+        reviews = (run.model.backbone, run.model.revision, run.data)
         try:
-            if run in trains.values():
+            if run.train not in seen:
                 _check_machine(run.train)
-            if run in modes.values():
+            if mode not in seen:
                 apply_mode(build_skeleton(run.model), run)
-            if run in reviews.values():
+            if reviews not in seen:
                 check_reviews(run)
         except ConfigError as error:
             raise ConfigError(f"{run.name}: {error}") from error
+        seen |= {run.train, mode, reviews}
 
 
 def _check_machine(train: TrainConfig) -> None:
