@@ -144,14 +144,21 @@ def write_card(record: Record, kind: Kind, folder: Path) -> None:
     write_text(folder / "README.md", str(model_card(record, kind)))
 
 
+def base_on_hub(record: Record) -> tuple[str, str] | None:
+    """Name and commit on the hub of the encoder that a run started from; None for one that is not known to be there."""
+    encoder = record.encoder
+    if encoder.revision:  # as only a model on the hub has
+        name = str(encoder.backbone)
+        return (name if "/" in name else f"distilbert/{name}"), encoder.revision  # old names on the hub have no owner
+    return (BASE_NAMES[1], BASE_REVISION) if encoder.sha256 == BASE_SHA256 else None
+
+
 def _base(record: Record) -> Base:
     encoder = record.encoder
     if encoder.stand_in:
         return Base(STAND_IN, f"{STAND_IN}, a BERT, rewritten as a DistilBERT that computes the same", "")
-    if encoder.revision or encoder.sha256 == BASE_SHA256:  # only a model on the hub has a revision
-        hub_name = str(encoder.backbone) if encoder.revision else BASE_NAMES[0]
-        hub_name = hub_name if "/" in hub_name else f"distilbert/{hub_name}"  # old names on the hub have no owner
-        revision = encoder.revision or BASE_REVISION
+    if found := base_on_hub(record):
+        hub_name, revision = found
         code = f"{json.dumps(hub_name)}, revision={json.dumps(revision)}"
         return Base(hub_name, escape(f"{hub_name} at revision {revision}"), code)
     name = Path(encoder.backbone).name if encoder.backbone else None

@@ -4,11 +4,9 @@ from pathlib import Path
 
 from lora_study.base.errors import ConfigError
 from lora_study.base.files import atomic_folder, user_path
-from lora_study.config import is_on_hub
 from lora_study.lora import lora_parameters
 from lora_study.lora.adapters import save_adapter
-from lora_study.model.encoder import BASE_NAMES, BASE_REVISION, BASE_SHA256
-from lora_study.sharing.card import write_card
+from lora_study.sharing.card import base_on_hub, write_card
 from lora_study.sharing.trained import completed_record, load_run
 
 
@@ -33,13 +31,8 @@ def export_run(run: Path | str, output: Path | str, overwrite: bool = False) -> 
     try:
         with atomic_folder(output, overwrite) as folder:
             trained = load_run(run)
-            backbone = trained.config.model.backbone
             # PEFT loads a base model by its name on the hub; a folder of this machine would mean nothing elsewhere.
-            base = backbone if is_on_hub(backbone) else None
-            # The commit that was trained on; a base that is not on the hub has none.
-            revision = record.encoder.revision or trained.config.model.revision
-            if base is None and record.encoder.sha256 == BASE_SHA256:
-                base, revision = BASE_NAMES[1], BASE_REVISION
+            base, revision = base_on_hub(record) or (None, None)
             save_adapter(trained.model, folder, base=base, revision=revision)
             write_card(record, "adapter", folder)
     except FileExistsError as error:

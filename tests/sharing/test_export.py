@@ -1,5 +1,6 @@
 """export.py: a run's LoRA in a folder that PEFT reads, written whole or not at all."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import peft
 import pytest
 import torch
 from fabricate_run import finished_run
+from huggingface_hub import ModelCard
 
 from lora_study.cli import main
 from lora_study.config import ModelConfig
@@ -40,6 +42,19 @@ def test_an_exported_run_is_the_run_to_peft(runs, tiny_backbone, tmp_path, capsy
     theirs, tokens = peft.PeftModel.from_pretrained(base, output), torch.tensor([[2, 7, 9, 11, 3], [2, 8, 30, 6, 3]])
     said = load_run(run).model(input_ids=tokens).logits
     torch.testing.assert_close(theirs(input_ids=tokens).logits, said, atol=1e-5, rtol=0)
+
+
+def test_the_adapter_and_its_card_name_one_base(runs, tmp_path):
+    run = shutil.copytree(runs, tmp_path / "results") / "tiny" / "seed-1"
+    record = json.loads((run / "record.json").read_text())
+    record["provenance"]["encoder"] |= {"backbone": "distilbert-base-cased", "revision": "b" * 40}
+    (run / "record.json").write_text(json.dumps(record))
+    assert export(run, tmp_path / "adapter") == 0
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    name = "distilbert/distilbert-base-cased"
+    assert (config["base_model_name_or_path"], config["revision"]) == (name, "b" * 40)
+    card = ModelCard.load(tmp_path / "adapter" / "README.md")
+    assert card.data.base_model == name and f'"{name}", revision="{"b" * 40}"' in card.text
 
 
 def test_an_output_that_is_there_is_replaced_only_when_asked(runs, tmp_path, capsys):
