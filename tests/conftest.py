@@ -9,6 +9,7 @@ from pathlib import Path
 import miniature
 import pandas as pd
 import pytest
+from hypothesis import settings
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -16,6 +17,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Tests of the network run in a subprocess with an environment of their own; see `miniature_hub`.
     """
+    # On a busy machine an example takes as long as it takes.
+    settings.register_profile("tests", deadline=None)
+    settings.load_profile("tests")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
     for name in ("HF_ENDPOINT", "HF_TOKEN", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_DATASETS_OFFLINE"):
         os.environ.pop(name, None)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lora_study.base import machine
-from lora_study.base.machine import hardware, pick_precision
+from lora_study.base.errors import ConfigError
+from lora_study.base.machine import hardware, pick_device, pick_precision
 
 CPU = torch.device("cpu")
 
@@ -39,6 +40,15 @@ def test_a_checkout_of_which_nothing_is_known_is_not_called_clean(monkeypatch):
     monkeypatch.setattr(subprocess, "run", git)
     found = machine.code_state()
     assert found["commit"].startswith("0123abc") and found["dirty"] is None
+
+
+def test_each_process_has_a_gpu_of_its_own_and_none_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [pick_device(kind, 2, local_rank=1) for kind in ("auto", "gpu")] == 2 * [torch.device("cuda", 1)]
+    assert pick_device("cpu", 2, local_rank=1) == CPU
+    with pytest.raises(ConfigError, match=r"train\.devices: 3 is not valid; this machine has 2 GPUs"):
+        pick_device("gpu", 3)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

@@ -5,6 +5,7 @@ from typing import TypeVar
 
 import lightning as L
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from lora_study.base.errors import ConfigError
 from lora_study.config import DataConfig, SplitSizes
 from lora_study.data.batching import BucketSampler, collate, evaluation_batches
-from lora_study.data.datamodule import ReviewDataModule
+from lora_study.data.datamodule import ReviewDataModule, load_splits
 from lora_study.data.tokens import TokenisedReviews
 
 T = TypeVar("T")
@@ -199,6 +200,25 @@ def test_description_is_plain_json_without_the_users_paths(reviews_csv, tokenize
     assert 3 <= description["mean_tokens"]["val"] <= 24
     assert 0 <= description["share_truncated"]["test"] <= 1
     assert description["overlap"]["across"]["test_in_train"] == 0
+
+
+def test_description_counts_labels_and_tokens_as_they_are(reviews_csv, tokenizer, tmp_path):
+    reviews = pd.read_csv(reviews_csv)
+    labels = reviews["label"] == 1
+    uneven = pd.concat([reviews[labels].head(70), reviews[~labels].head(30)])
+    uneven.to_csv(tmp_path / "uneven.csv", index=False)
+    most = int(np.quantile([len(tokenizer(text)["input_ids"]) for text in uneven["text"]], 0.7))
+    data = module_of(tmp_path / "uneven.csv", tokenizer, tmp_path, max_length=most)
+    description, positive = data.describe(), 0
+    for part, rows in load_splits(data.config).items():
+        lengths = np.array([len(tokenizer(text)["input_ids"]) for text in rows["text"]])
+        assert description["mean_tokens"][part] == pytest.approx(np.minimum(lengths, most).mean())
+        assert description["share_truncated"][part] == pytest.approx((lengths > most).mean())
+        assert 0 < description["share_truncated"][part] < 0.5
+        negative = description["labels"][part]["0"]
+        assert negative == (rows["label"] == 0).sum() < description["labels"][part]["1"] == len(rows) - negative
+        positive += description["labels"][part]["1"]
+    assert positive == 70
 
 
 def test_fingerprint_follows_the_reviews_alone(reviews_csv, tokenizer, tmp_path, data):

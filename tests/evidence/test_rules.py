@@ -24,6 +24,7 @@ from lora_study.evidence.claims.rules import (
 )
 from lora_study.evidence.statistics import (
     CONFIDENCE,
+    Estimate,
     mean_squares,
     mean_with_sampling,
     paired_difference,
@@ -125,6 +126,9 @@ class TestPower:
         signs = power.of_prediction(0.0, 3, 0.4, 0.4, BOUND)
         assert (signs == 0).sum() == 0 and 0.0 < (signs == -1).mean() < 0.02  # only our half of the error is drawn
         assert (power.of_prediction(4.2, 3, 0.4, 0.4, BOUND) == 1).mean() < 0.02
+        small, large = 0.01, 0.5  # ours are drawn, so only ours can fall outside
+        assert (power.of_prediction(0.0, 3, small, large, BOUND) == -1).sum() == 0
+        assert (power.of_prediction(0.0, 3, large, small, BOUND) == -1).mean() == pytest.approx(0.05, abs=0.015)
         more = [(power.of_prediction(0.3, seeds, 0.3, 0.3, BOUND) == 1).mean() for seeds in (3, 5, 10)]
         assert more == sorted(more) and more[0] > 0.6 and more[-1] > 0.95
 
@@ -140,7 +144,20 @@ class TestPower:
         ]
         assert shares[0] < 0.05 and shares == sorted(shares) and shares[-1] > 0.95
 
+    def test_of_a_direction_at_its_share_of_the_level(self):
+        estimate = Estimate(1.0, 0.4)  # p = 0.012
+        assert [power.of_direction([estimate], family) for family in (1, 4, 5, 7)] == [[1], [1], [0], [0]]
+
+    def test_means_vary_as_those_of_so_many_seeds_and_reviews(self):
+        def spread(deviation, seeds, sampling):
+            return np.std([drawn.value for drawn in power.draw_means(1.0, deviation, seeds, sampling)])
+
+        assert spread(0.6, 9, 0.0) == pytest.approx(0.2, rel=0.1)
+        assert spread(0.0, 9, 0.5) == pytest.approx(0.5, rel=0.1)
+
     def test_of_less(self):
+        more = [(power.of_below_one(0.1, seeds) == 1).mean() for seeds in (3, 4, 10)]
+        assert more == sorted(more) and more[0] < 0.6 and more[-1] > 0.99
         assert (power.of_below_one(0.01, 3) == 1).mean() > 0.99
         assert (power.of_below_one(0.5, 3) == 1).mean() < 0.3
 

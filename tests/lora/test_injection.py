@@ -6,12 +6,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_networks import base
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from lora_study import LinearWithLoRA, inject_lora, lora_layers, lora_parameters, merge_lora
 from lora_study.lora.compatibility import ONLY_READ
+
+
+@pytest.mark.parametrize(
+    ("alias", "layers"),
+    [
+        ("query", ["attention.q_lin"]),
+        ("key", ["attention.k_lin"]),
+        ("value", ["attention.v_lin"]),
+        ("projection", ["attention.out_lin"]),
+        ("mlp", ["ffn.lin1", "ffn.lin2"]),
+    ],
+)
+def test_a_short_name_stands_for_the_layers_it_says(alias, layers):
+    model = base("distilbert")
+    expected = [f"distilbert.transformer.layer.{block}.{layer}" for block in range(3) for layer in layers]
+    assert inject_lora(model, [alias], r=1, scaling="alpha") == expected
+    assert inject_lora(model, ["head"], r=1, scaling="alpha") == ["pre_classifier", "classifier"]
 
 
 class Packed(nn.Parameter):

@@ -124,6 +124,17 @@ def test_dropout_acts_on_the_branch_while_training_only():
     torch.testing.assert_close(draws.mean(0), update, atol=1.5, rtol=0.2)
 
 
+def test_dropout_takes_inputs_away_and_not_what_a_makes_of_them():
+    torch.manual_seed(0)
+    layer = LoRALayer(6, 5, r=4, alpha=1, dropout=0.5)
+    nn.init.normal_(layer.lora_B)
+    each = layer.eval()(torch.eye(6))  # a row for each input alone
+    draws = torch.stack([layer.train()(torch.eye(6)) for _ in range(30)])
+    kept = (draws != 0).all(-1)
+    assert 0.3 < kept.float().mean() < 0.7
+    torch.testing.assert_close(draws, kept[..., None] * 2 * each)
+
+
 def test_unknown_scaling_is_refused():
     with pytest.raises(ValueError, match="alpha/sqrt"):
         LoRALayer(4, 4, 2, 1, scaling="r/alpha")

@@ -93,6 +93,12 @@ def test_an_adapted_layer_alone_has_no_place_for_a_plain_one():
         merge_lora(LinearWithLoRA(nn.Linear(4, 4), LoRALayer(4, 4, 2, 1)))
 
 
+def test_what_was_frozen_stays_frozen_and_what_was_trained_trained(model):
+    model[2].linear.weight.requires_grad_(True)
+    merge_lora(model)
+    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == ["2.weight"]
+
+
 def test_merging_under_autocast_is_as_exact_as_without(model):
     expected = model(X)
     with torch.autocast("cpu", torch.bfloat16):

@@ -104,6 +104,19 @@ def test_the_same_seed_gives_the_same_step():
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
+@pytest.mark.parametrize("block", [0, 1])
+def test_dropout_of_attention_acts_in_every_block(block):
+    model = in_mode("lora", dropout=0.5)
+    make_fast(model, CPU, "32-true")
+    module = ReviewClassifier(model, ExperimentConfig())
+    for each in model.modules():
+        if isinstance(each, (nn.Dropout, CheapDropout)):
+            each.p = 0.0
+    assert torch.equal(module.step(batch())[1], module.step(batch())[1])
+    model.distilbert.transformer.layer[block].attention.dropout.p = 0.5
+    assert not torch.equal(module.step(batch())[1], module.step(batch())[1])
+
+
 def test_in_eval_mode_no_dropout_acts():
     model = in_mode("lora", dropout=0.5)
     make_fast(model, CPU, "32-true")

@@ -1,5 +1,7 @@
 """modes.py: exactly the parameters that each mode promises, on the article's shape."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -44,6 +46,14 @@ def test_counts_on_distilbert_base_are_exactly_the_articles(mode, lora, trainabl
     counts = count_parameters(model)
     assert (counts.trainable, counts.lora, counts.head, counts.base) == (trainable, lora_count, head, base)
     assert counts.total == 66_955_010 + lora_count
+
+
+@pytest.mark.parametrize(("scaling", "factor"), [("alpha", 6.0), ("alpha/r", 1.5), ("alpha/sqrt(r)", 3.0)])
+def test_the_settings_of_lora_reach_every_layer(scaling, factor):
+    model = build_skeleton(ModelConfig())
+    apply_mode(model, ExperimentConfig(lora=LoRAConfig(r=4, alpha=6, scaling=scaling, dropout=0.25)))
+    updates = [layer.lora for _, layer in lora_layers(model)]
+    assert [(update.scaling, update.dropout.p) for update in updates] == 12 * [(factor, 0.25)]
 
 
 @pytest.mark.parametrize(
@@ -155,6 +165,24 @@ def test_the_classifier_trains_b_at_its_own_rate(optimizer):
     assert {id(p) for p in faster["params"]} == {id(update.lora_B) for update in updates}
     assert {id(p) for p in base["params"]} >= {id(update.lora_A) for update in updates}
     assert len(base["params"]) + len(faster["params"]) == len(only["params"])
+    classes = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    assert type(ReviewClassifier(model, alike).configure_optimizers()) is classes[optimizer]
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_b_keeps_its_ratio_along_the_schedule(schedule):
+    model = build_skeleton(ModelConfig())
+    config = ExperimentConfig(train=TrainConfig(schedule=schedule, warmup=0.5), lora=LoRAConfig(lr_ratio=16))
+    apply_mode(model, config)
+    classifier = ReviewClassifier(model, config)
+    classifier.trainer = SimpleNamespace(estimated_stepping_batches=10, global_step=0)
+    found = classifier.configure_optimizers()
+    for _ in range(9):
+        found["optimizer"].step()
+        found["lr_scheduler"]["scheduler"].step()
+        base, faster = found["optimizer"].param_groups
+        assert faster["lr"] == pytest.approx(16 * base["lr"])
+        assert base["lr"] > 0
 
 
 def test_the_ratio_of_the_config_is_what_a_run_trains_with(tiny, tmp_path):

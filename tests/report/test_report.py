@@ -70,6 +70,15 @@ def page_of(results, published=None):
     return report_page(study, draw_up(study, summary, variants), {})
 
 
+def test_each_part_stands_under_its_own_name(results):
+    write_run(results, record("full", test=0.8))
+    lines = fold(page_of(results), "Accuracies beside the article's").splitlines()
+    header, _, row = next(lines[at : at + 3] for at, line in enumerate(lines) if "validation, here" in line)
+    cells = dict(zip(*([cell.strip() for cell in line.split("|")] for line in (header, row)), strict=True))
+    assert cells["validation, here (%)"] == "81.00" and cells["validation, article (%)"] == "92.80"
+    assert cells["training, here (%)"] == "83.00" and cells["training, article (%)"] == "96.41"
+
+
 def fold(page, title):
     return page.partition(f"<summary>{title}</summary>\n")[2].partition("\n</details>")[0]
 

@@ -57,7 +57,7 @@ def test_metadata_names_base_data_library_and_results():
     assert data["datasets"] == ["stanfordnlp/imdb"] and "lora" in data["tags"]
     (result,) = data["model-index"][0]["results"]
     assert result["dataset"]["type"] == "stanfordnlp/imdb"
-    assert {metric["type"]: metric["value"] for metric in result["metrics"]} == {"accuracy": 0.8, "f1": 0.8}
+    assert {metric["type"]: metric["value"] for metric in result["metrics"]} == {"accuracy": 0.8, "f1": 0.78}
     libraries = {kind: model_card(record(), kind).data.library_name for kind in ("adapter", "model", "onnx")}
     assert libraries == {"adapter": "peft", "model": "transformers", "onnx": "onnx"}
 
@@ -120,7 +120,7 @@ def test_own_table_is_not_called_imdb():
 
 def test_results_are_the_records_with_wilsons_interval():
     text = model_card(fabricate.record(test=0.8), "model").text
-    assert re.search(r"\| test \| 1,000 \| 80\.00 \| 77\.41 to 82\.36 \| 0\.8000 \| 0\.8500 \| 0\.4200 \|", text)
+    assert re.search(r"\| test \| 1,000 \| 80\.00 \| 77\.41 to 82\.36 \| 0\.7800 \| 0\.8500 \| 0\.4200 \|", text)
     assert "73,728 of 22,785,410 parameters" in text
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -244,6 +245,32 @@ def test_a_checkpoint_that_is_no_good_is_named_and_the_run_starts_over(
     (line,) = [entry.getMessage() for entry in caplog.records if "checkpoint" in entry.getMessage()]
     assert "\n" not in line
     assert pytest.raises(AssertionError, match=words).matches(AssertionError(line))
+
+
+def flip_labels(reviews, backbone):
+    table = pd.read_csv(reviews)
+    table.assign(label=1 - table["label"]).to_csv(reviews, index=False)
+
+
+def change_a_weight(reviews, backbone):
+    content = bytearray((backbone / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (backbone / "model.safetensors").write_bytes(content)
+
+
+@pytest.mark.parametrize(("change", "field"), [(flip_labels, "data.fingerprint"), (change_a_weight, "encoder.sha256")])
+def test_a_run_does_not_go_on_with_other_reviews_or_another_encoder(
+    change, field, tiny, reviews_csv, tiny_backbone, tmp_path, monkeypatch, caplog
+):
+    reviews, backbone = tmp_path / "reviews.csv", tmp_path / "distilbert"
+    shutil.copyfile(reviews_csv, reviews)
+    shutil.copytree(tiny_backbone, backbone)
+    own = {"data": SHORT["data"] | {"source": str(reviews)}, "model": {"backbone": str(backbone)}}
+    run_until(monkeypatch, "training_step", STEPS + 1, tiny("lora", **own), tmp_path)
+    change(reviews, backbone)
+    record = run_experiment(tiny("lora", **own), tmp_path, resume=True)
+    assert record.provenance["resumed_after_epochs"] == []
+    assert f"another {field}" in caplog.text
 
 
 def test_a_full_disk_costs_the_checkpoint_and_not_the_run(tiny, tmp_path, monkeypatch, caplog):

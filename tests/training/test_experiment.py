@@ -11,6 +11,7 @@ import filelock
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from safetensors import safe_open
 from tiny_experiments import DIVERGES, MODES
 
@@ -56,6 +57,7 @@ def test_the_record_holds_what_the_design_promises(runs, tiny, name):
     assert 1e7 < record.memory["peak_bytes"] <= record.memory["peak_bytes_with_scoring"]
     timing = record.timing
     assert timing["train_cpu_seconds"] > 0
+    assert timing["train_examples_per_second"] == pytest.approx(3 * 240 / timing["train_seconds"])
     assert 0 < timing["train_seconds"] <= timing["fit_seconds"] <= timing["total_seconds"]
     assert {"commit", "dirty", "versions", "hardware", "command", "seeds", "rules_sha256"} <= record.provenance.keys()
     today = read_record(Path(__file__).parents[1] / "records" / "record_of_today.json")
@@ -69,8 +71,14 @@ def test_predictions_agree_with_the_metrics_and_cover_each_test_review_once(runs
     assert list(predictions.columns) == ["id", "label", "probability"]
     assert predictions["id"].is_unique
     assert len(predictions) == 100
-    accuracy = ((predictions["probability"] > 0.5) == predictions["label"]).mean()
-    assert accuracy == pytest.approx(record.metrics["test"]["accuracy"])
+    labels, probability = (predictions[name].to_numpy() for name in ("label", "probability"))
+    said, test = probability > 0.5, record.metrics["test"]
+    assert test["accuracy"] == pytest.approx((said == labels).mean())
+    assert test["loss"] == pytest.approx(-np.log(np.where(labels, probability, 1 - probability)).mean(), abs=1e-5)
+    f1 = [2 * ((said == k) & (labels == k)).sum() / ((said == k).sum() + (labels == k).sum()) for k in (0, 1)]
+    assert test["f1"] == pytest.approx(np.mean(f1))
+    positive, negative = probability[labels == 1][:, None], probability[labels == 0]
+    assert test["auroc"] == pytest.approx(((positive > negative) + 0.5 * (positive == negative)).mean(), abs=1e-5)
 
 
 @pytest.mark.parametrize("name", MODES)
@@ -384,6 +392,7 @@ def test_the_peak_of_memory_is_that_of_training_not_of_scoring(tiny, tmp_path, m
         (MemoryError("no room"), True),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
         (RuntimeError("could not create a primitive"), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
     ],
 )

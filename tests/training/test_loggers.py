@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from lora_study.base.errors import ConfigError
 from lora_study.config import ExperimentConfig
+from lora_study.model.classifier import ReviewClassifier
 from lora_study.records.record import read_records
 from lora_study.training.experiment import run_experiment
 
@@ -46,6 +48,19 @@ def test_a_logger_changes_nothing_and_writes_beside_the_experiments(tiny, tmp_pa
 
     run_experiment(config, tmp_path / "csv", overwrite=True)
     assert (folder.parent / "version_1/metrics.csv").exists() and (folder / "metrics.csv").exists()
+
+
+def test_the_training_accuracy_is_of_its_own_epoch(tiny, tmp_path, monkeypatch):
+    original = ReviewClassifier.step
+
+    def all_wrong_then_all_right(self, batch):
+        right = torch.nn.functional.one_hot(batch["labels"], 2).float()
+        return original(self, batch)[0], right if self.current_epoch == 1 else 1 - right
+
+    monkeypatch.setattr(ReviewClassifier, "step", all_wrong_then_all_right)
+    logged(tiny, "csv", tmp_path)
+    table = pd.read_csv(tmp_path / "logs/lora/seed-4/version_0/metrics.csv").dropna(subset="train/accuracy")
+    assert table.groupby("epoch")["train/accuracy"].agg(["min", "max"]).to_numpy().tolist() == [[0, 0], [1, 1]]
 
 
 def test_tensorboard_has_the_metrics(tiny, tmp_path):
