@@ -23,8 +23,8 @@ from lora_study.data.splits import split_reviews
 from lora_study.data.tokens import TokenisedReviews, tokenise
 from lora_study.model.encoder import build_tokenizer, check_tables
 
-# Training reviews that are scored after training. The article scored all 35,000, which takes as long as a fifth of an
-# epoch; the accuracy of 5,000 has a standard error of at most 0.7 points.
+# Training reviews that are scored after training. The article scored all 35,000, which would take as long as a quarter of
+# an epoch; the accuracy of 5,000 has a standard error of at most 0.7 points.
 MOST_TRAIN = 5000
 
 Loader = DataLoader[dict[str, Tensor]]
