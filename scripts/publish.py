@@ -13,8 +13,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lora_study.base.errors import ConfigError
+from lora_study.base.errors import ConfigError, one_line
 from lora_study.base.files import user_path, write_text
+from lora_study.config import NAMED_SOURCES
 from lora_study.config_studies import STUDY_FILE
 from lora_study.evidence.trials import BEST, SWEEP_FILE
 from lora_study.records.record import ADAPTER, Record, read_records, run_dir, write_record
@@ -80,8 +81,10 @@ def without_folders(record: Record) -> Record:
             return [shortened(value, name) for value in content]
         if not isinstance(content, str):
             return content
-        whole = content.startswith("/") and name not in ("command", "error")  # which quote a path or several
-        return Path(content).name if whole else ABSOLUTE_PATH.sub("", content)
+        if not content.startswith("/") or name in ("command", "error"):  # which quote a path or several
+            return ABSOLUTE_PATH.sub("", content)
+        last = Path(content).name
+        return f"./{last}" if last in NAMED_SOURCES else last
 
     parts = ("config", "deviations", "data", "provenance", "error")
     return dataclasses.replace(record, **{part: shortened(getattr(record, part), part) for part in parts})
@@ -123,8 +126,9 @@ def main() -> int:
             f"usage: python scripts/publish.py results/STUDY (or results/SWEEP, results/{BENCHMARKS})", file=sys.stderr
         )
         return 2
-    source, published, readme = user_path(sys.argv[1]), Path("results/published"), Path("README.md")
+    published, readme = Path("results/published"), Path("README.md")
     try:
+        source = user_path(sys.argv[1])
         if source.resolve().name == BENCHMARKS:
             target = publish_benchmarks(source, published)
         else:
@@ -133,8 +137,8 @@ def main() -> int:
                 there = [[published / name for name in names if (published / name).exists()] for names in IN_README]
                 update_readme(readme, readme_results([studies[0] for studies in there if studies]))
         print(target)
-    except ConfigError as error:
-        print(f"publish: error: {error}", file=sys.stderr)
+    except (ConfigError, OSError) as error:
+        print(f"publish: error: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
 

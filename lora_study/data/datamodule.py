@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lora_study.base.errors import check
 from lora_study.base.files import user_path
-from lora_study.config import DataConfig, ExperimentConfig
+from lora_study.config import NAMED_SOURCES, DataConfig, ExperimentConfig
 from lora_study.data.batching import Batches, BucketSampler, collate, evaluation_batches
 from lora_study.data.cache import fingerprint
 from lora_study.data.duplicates import deduplicate, overlap_report
@@ -23,8 +23,8 @@ from lora_study.data.splits import split_reviews
 from lora_study.data.tokens import TokenisedReviews, tokenise
 from lora_study.model.encoder import build_tokenizer, check_tables
 
-# Training reviews that are scored after training. The article scored all 35,000, which would take as long as a quarter of
-# an epoch; the accuracy of 5,000 has a standard error of at most 0.7 points.
+# Training reviews that are scored after training. The article scored all 35,000, which would take as long as a quarter
+# of an epoch; the accuracy of 5,000 has a standard error of at most 0.7 points.
 MOST_TRAIN = 5000
 
 Loader = DataLoader[dict[str, Tensor]]
@@ -123,14 +123,16 @@ class ReviewDataModule(L.LightningDataModule):
         """What the reviews are, ready for JSON: the record's ``data``.
 
         Returns:
-            source (only the name of a path), revision, split, split_seed, deduplicate, max_length; sizes, labels
-            (reviews per class), mean_tokens, share_truncated and fingerprints (of ids, texts and labels) per part;
-            fingerprint over all parts; overlap (see `overlap_report`).
+            source (of a path only the name, and ./hub of one called hub), revision, split, split_seed, deduplicate,
+            max_length; sizes, labels (reviews per class), mean_tokens, share_truncated and fingerprints (of ids, texts
+            and labels) per part; fingerprint over all parts; overlap (see `overlap_report`).
         """
         source = self.config.source
-        local = source not in ("hub", "embedded")
+        if source not in NAMED_SOURCES:
+            name = user_path(source).resolve().name
+            source = f"./{name}" if name in NAMED_SOURCES else name
         return {
-            "source": user_path(source).resolve().name if local else source,
+            "source": source,
             "revision": self.config.revision,
             "split": self.config.split,
             "split_seed": self.config.split_seed,

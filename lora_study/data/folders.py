@@ -4,7 +4,8 @@ Only Arrow and Parquet files and the descriptions beside them are read: nothing 
 """
 
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ import pyarrow as pa
 from lora_study.base.errors import ConfigError, one_line
 from lora_study.base.files import read_json
 from lora_study.data.reviews import SPLITS
-from lora_study.data.tables import NOT_PARQUET, Table, arrow_rows, class_labels, open_table, quoted
+from lora_study.data.tables import KINDS, NOT_PARQUET, Table, arrow_rows, class_labels, kind_of, open_table, quoted
 
 UNLABELLED = ("unsupervised", "unsup")  # splits that are skipped
 NAMES = (*SPLITS, *UNLABELLED)
+PIECE = re.compile(r"(.+)-\d+-of-(\d+)\.")  # of a table that is several files, as in train-00000-of-00003.parquet
 
 
 def is_data_set(path: Path) -> bool:
@@ -25,24 +27,28 @@ def is_data_set(path: Path) -> bool:
     return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file() or bool(_parquet_files(path))
 
 
-def folder_tables(path: Path) -> Iterator[Table]:
-    """The tables of a folder one after the other, train first; unlabelled splits are skipped.
+def folder_tables(path: Path, skipped: Collection[str] = UNLABELLED) -> Iterator[Table]:
+    """The tables of a folder one after the other, train first.
+
+    Args:
+        path: The folder.
+        skipped: Splits that are left out; by default those without labels.
 
     Raises:
-        ConfigError: one of its files is missing or malformed, or the folder holds several data sets.
+        ConfigError: one of its files is missing, malformed or of another kind, or the folder holds several data sets.
     """
     if (path / "dataset_dict.json").is_file():
         splits = _described(path / "dataset_dict.json").get("splits")
         if not isinstance(splits, list) or not all(isinstance(split, str) for split in splits):
             raise ConfigError(f"{path}/dataset_dict.json lists no splits; save the data set again")
         for split in sorted(splits, key=_order):
-            if split not in UNLABELLED:
+            if split not in skipped:
                 yield from _saved(path / split, split)
     elif (path / "state.json").is_file():
         yield from _saved(path, None)
     else:
         for split, file in _parquet_files(path):
-            if split not in UNLABELLED:
+            if split not in skipped:
                 with open_table(file, str(file)) as table:
                     yield Table(table.name, table.columns, table.rows, table.classes, split)
 
@@ -76,10 +82,20 @@ def _parquet_files(path: Path) -> list[tuple[str | None, Path]]:
     """The Parquet files in a folder and the split of each, according to the name of the file or of its folder.
 
     Raises:
-        ConfigError: one split is in several folders, as in a data set with several configurations.
+        ConfigError: one split is in several folders, as in a data set with several configurations, in another kind of
+            file, or in several files of which one is missing.
     """
-    files = (*path.glob("*.parquet"), *path.glob("*/*.parquet"))
-    found = [(_split_of(file), file) for file in files if file.is_file()]
+    tables = [file for file in (*path.glob("*"), *path.glob("*/*")) if kind_of(file)[0] in KINDS and file.is_file()]
+    found = [(_split_of(file), file) for file in tables if kind_of(file)[0] == ".parquet"]
+    for file in tables if found else ():
+        if kind_of(file)[0] != ".parquet" and _stem(file) in NAMES:
+            raise ConfigError(
+                f"{path} holds {file.name} beside Parquet files; save all of it as Parquet, or name one file"
+            )
+    pieces = Counter((file.parent, piece[1], int(piece[2])) for _, file in found if (piece := PIECE.match(file.name)))
+    for (folder, name, whole), there in pieces.items():
+        if there < whole:
+            raise ConfigError(f"{folder} holds {there} of the {whole} files of {name}; fetch the others")
     for split in {split for split, _ in found}:
         folders = sorted({str(file.parent.relative_to(path)) for name, file in found if name == split})
         if len(folders) > 1:
@@ -89,8 +105,12 @@ def _parquet_files(path: Path) -> list[tuple[str | None, Path]]:
 
 def _split_of(file: Path) -> str | None:
     """The split that a file's name begins with, as in train-00000-of-00001.parquet, or that names its folder."""
-    stem = re.split("[^a-z]", file.name.lower())[0]
-    return next((name for name in (stem, file.parent.name.lower()) if name in NAMES), None)
+    return next((name for name in (_stem(file), file.parent.name.lower()) if name in NAMES), None)
+
+
+def _stem(file: Path) -> str:
+    """What a file's name begins with: its letters up to the first that is none, in lower case."""
+    return re.split("[^a-z]", file.name.lower())[0]
 
 
 def _order(split: str | None) -> tuple[int, str]:

@@ -46,10 +46,10 @@ class Labels:
         """
         if value is None or (isinstance(value, str) and not value.strip()) or value != value:  # NaN is never itself
             raise ValueError(f": label {value!r} is empty; leave the row out or fill it in")
-        if names and type(value) is int:
+        if names and (type(value) is int or (isinstance(value, float) and value.is_integer())):
             if not 0 <= value < len(names):
                 raise ValueError(f": label {value} is not among the table's classes ({_listed(names)}): unlabelled")
-            value = names[value]
+            value = names[int(value)]
         word = plain(value)
         if self._given is not None:
             if word in self._given:

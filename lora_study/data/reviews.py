@@ -98,17 +98,22 @@ def _reviews(tables: Iterable[Table], text: Column, label: Column | None, labels
     for table in tables:
         if table.columns is None:  # without rows
             continue
-        used = [text.find(table), *([label.find(table)] if label else [])]
-        for name in OPTIONAL:
-            if name in table.columns:
-                used.append(Column("another name", (name,)).find(table))
-        for number, (line, values) in enumerate(table.rows(used), start=1):
+        used = {"text": text.find(table)}
+        if label:
+            used["label"] = label.find(table)
+            if used["text"] == used["label"]:
+                both = f"{table.name}: column {used['text']!r} would be both text and label"
+                raise ConfigError(f"{both}; name one with {label.setting}, and the other with {text.setting}")
+        for name in OPTIONAL if label else ("id",):
+            if any(column.casefold() == name for column in table.columns):
+                used[name] = Column("another name", (name,), likely=name).find(table)
+        for number, (line, values) in enumerate(table.rows(list(used.values())), start=1):
             row = dict(zip(used, values, strict=True))
             try:
                 review = Review(
                     name_of(row["id"] if "id" in row else _place_in_split(table.split, count)),
-                    text_of(row[used[0]]),
-                    labels.read(row[used[1]], table.classes.get(used[1])) if label else None,
+                    text_of(row["text"]),
+                    labels.read(row["label"], table.classes.get(used["label"])) if label else None,
                     split_of(row["split"] if "split" in row else SPLITS.get(table.split or "")),
                 )
             except ValueError as error:

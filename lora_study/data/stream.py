@@ -55,7 +55,7 @@ def file_reviews(path: Path, name: str, text_column: str | None, likely: str | N
         if path.is_dir():
             data_set = is_data_set(path)
             check(data_set, "--file", name, "it is a directory without Parquet files or what save_to_disk writes")
-            yield from unlabelled(folder_tables(path), text_column, likely)
+            yield from unlabelled(folder_tables(path, skipped=()), text_column, likely)
         elif kind == ".txt":
             with open_text(path, zipped) as stream:
                 yield from text_reviews(stream, name)

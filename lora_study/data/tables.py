@@ -26,7 +26,7 @@ from lora_study.data.lines import BROKEN_GZIP, LONGEST, Lines, open_text
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson")
 KINDS = (*DELIMITERS, *JSON_LINES, ".parquet")
-OPTIONAL = ("id", "split")  # columns that a table may have or not
+OPTIONAL = ("id", "split")  # columns that a table may have or not, in capitals or not
 BATCH = 1024  # rows of a Parquet file in memory
 STRAY = "\ud80d"  # what csv is given for a carriage return inside a line; no UTF-8 text holds it
 NOT_PARQUET = (pa.ArrowException, OSError, ValueError, KeyError, OverflowError)  # what damaged files were seen to raise
@@ -128,6 +128,9 @@ def _delimited(lines: Lines, delimiter: str) -> Table:
         places = [names.index(column) for column in columns]
         for line, row in _fields(reader, lines, record, len(names)):
             values = tuple(row[place].replace(STRAY, "\r") for place in places)
+            if delimiter == "\t" and any("\t" in value and "\n" in value for value in values):
+                words = "has a tab and the end of a line between quotes; if they are part of the text, save it as .csv"
+                raise ConfigError(f"{lines.name} is malformed: line {line} {words}")
             quoted_late = any(re.match(' +"', value) for value in values) and re.search(
                 f'(?m:^|{delimiter}) +"', "".join(record)
             )
@@ -183,10 +186,10 @@ def _json_lines(lines: Lines) -> Table:
 
     def rows(columns: Sequence[str]) -> Rows:
         for line, record in itertools.chain([first], records):
-            missing = [column for column in columns if column not in record and column not in OPTIONAL]
+            missing = [column for column in columns if column not in record and column.casefold() not in OPTIONAL]
             if missing:
                 raise ConfigError(f"{lines.name}, line {line}, has no column {missing[0]!r}, only {quoted(record)}")
-            late = [column for column in OPTIONAL if column in record and column not in names]
+            late = [column for column in record if column.casefold() in OPTIONAL and column not in names]
             if late:
                 raise ConfigError(f"{lines.name}, line {line}, has a column {late[0]!r}, and the first row has none")
             yield line, tuple(record.get(column) for column in columns)

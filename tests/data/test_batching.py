@@ -202,6 +202,13 @@ def test_description_is_plain_json_without_the_users_paths(reviews_csv, tokenize
     assert description["overlap"]["across"]["test_in_train"] == 0
 
 
+def test_a_folder_called_hub_is_not_the_hub(reviews_csv, tokenizer, tmp_path):
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    pd.read_csv(reviews_csv).to_parquet(folder / "train.parquet")
+    assert module_of(folder, tokenizer, tmp_path).describe()["source"] == "./hub"
+
+
 def test_description_counts_labels_and_tokens_as_they_are(reviews_csv, tokenizer, tmp_path):
     reviews = pd.read_csv(reviews_csv)
     labels = reviews["label"] == 1

@@ -219,6 +219,7 @@ def test_the_names_of_class_numbers_decide(tmp_path, names, expected):
 def test_class_numbers_whose_names_do_not_say_are_refused_until_the_user_does(tmp_path):
     path = class_label(tmp_path / "r.parquet", ["good", "bad"], [0, 1, 1])
     assert "row 1: label 'good'" in refusal(path)
+    assert load(class_label(tmp_path / "f.parquet", ["pos", "neg"], [0.0, 1.0]))["label"].tolist() == [1, 0]
     assert load(path, labels={"bad": 0, "good": 1})["label"].tolist() == [1, 0, 0]
     path = class_label(tmp_path / "r.parquet", ["neg", "pos"], [0, 1, -1])
     assert "row 3: label -1 is not among the table's classes ('neg', 'pos'): unlabelled" in refusal(path)
@@ -258,7 +259,7 @@ def test_a_folder_that_save_to_disk_wrote_is_read(data_set, tmp_path):
     reviews = load(tmp_path / "many")
     assert reviews["id"].tolist() == [f"{split}/{row}" for split in ("train", "validation", "test") for row in range(3)]
     assert reviews["split"].tolist() == ["train"] * 6 + ["test"] * 3
-    assert [text for _, text in to_predict(tmp_path / "many")] == ["a", "b", "c"] * 3
+    assert [text for _, text in to_predict(tmp_path / "many")] == ["a", "b", "c"] * 4  # what has no labels, too
 
 
 @pytest.mark.parametrize("spoilt", ["state.json", "dataset_info.json", "data-00000-of-00001.arrow"])
@@ -278,11 +279,29 @@ def test_the_hubs_folder_of_parquet_files_is_read_as_the_hub_is(data_set, tmp_pa
         assert reviews["id"].tolist() == [*(f"train/{row}" for row in range(6)), "test/0", "test/1", "test/2"]
         assert reviews["label"].tolist() == [1, 0, 0] * 3
         assert reviews["split"].tolist() == ["train"] * 6 + ["test"] * 3
+    assert [name for name, _ in to_predict(folder)][-3:] == [f"unsupervised/{row}" for row in range(3)]
     data_set.to_parquet(tmp_path / "other" / "train-0.parquet")
     assert "several data sets ('other', 'plain_text')" in refusal(tmp_path)
 
 
 # What is predicted -----------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_which_a_part_would_be_left_out_is_refused(data_set, tmp_path):
+    for name in ("train-00000-of-00003", "train-00002-of-00003", "test-00000-of-00001"):
+        data_set.to_parquet(tmp_path / "cut" / f"{name}.parquet")
+    assert "cut holds 2 of the 3 files of train; fetch the others" in refusal(tmp_path / "cut")
+    data_set.to_parquet(tmp_path / "kinds" / "train.parquet")
+    (tmp_path / "kinds" / "notes.csv").write_text("anything")
+    assert len(load(tmp_path / "kinds")) == 3
+    (tmp_path / "kinds" / "Test.csv").write_text("text,label\nfine,1\n")
+    assert "kinds holds Test.csv beside Parquet files" in refusal(tmp_path / "kinds")
+
+
+def test_a_folder_s_files_may_have_endings_in_capitals_and_be_gzipped(data_set, tmp_path):
+    data_set.to_parquet(tmp_path / "train.parquet")
+    (tmp_path / "TEST.PARQUET.GZ").write_bytes(gzip.compress((tmp_path / "train.parquet").read_bytes()))
+    assert load(tmp_path)["split"].tolist() == ["train"] * 3 + ["test"] * 3
 
 
 def test_lines_of_a_text_end_at_newline_alone(tmp_path):
@@ -294,6 +313,33 @@ def test_a_table_longer_than_a_batch_is_read_whole_and_in_order(tmp_path):
     rows = [f"text {row}" for row in range(5000)]
     pd.DataFrame({"text": rows}).to_parquet(tmp_path / "r.parquet", row_group_size=700)
     assert [text for _, text in to_predict(tmp_path / "r.parquet")] == rows
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
+def test_ids_and_splits_are_found_in_capitals_or_not(tmp_path, ending):
+    columns = {"ID": ["0", "7"], "Text": ["good", "bad"], "LABEL": [1, 0], "Split": ["test", "train"]}
+    path = write_table(tmp_path / f"r.{ending}", columns)
+    assert to_predict(path) == [("0", "good"), ("7", "bad")]
+    assert sorted(load(path)[["id", "split"]].to_numpy().tolist()) == [["0", "test"], ["7", "train"]]
+    both = write_table(tmp_path / f"both.{ending}", {"Id": ["x", "y"], **columns, "id": ["a", "b"]})
+    assert to_predict(both) == [("a", "good"), ("b", "bad")]
+
+
+def test_a_split_is_not_read_where_labels_are_not(tmp_path):
+    path = written(tmp_path, "r.csv", "text,label,split\ngood,1,holdout\n")
+    assert to_predict(path) == [("1", "good")]
+    assert "split 'holdout' is not understood" in refusal(path)
+
+
+def test_one_column_cannot_be_text_and_label(tmp_path):
+    path = written(tmp_path, "r.csv", "label,other\n1,good\n0,bad\n")
+    message = refusal(path, text_column="label")
+    assert "'label' would be both text and label; name one with data.label_column" in message
+
+
+def test_a_stray_quote_in_a_tsv_does_not_swallow_rows(tmp_path):
+    path = written(tmp_path, "r.tsv", 'text\tlabel\nfine\t1\n"I loved it\t1\nbad\t0\nand hated it"\t0\nok\t1\n')
+    assert "line 3 has a tab and the end of a line between quotes" in refusal(path)
 
 
 @pytest.mark.parametrize(("ids", "words"), [([1.5, float("nan")], "has no id"), ([b"a", b"b"], "is not a text")])

@@ -184,6 +184,13 @@ def test_no_folder_of_the_machine_is_published(root, monkeypatch):
     )
 
 
+def test_a_folder_called_hub_is_not_published_as_the_hub(root, monkeypatch):
+    write_run(root / "results" / "embedded", record(config={"data": {"source": "/home/me/hub"}}))
+    assert publish(monkeypatch, "results/embedded") == 0
+    kept = read_record(root / "results" / "published" / "embedded" / "lora_default" / "seed-1" / "record.json")
+    assert kept.config["data"]["source"] == "./hub"
+
+
 def test_weights_that_are_as_large_as_the_model_stay_at_home(root, monkeypatch):
     results = root / "results" / "many"
     for mode in ("lora", "last_two_layers", "partial", "full"):
