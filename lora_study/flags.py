@@ -109,14 +109,16 @@ def _add_fields(parser: Parser, kind: Any, title: str | None, prefix: str = "") 
     """A group of flags for the fields of a dataclass, and one for each of its sections."""
     group, words, defaults = parser.add_argument_group((title or "").removesuffix(".")), _words(kind), to_dict(kind())
     if prefix:
-        group.add_argument(f"--{prefix[:-1]}", metavar="{...}", help="Several of these at once, as a YAML mapping.")
+        several = "Several of these at once, as a YAML mapping."
+        group.add_argument(f"--{prefix[:-1]}", action=Once, metavar="{...}", help=several)
     for f in dataclasses.fields(kind):
         name, default = f"{prefix}{f.name}", defaults[f.name]
         if is_section(f.type):
             _add_fields(parser, f.type, words[f.name], f"{name}.")
             continue
         shown = default if isinstance(default, str) else json.dumps(default).replace('"', "")
-        group.add_argument(f"--{name}", metavar=_metavar(f.name, f.type), help=f"{words[f.name]} (default: {shown})")
+        help = f"{words[f.name]} (default: {shown})"
+        group.add_argument(f"--{name}", action=Once, metavar=_metavar(f.name, f.type), help=help)
 
 
 def _words(of: Any) -> dict[str, str]:

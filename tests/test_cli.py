@@ -187,6 +187,9 @@ def test_a_run_that_fails_ends_with_status_1_and_says_why(capsys, experiment, tm
         (["run", "--results_dir", "out"], ["did you mean --results-dir?"]),
         (["reproduce", "--study", "s", "--seed", "3"], ["--seed", "did you mean --seeds?"]),
         (["sweep", "--config", "a.yaml", "--config", "b.yaml"], ["--config is given twice"]),
+        (["run", "--lora.r", "8", "--lora.r", "16"], ["--lora.r is given twice; leave one out"]),
+        (["run", "--train", "{epochs: 1}", "--train", "{threads: 1}"], ["--train is given twice"]),
+        (["reproduce", "--study", "s", "--source", "a", "--source", "b"], ["--source is given twice"]),
         (["run", ""], ["an argument is empty"]),
         (["run", "--config", ""], ["--config", "it is empty"]),
         (["run", "--config", "bad.yaml", "--lora.r", "8", "--print_config"], ["bad.yaml: train.epochs", "'two'"]),
@@ -417,14 +420,14 @@ def test_a_study_s_reviews_and_encoder_can_be_named_on_the_command_line(
     hub = {"data": {"source": "hub", "revision": "abc"}, "model": {"backbone": "distilbert", "revision": "def"}}
     (tmp_path / "from_hub.yaml").write_text(yaml.safe_dump({"extends": "experiment.yaml", "name": "a", **hub}))
     study.write_text(yaml.safe_dump({"name": "mini", "title": "A miniature", "experiments": ["from_hub.yaml"]}))
-    arguments = ["reproduce", "--study", str(study), "--results-dir", str(results), "--backbone", str(tiny_backbone)]
+    arguments = ["reproduce", "--study", str(study), "--results-dir", str(results)]
 
-    assert main([*arguments, "--source", "nowhere.csv"]) == 2
+    assert main([*arguments, "--source", "nowhere.csv", "--backbone", str(tiny_backbone)]) == 2
     assert "--source: 'nowhere.csv'" in capsys.readouterr().err
     assert main([*arguments, "--source", str(reviews_csv), "--backbone", "./nowhere"]) == 2
     assert "--backbone: './nowhere'" in capsys.readouterr().err
     assert not results.exists()
-    assert main([*arguments, "--source", str(reviews_csv)]) == 0
+    assert main([*arguments, "--source", str(reviews_csv), "--backbone", str(tiny_backbone)]) == 0
     config = read_record(results / "a" / "seed-1" / "record.json").config
     assert (config["data"]["source"], config["data"]["revision"]) == (str(reviews_csv), None)
     assert (config["model"]["backbone"], config["model"]["revision"]) == (str(tiny_backbone), None)

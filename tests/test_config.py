@@ -268,7 +268,7 @@ def test_a_mistake_in_overrides_is_not_blamed_on_the_experiment(tmp_path):
         load_study(path)
     write(tmp_path, "e.yaml", {"name": "e", "train": {"epochs": -1}})
     with pytest.raises(ConfigError, match=r"^\S+e\.yaml: train\.epochs: -1"):
-        load_study(write(tmp_path, "study.yaml", content | {"overrides": {"seed": 3}}))
+        load_study(write(tmp_path, "study.yaml", content | {"overrides": {"mode": "full"}}))
 
 
 def test_a_file_lies_over_the_files_it_extends(tmp_path):
@@ -417,6 +417,8 @@ def test_undecodable_and_missing_files_are_named(tmp_path):
         ({"name": "s", "title": "t", "experiments": ["none.yaml"]}, ["none.yaml"]),
         ({"name": "s", "title": "t", "experiments": ["x" * 5000]}, ["xxx"]),
         ({"name": "s", "title": "t", "experiments": ["e.yaml"], "overrides": {"lora": {"q": 1}}}, ["lora.q"]),
+        ({"name": "s", "title": "t", "experiments": ["e.yaml"], "overrides": {"seed": 5}}, ["overrides.seed", "5"]),
+        ({"name": "s", "title": "t", "experiments": [{"name": "a", "seed": 5}]}, ["experiment a: seed", "under seeds"]),
         ({"name": "s", "experiments": ["e.yaml"]}, ["title"]),
         ({"name": "s", "title": "t", "experiments": ["e.yaml"], "sedes": [1]}, ["sedes", "seeds"]),
     ],
@@ -431,9 +433,14 @@ def test_a_mistake_in_a_study_is_named(tmp_path, study, words):
 def test_overrides_of_a_study_may_extend_a_file(tmp_path):
     write(tmp_path, "e.yaml", {"name": "e"})
     write(tmp_path, "small.yaml", {"train": {"epochs": 1, "threads": 2}})
-    content = {"name": "s", "title": "t", "experiments": ["e.yaml"], "overrides": {"extends": "small.yaml", "seed": 3}}
+    content = {
+        "name": "s",
+        "title": "t",
+        "experiments": ["e.yaml"],
+        "overrides": {"extends": "small.yaml", "mode": "full"},
+    }
     (experiment,) = load_study(write(tmp_path, "study.yaml", content))[1]
-    assert (experiment.train.epochs, experiment.train.threads, experiment.seed) == (1, 2, 3)
+    assert (experiment.train.epochs, experiment.train.threads, experiment.mode) == (1, 2, "full")
 
 
 def test_overrides_of_a_study_reach_every_experiment(tmp_path):

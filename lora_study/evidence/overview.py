@@ -14,6 +14,7 @@ from lora_study.evidence.summary import comparable, mean
 from lora_study.evidence.trials import is_trial
 from lora_study.records.record import ADAPTER, Record, read_records, run_dir
 
+DEPTH = 7  # folders below the results in which a run is looked for; results/published/STUDY/EXPERIMENT has four
 OVERVIEW = {
     "study": "string",
     "experiment": "string",
@@ -56,7 +57,9 @@ def find_runs(results_dir: Path) -> tuple[list[Run], list[str]]:
     Raises:
         ConfigError: the folder is that of one experiment.
     """
-    places = [path.relative_to(results_dir) for path in results_dir.glob("**/seed-*/record.json")]
+    # Not **, which passes by a study that is linked into the folder.
+    found = (path for depth in range(DEPTH) for path in results_dir.glob(f"{depth * '*/'}seed-*/record.json"))
+    places = [path.relative_to(results_dir) for path in found]
     # What is being written, or was when its process was killed, lies in folders that begin with a dot.
     places = [place for place in places if not any(part.startswith(".") for part in place.parts)]
     if any(len(place.parts) < 3 for place in places):

@@ -9,12 +9,15 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from lora_study.base.errors import ConfigError
 from lora_study.base.files import user_path, write_text
 from lora_study.base.plain_yaml import dump_yaml
 from lora_study.base.progress import duration
 from lora_study.config import ExperimentConfig
+from lora_study.config_files import read_yaml
 from lora_study.config_studies import STUDY_FILE, WORDS, StudyConfig
 from lora_study.evidence.summary import measured
+from lora_study.evidence.trials import SWEEP_FILE
 from lora_study.records.record import Record, run_dir
 from lora_study.records.run_folder import BusyError, locked, put_back_if_refused, writing_to
 from lora_study.studies.launchers import Launcher
@@ -39,9 +42,10 @@ def run_study(
         One record per run, in order.
 
     Raises:
-        ConfigError: see `run_all`.
+        ConfigError: see `run_all`; or the folder holds a sweep or another study.
     """
     results_dir = user_path(results_dir)
+    _check_holds_no_other(results_dir, [experiment.name for experiment in experiments])
     runs = [dataclasses.replace(experiment, seed=seed) for seed in study.seeds for experiment in experiments]
     content: dict[str, Any] = {name: text for name in WORDS if (text := getattr(study, name))}
     content |= {"experiments": [experiment.name for experiment in experiments], "seeds": list(study.seeds)}
@@ -50,6 +54,19 @@ def run_study(
         with writing_to(results_dir):  # before the runs: a report has to know which are missing
             write_text(path, dump_yaml(content))
         return run_all(runs, results_dir, launcher, command)
+
+
+def _check_holds_no_other(results_dir: Path, names: Sequence[str]) -> None:
+    """Refuse a folder whose study or sweep shares no experiment with this study: its file would be lost."""
+    if (results_dir / SWEEP_FILE).exists():
+        raise ConfigError(f"{results_dir} holds a sweep; choose another --results-dir")
+    try:
+        there = read_yaml(results_dir / STUDY_FILE).get("experiments")
+    except ConfigError:  # none is there, or one that says nothing
+        return
+    if isinstance(there, list) and there and not any(name in there for name in names):
+        listed = ", ".join(map(str, there))
+        raise ConfigError(f"{results_dir} holds another study, of {listed}; choose another --results-dir")
 
 
 def run_all(runs: Sequence[ExperimentConfig], results_dir: Path, launcher: Launcher, command: str) -> list[Record]:

@@ -14,7 +14,7 @@ from lora_study.base.files import user_path, write_text
 from lora_study.base.plain_yaml import dump_yaml
 from lora_study.config import ExperimentConfig, flatten, to_dict
 from lora_study.config_files import read_config
-from lora_study.config_studies import WORDS, SweepConfig
+from lora_study.config_studies import STUDY_FILE, WORDS, SweepConfig
 from lora_study.evidence.summary import measured
 from lora_study.evidence.trials import BEST, SWEEP_FILE, chosen_trial, runs_of_best, trials_table
 from lora_study.records.record import Record, read_records
@@ -82,6 +82,8 @@ def run_sweep(
 def _claim(results_dir: Path, sweep: SweepConfig) -> None:
     """Write down which sweep the folder belongs to, so that its report can be made from the folder alone."""
     path, content = results_dir / SWEEP_FILE, to_dict(sweep)
+    if (results_dir / STUDY_FILE).exists():
+        raise ConfigError(f"{results_dir} holds a study; choose another --results-dir")
     if path.exists():
         then, now = _identity(to_dict(read_config(path, SweepConfig, "sweep"))), _identity(content)
         if changed := [key for key in now if then[key] != now[key]]:

@@ -44,6 +44,14 @@ def test_each_experiment_of_each_study_has_a_row_and_trials_have_none(results):
     assert problems == []
 
 
+def test_a_study_that_is_linked_into_the_folder_is_one_of_its_studies(results, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    put(elsewhere, "big", record("lora_best", 3, 0.83), "2026-03-05T00:00:00+00:00")
+    (results / "big").symlink_to(elsewhere / "big", target_is_directory=True)
+    assert "big" in {run.study for run in find_runs(results)[0]}
+    assert newest_run("lora_best", results).record.seed == 3
+
+
 def test_an_experiment_s_folder_is_refused_with_a_line(results):
     with pytest.raises(ConfigError, match="one experiment's folder"):
         find_runs(results / "embedded" / "full")

@@ -64,7 +64,7 @@ STUDY = {
     "title": "A study",
     "experiments": ["experiment.yaml"],
     "seeds": [1],
-    "overrides": {"seed": 2},
+    "overrides": {"mode": "full"},
 }
 ENCODER = {"model_type": "distilbert", "dim": 32, "n_heads": 4, "n_layers": 2, "hidden_dim": 64, "vocab_size": 99}
 REVIEWS = {

@@ -218,6 +218,17 @@ def test_a_study_runs_each_experiment_with_each_seed_and_a_mistake_does_not_stop
     assert [run.name for run in launcher.started] == ["wrong", "lora"] * 2 + ["wrong"] * 2, "only failed runs run again"
 
 
+def test_another_study_does_not_take_a_study_s_place(runs, tmp_path):
+    study = StudyConfig(name="mini", title="A miniature", experiments=("not", "read"))
+    first, other, more = (dataclasses.replace(runs[0], name=name) for name in ("first", "other", "more"))
+    run_study(study, [first], tmp_path, InThisProcess())
+    before = (tmp_path / "study.yaml").read_bytes()
+    with pytest.raises(ConfigError, match=r"holds another study, of first; choose another --results-dir"):
+        run_study(dataclasses.replace(study, title="Another"), [other, more], tmp_path, InThisProcess())
+    assert (tmp_path / "study.yaml").read_bytes() == before
+    assert len(run_study(study, [first, more], tmp_path, InThisProcess())) == 2
+
+
 def test_a_study_that_is_stopped_says_what_it_lacks(runs, tmp_path):
     study = StudyConfig(name="mini", title="A miniature", experiments=("not", "read"), seeds=(1, 2))
 

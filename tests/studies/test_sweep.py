@@ -13,11 +13,13 @@ from tiny_experiments import tiny_content
 from lora_study.base.errors import ConfigError
 from lora_study.cli import main
 from lora_study.config_files import load_sweep
+from lora_study.config_studies import StudyConfig
 from lora_study.evidence.trials import chosen_trial, pareto_front, trials_table
 from lora_study.records.record import read_record, run_dir, write_record
 from lora_study.report import write_report
 from lora_study.report.sweep_report import write_sweep_report
 from lora_study.studies.search import Search, make_experiment, setting_name
+from lora_study.studies.study import run_study
 from lora_study.studies.sweep import run_sweep
 from lora_study.training.recording import new_record
 
@@ -353,6 +355,16 @@ def test_two_sweeps_do_not_share_a_folder(sweep, tmp_path):
         run_sweep(*sweep(parameters={"lora.r": [1, 2, 4]}), tmp_path / "out", MadeUp())
     with pytest.raises(ConfigError, match=r"holds another sweep \(other parameters\)"):  # its folders have other names
         run_sweep(*sweep(parameters=dict(reversed(GRID.items()))), tmp_path / "out", MadeUp())
+
+
+def test_a_study_and_a_sweep_do_not_share_a_folder(sweep, tmp_path):
+    run_sweep(*sweep(), tmp_path / "sweep", MadeUp())
+    study, base = StudyConfig(name="s", title="t", experiments=("not read",)), sweep()[1]
+    with pytest.raises(ConfigError, match=r"sweep holds a sweep; choose another --results-dir"):
+        run_study(study, [base], tmp_path / "sweep", MadeUp())
+    run_study(study, [base], tmp_path / "study", MadeUp())
+    with pytest.raises(ConfigError, match=r"study holds a study; choose another --results-dir"):
+        run_sweep(*sweep(), tmp_path / "study", MadeUp())
 
 
 def test_a_folder_whose_sweep_file_lacks_newer_settings_is_gone_on_with(sweep, tmp_path):
