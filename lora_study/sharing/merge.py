@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save
 from transformers import DistilBertForSequenceClassification
 
-from lora_study.base.errors import ConfigError, check
+from lora_study.base.errors import ConfigError, check, one_line
 from lora_study.base.files import atomic_folder, user_path
 from lora_study.lora import merge_lora
 from lora_study.model.encoder import WEIGHTS
@@ -48,6 +48,7 @@ def write_merged(
     Raises:
         ConfigError: the model has been rounded, the folder is not empty, or is a run's, or the packages for ONNX are
             missing.
+        OSError: the folder cannot be written.
     """
     check_exact(trained.model)
     if format == "onnx":
@@ -63,7 +64,10 @@ def write_merged(
         with atomic_folder(output, overwrite) as folder:
             _make_plain(trained)
             model.config.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+            try:
+                tokenizer.save_pretrained(folder)
+            except Exception as error:  # of a full disk, tokenizers raises no type of its own
+                raise OSError(f"{output} cannot be written: {one_line(error)}") from error
             if format == "onnx":
                 export_onnx(model, folder / "model.onnx")
             else:

@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import DistilBertForSequenceClassification, PreTrainedTokenizerFast
 
 from lora_study.base.errors import ConfigError
-from lora_study.base.files import user_path
+from lora_study.base.files import exists, user_path
 from lora_study.config import ExperimentConfig
 from lora_study.config_files import experiment_from
 from lora_study.lora.weights import read_weights
@@ -52,6 +52,12 @@ def load_run(folder: str | Path) -> TrainedModel:
     if config.mode == "full" and not config.train.keep_weights and not path.exists():
         raise ConfigError(
             f"{folder} has no weights, because its train.keep_weights is false; {again} --train.keep_weights true"
+        )
+    backbone = config.model.backbone
+    if Path(backbone).is_absolute() and not exists(Path(backbone)):
+        raise ConfigError(
+            f"model.backbone: {folder} was trained from {backbone}, which is not there; put the encoder there, or write"
+            f" where it is into config.model.backbone of {folder / 'record.json'}"
         )
     # The commit that was trained on: a branch that the config names may have moved since.
     encoder = dataclasses.replace(config.model, revision=record.encoder.revision or config.model.revision)

@@ -14,7 +14,7 @@ from transformers import DistilBertForSequenceClassification
 
 from lora_study.base import machine
 from lora_study.base.errors import check
-from lora_study.config import ExperimentConfig, flatten, to_dict
+from lora_study.config import NAMED_SOURCES, ExperimentConfig, flatten, to_dict
 from lora_study.config_differences import NO_OTHER_RUN, without
 from lora_study.data.datamodule import MOST_TRAIN, ReviewDataModule
 from lora_study.model import encoder
@@ -237,9 +237,14 @@ def score(config: ExperimentConfig, reviews: Reviews, built: Built, training: Tr
 
 
 def _identity(config: ExperimentConfig, reviews: Reviews, built: Built) -> dict[str, Any]:
-    """What makes a checkpoint one of this very run."""
+    """What makes a checkpoint one of this very run; where its reviews and encoder lie does not."""
+    places = {
+        "data.source": config.data.source not in NAMED_SOURCES,
+        "model.backbone": Path(config.model.backbone).is_absolute(),
+    }
+    settings = without(flatten(to_dict(config)), NO_OTHER_RUN)
     return {
-        **without(flatten(to_dict(config)), NO_OTHER_RUN),
+        **{name: value for name, value in settings.items() if not places.get(name)},
         "data.fingerprint": reviews.description["fingerprint"],
         **{f"encoder.{key}": built.encoder[key] for key in ("sha256", "settings_sha256")},
     }

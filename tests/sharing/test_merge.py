@@ -11,7 +11,7 @@ import pytest
 import torch
 from fabricate_run import MAX_LENGTH, finished_run
 from tokenizers import Tokenizer
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast, pipeline
 
 from lora_study.base.errors import ConfigError
 from lora_study.cli import main
@@ -194,6 +194,17 @@ def test_a_model_that_was_rounded_to_predict_is_not_written(runs, tmp_path):
     with pytest.raises(ConfigError, match=r"bfloat16.*load the run again"):
         prepare(trained, "32-true")  # what was rounded stays so
     assert not (tmp_path / "out").exists()
+
+
+def test_a_disk_too_full_for_the_tokenizer_is_said_in_a_line(runs, tmp_path, monkeypatch, capsys):
+    def no_space(*_: object) -> None:
+        raise Exception("No space left on device (os error 28)")  # as tokenizers does
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", no_space)
+    assert main(["merge", "--run", str(runs["lora"]), "--output", str(tmp_path / "merged")]) == 1
+    printed = capsys.readouterr().err
+    assert "merged cannot be written: No space left" in printed and printed.count("\n") == 1
+    assert not (tmp_path / "merged").exists()
 
 
 def test_what_fails_midway_leaves_nothing(runs, tmp_path, monkeypatch):

@@ -165,6 +165,17 @@ def test_weights_that_are_not_the_models_are_refused(run):
         assert word in refusal(run)
 
 
+def test_an_encoder_that_lies_elsewhere_now_is_named_in_the_record(run, tiny_backbone, tmp_path):
+    record = read_record(run / "record.json")
+    record.config["model"]["backbone"] = str(tmp_path / "gone")
+    write_record(record, run)
+    message = refusal(run)
+    assert f"was trained from {tmp_path / 'gone'}, which is not there" in message and "record.json" in message
+    record.config["model"]["backbone"] = str(shutil.copytree(tiny_backbone, tmp_path / "here"))
+    write_record(record, run)
+    assert load_run(run).model
+
+
 def test_another_encoder_than_the_one_trained_is_refused(run, tiny_backbone, tmp_path):
     other = Path(shutil.copytree(tiny_backbone, tmp_path / "other"))
     weights = load((other / backbones.WEIGHTS).read_bytes())

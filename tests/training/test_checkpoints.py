@@ -273,6 +273,21 @@ def test_a_run_does_not_go_on_with_other_reviews_or_another_encoder(
     assert f"another {field}" in caplog.text
 
 
+def test_a_run_goes_on_where_its_reviews_and_encoder_were_moved(
+    tiny, reviews_csv, tiny_backbone, tmp_path, monkeypatch
+):
+    def lying_in(folder):
+        folder.mkdir()
+        shutil.copyfile(reviews_csv, folder / "reviews.csv")
+        shutil.copytree(tiny_backbone, folder / "distilbert")
+        data = SHORT["data"] | {"source": str(folder / "reviews.csv")}
+        return tiny("lora", data=data, model={"backbone": str(folder / "distilbert")})
+
+    run_until(monkeypatch, "training_step", STEPS + 1, lying_in(tmp_path / "here"), tmp_path / "results")
+    record = run_experiment(lying_in(tmp_path / "there"), tmp_path / "results", resume=True)
+    assert record.provenance["resumed_after_epochs"] == [1]
+
+
 def test_a_full_disk_costs_the_checkpoint_and_not_the_run(tiny, tmp_path, monkeypatch, caplog):
     def no_space(*_, **__):
         raise OSError(28, "No space left on device")

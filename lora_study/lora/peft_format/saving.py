@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -93,7 +93,7 @@ def save_adapter(
     _warn_of_peft(modules, layers)
     folder = user_path(folder)
     with atomic(folder / WEIGHTS) as temporary:
-        save_file(copies, temporary, {"format": "pt"})
+        temporary.write_bytes(save(copies, {"format": "pt"}))  # save_file has an error of its own for a full disk
     write_text(folder / ADAPTER_CONFIG, text)
 
 
