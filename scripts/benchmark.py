@@ -1,6 +1,6 @@
 """Speed beside the tools people use, measured in turn: ours, Hugging Face PEFT + Trainer, and a plain Lightning script.
 
-python scripts/benchmark.py [--device cpu] [--repeats 3] [--steps 20] [--max-length 256] [--profile] [--study]
+python scripts/benchmark.py [--device cpu] [--repeats 3] [--steps 20] [--max-length 256] [--profile]
 
 All sides have the same encoder, reviews, batch size, length cap, precision and dropout, and compute the same function.
 They differ in how: the Lightning script pads every review to the cap, as the article does; PEFT + Trainer pads a
@@ -20,10 +20,7 @@ import dataclasses
 import json
 import os
 import statistics
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -38,6 +35,7 @@ import torch
 from sides import SIDES, Measured, Task, profile
 
 from lora_study.base import machine as provenance
+from lora_study.base.errors import ConfigError
 from lora_study.base.files import user_path, write_text
 from lora_study.base.interrupts import end, in_child, shielded
 from lora_study.base.machine import pick_device, pick_precision
@@ -46,8 +44,7 @@ from lora_study.base.torch_environment import set_torch_environment
 from lora_study.config_files import load_experiment
 from lora_study.model.encoder import describe
 
-ROOT = Path(__file__).parent.parent
-CONFIGS = ROOT / "configs" / "embedded"
+CONFIGS = Path(__file__).parent.parent / "configs" / "embedded"
 LENGTH = 256  # tokens per review
 FEATURE_REVIEWS = 600  # in row "last two layers"
 EVALUATED = 240  # reviews per measurement of an evaluation
@@ -61,7 +58,6 @@ class Row:
         name: What is measured.
         experiment: Config it is measured on.
         attention_dropout: Dropout on the attention probabilities, for all sides.
-        reach: The ratio to the best peer that we aim at; None if there is no aim.
         job: "train", "epochs" (three, including the cost of the features) or "evaluate".
         busy: Whether another process keeps a core busy meanwhile.
     """
@@ -69,26 +65,21 @@ class Row:
     name: str
     experiment: str
     attention_dropout: float
-    reach: float | None
     job: str = "train"
     busy: bool = False
 
 
 ROWS = (
-    Row("LoRA q,v", "lora_default", 0.0, 1.6),
-    Row("LoRA q,v,mlp", "lora_best", 0.0, None),
-    Row("full", "full", 0.0, 1.6),
-    Row("LoRA q,v, attention dropout 0.1", "lora_default", 0.1, 3.0),
-    Row("full, attention dropout 0.1", "full", 0.1, 2.5),
+    Row("LoRA q,v", "lora_default", 0.0),
+    Row("LoRA q,v,mlp", "lora_best", 0.0),
+    Row("full", "full", 0.0),
+    Row("LoRA q,v, attention dropout 0.1", "lora_default", 0.1),
+    Row("full, attention dropout 0.1", "full", 0.1),
     Row(
-        "last two layers, three epochs; ours computes the trunk once, without dropout",
-        "last_two_layers",
-        0.0,
-        5.0,
-        "epochs",
+        "last two layers, three epochs; ours computes the trunk once, without dropout", "last_two_layers", 0.0, "epochs"
     ),
-    Row("evaluation, LoRA q,v", "lora_default", 0.0, None, "evaluate"),
-    Row("LoRA q,v, beside one busy process", "lora_default", 0.0, 3.0, busy=True),
+    Row("evaluation, LoRA q,v", "lora_default", 0.0, "evaluate"),
+    Row("LoRA q,v, beside one busy process", "lora_default", 0.0, busy=True),
 )
 
 
@@ -123,7 +114,6 @@ def measure(row: Row, options: argparse.Namespace) -> dict[str, Any]:
         "row": row.name,
         "experiment": row.experiment,
         "attention_dropout": row.attention_dropout,
-        "reach": row.reach,
         "sides": {side: summary(runs) for side, runs in measured.items()},
         "ratios": {
             peer: spread([mine.speed / other.speed for mine, other in zip(measured["ours"], runs, strict=True)])
@@ -184,21 +174,6 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def run_study() -> dict[str, Any]:
-    """The embedded study from scratch, as `make reproduce` runs it: its seconds and the largest peak of its runs."""
-    with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        study = ["--study", str(ROOT / "configs/studies/embedded.yaml"), "--results-dir", folder]
-        subprocess.run([sys.executable, "-m", "lora_study", "reproduce", *study], check=True, cwd=folder)
-        seconds = time.perf_counter() - start
-        records = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*/seed-*/record.json"))]
-    return {
-        "seconds": seconds,
-        "peak_bytes": max(record["memory"]["peak_bytes"] for record in records),
-        "test_accuracy": {record["name"]: record["metrics"]["test"]["accuracy"] for record in records},
-    }
-
-
 def table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """The rows as a table for people."""
     lines = []
@@ -221,7 +196,6 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=20, help="timed optimizer steps per measurement")
     parser.add_argument("--max-length", type=int, default=LENGTH, help="tokens per review")
     parser.add_argument("--rows", nargs="+", choices=[row.name for row in ROWS], help="only these")
-    parser.add_argument("--study", action="store_true", help="also run the embedded study from scratch (minutes)")
     parser.add_argument("--profile", action="store_true", help="also where our training's time goes (torch.profiler)")
     parser.add_argument(
         "--output",
@@ -233,8 +207,13 @@ def main() -> int:
         parser.error("--device cuda: there is no GPU here; use cpu")
     if options.device == "cuda" and options.profile:
         parser.error("--profile: it tells operations of a CPU apart; leave it out with --device cuda")
+    if min(options.repeats, options.steps) < 1:
+        parser.error("--repeats, --steps: use 1 or more")
     chosen = [row for row in ROWS if not options.rows or row.name in options.rows]
-    example = task(chosen[0], options).config
+    try:
+        example = task(chosen[0], options).config
+    except ConfigError as error:
+        parser.error(str(error))
     device = pick_device(example.train.accelerator)
     result: dict[str, Any] = {
         "repeats": options.repeats,
@@ -263,10 +242,6 @@ def main() -> int:
         print(
             markdown_table(pd.DataFrame(result["profile"]).rename_axis("share of time in").round(3).reset_index()), "\n"
         )
-    if options.study:
-        result["study"] = run_study()
-        write_text(output, json.dumps(result, indent=2) + "\n")
-        print(f"embedded study: {result['study']['seconds']:.0f} s, {result['study']['peak_bytes'] / 2**30:.2f} GiB\n")
     print(markdown_table(table(result["rows"])))
     print(f"\nmedians of {options.repeats} ({result['precision']}, {result['encoder']['name']}); {output}")
     return 0

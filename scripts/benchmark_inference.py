@@ -24,6 +24,7 @@ import torch
 from transformers import pipeline
 
 from lora_study.base import machine as provenance
+from lora_study.base.errors import ConfigError
 from lora_study.base.files import user_path, write_text
 from lora_study.base.machine import pick_device
 from lora_study.base.text_tables import markdown_table
@@ -39,6 +40,7 @@ from lora_study.sharing.trained import TrainedModel
 from lora_study.training.recording import new_record
 
 BATCH_SIZE = 32
+SAMPLE = 2000  # reviews from which those that are classified are taken
 PRECISIONS: tuple[Precision, ...] = ("32-true", "bf16-true")
 EQUAL_LENGTH = 200  # tokens, about
 Side = Callable[[Sequence[str]], list[str]]  # texts to labels
@@ -93,7 +95,7 @@ def measure(row: str, sides: dict[str, Side], texts: Sequence[str], repeats: int
 
 def choose(reviews: int, config: ExperimentConfig) -> dict[str, list[str]]:
     """Reviews of nearly equal length, and reviews as they come."""
-    texts = load_reviews(config.data).sample(2000, random_state=0)["text"].tolist()
+    texts = load_reviews(config.data).sample(SAMPLE, random_state=0)["text"].tolist()
     lengths = np.array([len(ids) for ids in build_tokenizer(config.model)(texts)["input_ids"]])
     nearest = np.argsort(abs(lengths - EQUAL_LENGTH), kind="stable")[:reviews]
     equal = [texts[row] for row in np.random.default_rng(0).permutation(nearest)]
@@ -108,9 +110,13 @@ def main() -> int:
     parser.add_argument("--max-length", type=int, default=512, help="tokens per review")
     parser.add_argument("--output", type=user_path, default=Path("results/benchmarks/inference.json"))
     options = parser.parse_args()
-    config = experiment_from(
-        {"model": {"backbone": "embedded"}, "data": {"source": "embedded", "max_length": options.max_length}}
-    )
+    if not (options.repeats >= 1 and 1 <= options.reviews <= SAMPLE):
+        parser.error(f"--repeats, --reviews: use 1 or more, and no more than {SAMPLE} reviews")
+    content = {"model": {"backbone": "embedded"}, "data": {"source": "embedded", "max_length": options.max_length}}
+    try:
+        config = experiment_from(content)
+    except ConfigError as error:
+        parser.error(str(error))
     device = pick_device(config.train.accelerator)
     texts = choose(options.reviews, config)
     rows = []

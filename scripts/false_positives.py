@@ -3,6 +3,7 @@
 python scripts/false_positives.py [REPLICATIONS] > docs/rules.md
 """
 
+import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -277,7 +278,11 @@ def measure_rules(replications: int, seed: int = 2) -> pd.DataFrame:
 
 def main() -> int:
     """Print the page of tables for the number of replications on the command line."""
-    replications = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("replications", type=int, nargs="?", default=1000)
+    replications = parser.parse_args().replications
+    if replications < 1:
+        parser.error("replications: use 1 or more")
     print("# How often the rules err, and how often they decide\n")
     print("Written by `python scripts/false_positives.py > docs/rules.md`: simulations in which the truth is known.")
     print(f"{replications:,} replications; deviations are between seeds, in percentage points. The rules are in")

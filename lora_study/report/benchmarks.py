@@ -209,12 +209,6 @@ def _source(kind: str, content: Mapping[str, Any]) -> str:
     )
     if repeats == 1:
         words += " Measured once, the ratios have no range."
-    if "study" in content:
-        study = _of(dict, content, "study")
-        words += (
-            f" From scratch, the embedded study took {_number(study, 'seconds'):,.0f} seconds; its largest run needed "
-            f"{_number(study, 'peak_bytes') / 2**30:.2f} GiB."
-        )
     return words
 
 

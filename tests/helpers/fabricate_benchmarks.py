@@ -46,7 +46,7 @@ def row(name: str, experiment: str, ratio: float, **changes: Any) -> dict[str, A
         peer: {"median": r, "min": r - 0.25, "max": r + 0.5}
         for peer, r in (("peft_trainer", ratio), ("lightning_script", ratio / 2))
     }
-    return {"row": name, "experiment": experiment, "reach": None, "sides": sides, "ratios": ratios}
+    return {"row": name, "experiment": experiment, "sides": sides, "ratios": ratios}
 
 
 def inference(**changes: Any) -> dict[str, Any]:

@@ -98,12 +98,6 @@ def test_words_own_up_to_what_weakens_a_measurement(tmp_path):
     assert unknown.source.endswith("at an unknown commit.")
 
 
-def test_the_study_from_nothing_is_told_where_it_was_timed(tmp_path):
-    study = {"seconds": 321.4, "peak_bytes": 3 * 2**29, "test_accuracy": {}}
-    source = only(write_benchmarks(tmp_path, training_cpu=training(study=study))).source
-    assert "took 321 seconds; its largest run needed 1.50 GiB" in source
-
-
 def ratios(median, low, high):
     return {"peft_trainer": {"median": median, "min": low, "max": high}}
 
@@ -126,7 +120,6 @@ def changed(**changes):
         (json.dumps(training(commit=7)), "commit is 7.0"),
         (json.dumps(training(max_length=0)), "max_length is 0.0"),
         (json.dumps(training(batch_size=10**400)), "batch_size is inf"),
-        (json.dumps(training(study={"seconds": 1})), "peak_bytes is None"),
         (json.dumps(changed(ratios={})), "compares nothing"),
         (json.dumps(changed(ratios={"nobody": ratios(2, 1, 3)["peft_trainer"]})), "nobody is None"),
         (json.dumps(changed(ratios=ratios(float("nan"), 1, 3))), "median is nan"),
