@@ -95,7 +95,3 @@ def _version() -> str:
         return version("lora-study")
     except PackageNotFoundError:  # a checkout on PYTHONPATH
         return "(not installed)"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -14,7 +14,7 @@ def check(condition: bool, field_name: str, value: object, remedy: str) -> None:
 
 
 def one_line(error: object) -> str:
-    """An error's message on one line that any terminal can show, without the parsing library's own prefix."""
-    line = re.sub(r"\s+", " ", str(error)).replace("Parser key ", "").strip()
+    """An error's message on one line that any terminal can show."""
+    line = re.sub(r"\s+", " ", str(error)).strip()
     # It may quote an input: control characters move the cursor, and half a surrogate pair cannot be printed.
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

@@ -15,9 +15,8 @@ from lora_study.base.errors import ConfigError, check
 from lora_study.base.files import user_path
 from lora_study.lora.peft_format.loading import Change, load_adapter, read_adapter
 from lora_study.lora.peft_format.saving import save_adapter
-from lora_study.lora.peft_format.tensors import WEIGHTS
 
-__all__ = ["WEIGHTS", "Adapters", "load_adapter", "save_adapter"]
+__all__ = ["Adapters", "load_adapter", "save_adapter"]
 
 
 class Adapters:

@@ -25,10 +25,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from lora_study.base.errors import ConfigError, one_line
 from lora_study.base.interrupts import end, in_child, shielded
 from lora_study.config import TrainConfig
-from lora_study.training.places import Place, find_place
-
-__all__ = ["DeviceError", "Place", "environment", "find_place", "spread_like", "start", "whole"]
-
 
 PATIENCE = timedelta(minutes=10)  # how long a process waits for another, to start with or at any step
 

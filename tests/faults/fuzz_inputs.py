@@ -34,8 +34,9 @@ from lora_study.config_files import experiment_from, load_study, load_sweep
 from lora_study.data.sources import load_reviews
 from lora_study.data.stream import open_reviews
 from lora_study.lora import inject_lora
-from lora_study.lora.adapters import WEIGHTS, load_adapter, save_adapter
+from lora_study.lora.adapters import load_adapter, save_adapter
 from lora_study.lora.peft_format.config import ADAPTER_CONFIG
+from lora_study.lora.peft_format.tensors import WEIGHTS
 from lora_study.lora.weights import read_weights
 from lora_study.model.encoder import read_shape
 from lora_study.records.record import ADAPTER

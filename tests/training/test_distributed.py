@@ -28,6 +28,7 @@ from lora_study.model.classifier import ReviewClassifier
 from lora_study.records.record import read_record, write_record
 from lora_study.training import devices
 from lora_study.training.experiment import run_experiment
+from lora_study.training.places import Place, find_place
 from lora_study.training.recording import new_record
 
 # Dropout is off, since each device draws masks of its own. No size divides by 2, so the devices' shares differ, and of
@@ -116,25 +117,25 @@ def test_each_epoch_and_each_device_drops_out_other_units():
 @pytest.mark.parametrize(
     ("environment", "train", "place"),
     [
-        ({}, {}, devices.Place(0, 0)),
+        ({}, {}, Place(0, 0)),
         ({}, {"devices": 2}, None),
-        ({"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}, {"devices": 2, "num_nodes": 2}, devices.Place(3, 1)),
+        ({"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}, {"devices": 2, "num_nodes": 2}, Place(3, 1)),
         (
             {"SLURM_NTASKS": "4", "SLURM_PROCID": "2", "SLURM_LOCALID": "0"},
             {"devices": 2, "num_nodes": 2},
-            devices.Place(2, 0),
+            Place(2, 0),
         ),
-        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "2", "SLURM_LOCALID": "2"}, {}, devices.Place(0, 0)),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "2", "SLURM_LOCALID": "2"}, {}, Place(0, 0)),
         ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, {"devices": 2}, None),
-        ({"RANK": "0"}, {}, devices.Place(0, 0)),
-        ({"RANK": "0", "WORLD_SIZE": "1"}, {}, devices.Place(0, 0)),
-        ({"RANK": ""}, {}, devices.Place(0, 0)),
+        ({"RANK": "0"}, {}, Place(0, 0)),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, {}, Place(0, 0)),
+        ({"RANK": ""}, {}, Place(0, 0)),
         ({"RANK": "", "LOCAL_RANK": "", "WORLD_SIZE": ""}, {"devices": 2}, None),
-        ({"SLURM_NTASKS": "2"}, {}, devices.Place(0, 0)),
+        ({"SLURM_NTASKS": "2"}, {}, Place(0, 0)),
         (
             {"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_ID": "0"},
             {"devices": 2},
-            devices.Place(0, 0),
+            Place(0, 0),
         ),
         (
             {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "SLURM_STEP_ID": "4294967290"},
@@ -151,7 +152,7 @@ def test_each_epoch_and_each_device_drops_out_other_units():
 def test_a_process_knows_its_place(environment, train, place, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert devices.find_place(TrainConfig(**train)) == place
+    assert find_place(TrainConfig(**train)) == place
 
 
 @pytest.mark.parametrize(
@@ -183,7 +184,7 @@ def test_other_processes_than_the_config_asks_for_are_refused(environment, train
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=words):
-        devices.find_place(TrainConfig(**train))
+        find_place(TrainConfig(**train))
 
 
 @pytest.mark.parametrize(
