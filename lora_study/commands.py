@@ -77,8 +77,6 @@ def run(
     folder, speaks = run_dir(results_dir, config.name, config.seed), place is None or place.rank == 0
     if resume and speaks and not checkpoint_of(folder).exists() and not (folder / "record.json").exists():
         print(f"{folder} has no checkpoint to go on from; the run starts at its beginning", file=sys.stderr)
-    if not resume and speaks and checkpoint_of(folder).exists():
-        print(f"{folder} was interrupted; this run starts at its beginning, and --resume would go on", file=sys.stderr)
     record = run_experiment(config, results_dir, command=command, overwrite=overwrite, resume=resume)
     if speaks:  # one of several processes, for all
         print(f"{outcome(record)}\n{folder}")

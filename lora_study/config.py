@@ -459,6 +459,12 @@ def is_on_hub(backbone: str) -> bool:
     return backbone != EMBEDDED and not Path(backbone).is_absolute()
 
 
+def last_part(path: str) -> str:
+    """What of a path is said to others: its last part, and of a folder called hub ./hub, which is not the hub."""
+    name = path.rstrip("/").rpartition("/")[2]
+    return f"./{name}" if name in NAMED_SOURCES else name
+
+
 def check_source(source: str, field: str = "data.source") -> None:
     """Refuse a source that is neither one with a name nor a path where something is, naming the field."""
     if source not in NAMED_SOURCES and not exists(user_path(source)):

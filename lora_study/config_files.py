@@ -24,7 +24,6 @@ Config = TypeVar("Config", StudyConfig, SweepConfig)
 WHOLE = ("labels",)
 # Fields of a study or a sweep that name files, or have an extends that does.
 NAME_FILES = ("experiment", "experiments", "overrides")
-OWN_SEEDS = "every experiment is run with the seeds under seeds; list it there"
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -139,7 +138,6 @@ def load_study(file: str | Path) -> tuple[StudyConfig, list[ExperimentConfig]]:
     path = user_path(file)
     study = read_config(path, StudyConfig, "study")
     overrides = lay_over_extended(study.overrides, path)
-    check("seed" not in study.overrides, f"study file {path}: overrides.seed", study.overrides.get("seed"), OWN_SEEDS)
     experiments = [_listed(entry, path, overrides) for entry in study.experiments]
     names = [experiment.name for experiment in experiments]
     check(len(set(names)) == len(names), f"study file {path}: experiments", names, "give each its own name")
@@ -151,7 +149,6 @@ def _listed(entry: str | dict[str, Any], path: Path, overrides: Mapping[str, Any
     if isinstance(entry, str):
         return _overridden(beside(path, entry), overrides, f"study file {path}: overrides")
     origin = f"study file {path}: experiment {entry.get('name', '')}".rstrip()
-    check("seed" not in entry, f"{origin}: seed", entry.get("seed"), OWN_SEEDS)
     return experiment_from(overlay(lay_over_extended(entry, path), overrides), origin)
 
 
@@ -180,7 +177,6 @@ def load_sweep(file: str | Path) -> tuple[SweepConfig, ExperimentConfig]:
     different = {name: _different(name, values, f"{origin}: ") for name, values in sweep.parameters.items()}
     sweep = dataclasses.replace(sweep, parameters=different)
     overrides = overlay(lay_over_extended(sweep.overrides, path), {"score_test": False})
-    check("seed" not in sweep.overrides, f"sweep file {path}: overrides.seed", sweep.overrides.get("seed"), OWN_SEEDS)
     return sweep, _overridden(beside(path, sweep.experiment), overrides, f"sweep file {path}: overrides")
 
 

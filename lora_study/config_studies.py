@@ -8,6 +8,7 @@ from lora_study.base.settings import Settings
 from lora_study.config import check_name
 
 STUDY_FILE = "study.yaml"  # in the results, for the report: the study's `WORDS`, and its experiments' names and seeds
+OWN = ("name", "seed", "score_test")  # what a sweep sets in each of its runs
 WORDS = ("title", "question", "limits")  # what a study or a sweep says of itself, and may say otherwise later
 
 
@@ -40,6 +41,9 @@ class StudyConfig(Settings):
         super().__post_init__()
         check_name("name", self.name)
         check(len(self.experiments) > 0, "experiments", self.experiments, "list at least one experiment")
+        for entry in (self.overrides, *(entry for entry in self.experiments if isinstance(entry, dict))):
+            place = "overrides" if entry is self.overrides else f"experiment {entry.get('name', '')}".rstrip()
+            check("seed" not in entry, f"{place}: seed", entry.get("seed"), "list it under seeds, the study's own")
         check(len(self.seeds) > 0, "seeds", self.seeds, "list at least one seed")
         check(len(set(self.seeds)) == len(self.seeds), "seeds", self.seeds, "list each seed once")
 
@@ -110,6 +114,8 @@ class SweepConfig(Settings):
         check(len(self.parameters) > 0, "parameters", self.parameters, "name at least one field, such as lora.r")
         check(len(self.seeds) > 0, "seeds", self.seeds, "list at least one seed")
         check(len(set(self.seeds)) == len(self.seeds), "seeds", self.seeds, "list each seed once")
+        for name in OWN:
+            check(name not in self.overrides, f"overrides.{name}", self.overrides.get(name), "the sweep sets it")
         for name, values in self.parameters.items():
             _check_parameter(name, values, self.search.method)
         check(
@@ -123,7 +129,7 @@ class SweepConfig(Settings):
 def _check_parameter(name: str, values: Any, method: str) -> None:
     """Refuse a parameter of a sweep that is neither a list of values nor a range."""
     field_name = f"parameters.{name}"
-    check(name not in ("name", "seed", "score_test"), "parameters", name, "the sweep sets it; vary another field")
+    check(name not in OWN, "parameters", name, "the sweep sets it; vary another field")
     if isinstance(values, list):
         check(len(values) > 0, field_name, values, "list one value or more")
         return

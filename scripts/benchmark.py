@@ -47,6 +47,7 @@ from lora_study.model.encoder import describe
 CONFIGS = Path(__file__).parent.parent / "configs" / "embedded"
 LENGTH = 256  # tokens per review
 FEATURE_REVIEWS = 600  # in row "last two layers"
+MOST_STEPS = 2000  # the stand-in has 25,000 reviews, of which each step takes 12
 EVALUATED = 240  # reviews per measurement of an evaluation
 
 
@@ -207,8 +208,8 @@ def main() -> int:
         parser.error("--device cuda: there is no GPU here; use cpu")
     if options.device == "cuda" and options.profile:
         parser.error("--profile: it tells operations of a CPU apart; leave it out with --device cuda")
-    if min(options.repeats, options.steps) < 1:
-        parser.error("--repeats, --steps: use 1 or more")
+    if not (options.repeats >= 1 and 1 <= options.steps <= MOST_STEPS):
+        parser.error(f"--repeats, --steps: use 1 or more, and no more than {MOST_STEPS:,} steps")
     chosen = [row for row in ROWS if not options.rows or row.name in options.rows]
     try:
         example = task(chosen[0], options).config

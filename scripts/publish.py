@@ -15,7 +15,7 @@ from typing import Any
 
 from lora_study.base.errors import ConfigError, one_line
 from lora_study.base.files import user_path, write_text
-from lora_study.config import NAMED_SOURCES
+from lora_study.config import last_part
 from lora_study.config_studies import STUDY_FILE
 from lora_study.evidence.trials import BEST, SWEEP_FILE
 from lora_study.records.record import ADAPTER, Record, read_records, run_dir, write_record
@@ -30,7 +30,7 @@ IN_README = (("article-protocol-embedded-encoder",), ("full-embedded-encoder", "
 BENCHMARKS = "benchmarks"  # the folder beside the studies that holds no study
 RUN_FILES = ("predictions.parquet", "curves.csv", ADAPTER)
 SMALL = ("lora", "last_two_layers")  # modes whose weights are small; others' would swell every clone
-ABSOLUTE_PATH = re.compile(r"(?<![^\s='\"(\[:,])/(?:[^\s'\"/]+/)*(?=[^\s'\"/]+)")
+ABSOLUTE_PATH = re.compile(r"(?<![^\s='\"(\[:,])/(?:[^\s'\"/]+/)*[^\s'\"/]+")
 
 
 def publish(results_dir: Path, published: Path) -> Path:
@@ -81,10 +81,8 @@ def without_folders(record: Record) -> Record:
             return [shortened(value, name) for value in content]
         if not isinstance(content, str):
             return content
-        if not content.startswith("/") or name in ("command", "error"):  # which quote a path or several
-            return ABSOLUTE_PATH.sub("", content)
-        last = Path(content).name
-        return f"./{last}" if last in NAMED_SOURCES else last
+        whole = content.startswith("/") and name not in ("command", "error")  # which quote a path or several
+        return last_part(content) if whole else ABSOLUTE_PATH.sub(lambda path: last_part(path[0]), content)
 
     parts = ("config", "deviations", "data", "provenance", "error")
     return dataclasses.replace(record, **{part: shortened(getattr(record, part), part) for part in parts})

@@ -417,7 +417,7 @@ def test_undecodable_and_missing_files_are_named(tmp_path):
         ({"name": "s", "title": "t", "experiments": ["none.yaml"]}, ["none.yaml"]),
         ({"name": "s", "title": "t", "experiments": ["x" * 5000]}, ["xxx"]),
         ({"name": "s", "title": "t", "experiments": ["e.yaml"], "overrides": {"lora": {"q": 1}}}, ["lora.q"]),
-        ({"name": "s", "title": "t", "experiments": ["e.yaml"], "overrides": {"seed": 5}}, ["overrides.seed", "5"]),
+        ({"name": "s", "title": "t", "experiments": ["e.yaml"], "overrides": {"seed": 5}}, ["overrides: seed: 5"]),
         ({"name": "s", "title": "t", "experiments": [{"name": "a", "seed": 5}]}, ["experiment a: seed", "under seeds"]),
         ({"name": "s", "experiments": ["e.yaml"]}, ["title"]),
         ({"name": "s", "title": "t", "experiments": ["e.yaml"], "sedes": [1]}, ["sedes", "seeds"]),

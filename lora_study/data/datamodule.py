@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lora_study.base.errors import check
 from lora_study.base.files import user_path
-from lora_study.config import NAMED_SOURCES, DataConfig, ExperimentConfig
+from lora_study.config import NAMED_SOURCES, DataConfig, ExperimentConfig, last_part
 from lora_study.data.batching import Batches, BucketSampler, collate, evaluation_batches
 from lora_study.data.cache import fingerprint
 from lora_study.data.duplicates import deduplicate, overlap_report
@@ -128,11 +128,8 @@ class ReviewDataModule(L.LightningDataModule):
             and labels) per part; fingerprint over all parts; overlap (see `overlap_report`).
         """
         source = self.config.source
-        if source not in NAMED_SOURCES:
-            name = user_path(source).resolve().name
-            source = f"./{name}" if name in NAMED_SOURCES else name
         return {
-            "source": source,
+            "source": source if source in NAMED_SOURCES else last_part(str(user_path(source).resolve())),
             "revision": self.config.revision,
             "split": self.config.split,
             "split_seed": self.config.split_seed,

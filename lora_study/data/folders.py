@@ -5,7 +5,7 @@ Only Arrow and Parquet files and the descriptions beside them are read: nothing 
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from lora_study.data.tables import KINDS, NOT_PARQUET, Table, arrow_rows, class_
 
 UNLABELLED = ("unsupervised", "unsup")  # splits that are skipped
 NAMES = (*SPLITS, *UNLABELLED)
-PIECE = re.compile(r"(.+)-\d+-of-(\d+)\.")  # of a table that is several files, as in train-00000-of-00003.parquet
+PIECE = re.compile(r"(.+)-\d+-of-(\d+)[-.]")  # of a table that is several files, as in train-00000-of-00003.parquet
 
 
 def is_data_set(path: Path) -> bool:
@@ -47,10 +47,11 @@ def folder_tables(path: Path, skipped: Collection[str] = UNLABELLED) -> Iterator
     elif (path / "state.json").is_file():
         yield from _saved(path, None)
     else:
-        for split, file in _parquet_files(path):
-            if split not in skipped:
-                with open_table(file, str(file)) as table:
-                    yield Table(table.name, table.columns, table.rows, table.classes, split)
+        files = [(split, file) for split, file in _parquet_files(path) if split not in skipped]
+        _check_pieces(file for _, file in files)
+        for split, file in files:
+            with open_table(file, str(file)) as table:
+                yield Table(table.name, table.columns, table.rows, table.classes, split)
 
 
 def _saved(folder: Path, split: str | None) -> Iterator[Table]:
@@ -83,19 +84,20 @@ def _parquet_files(path: Path) -> list[tuple[str | None, Path]]:
 
     Raises:
         ConfigError: one split is in several folders, as in a data set with several configurations, in another kind of
-            file, or in several files of which one is missing.
+            file, or twice.
     """
     tables = [file for file in (*path.glob("*"), *path.glob("*/*")) if kind_of(file)[0] in KINDS and file.is_file()]
     found = [(_split_of(file), file) for file in tables if kind_of(file)[0] == ".parquet"]
     for file in tables if found else ():
-        if kind_of(file)[0] != ".parquet" and _stem(file) in NAMES:
+        split = _split_of(file)
+        if split and split not in {name for name, _ in found}:
             raise ConfigError(
-                f"{path} holds {file.name} beside Parquet files; save all of it as Parquet, or name one file"
+                f"{path} holds {file.name} beside Parquet files; save all of it as Parquet, or name a file"
             )
-    pieces = Counter((file.parent, piece[1], int(piece[2])) for _, file in found if (piece := PIECE.match(file.name)))
-    for (folder, name, whole), there in pieces.items():
-        if there < whole:
-            raise ConfigError(f"{folder} holds {there} of the {whole} files of {name}; fetch the others")
+    twice = Counter(file.with_name(file.name.lower().removesuffix(".gz")) for _, file in found)
+    for file, times in twice.items():
+        if times > 1:
+            raise ConfigError(f"{file.parent} holds {file.name} twice, with .gz and without; remove one")
     for split in {split for split, _ in found}:
         folders = sorted({str(file.parent.relative_to(path)) for name, file in found if name == split})
         if len(folders) > 1:
@@ -103,14 +105,18 @@ def _parquet_files(path: Path) -> list[tuple[str | None, Path]]:
     return sorted(found, key=lambda entry: (_order(entry[0]), str(entry[1])))
 
 
+def _check_pieces(files: Iterable[Path]) -> None:
+    """Refuse files of which one that their names tell of is missing."""
+    pieces = Counter((file.parent, piece[1], int(piece[2])) for file in files if (piece := PIECE.match(file.name)))
+    for (folder, name, whole), there in pieces.items():
+        if there < whole:
+            raise ConfigError(f"{folder} holds {there} of the {whole} files of {name}; fetch the others")
+
+
 def _split_of(file: Path) -> str | None:
     """The split that a file's name begins with, as in train-00000-of-00001.parquet, or that names its folder."""
-    return next((name for name in (_stem(file), file.parent.name.lower()) if name in NAMES), None)
-
-
-def _stem(file: Path) -> str:
-    """What a file's name begins with: its letters up to the first that is none, in lower case."""
-    return re.split("[^a-z]", file.name.lower())[0]
+    stem = re.split("[^a-z]", file.name.lower())[0]
+    return next((name for name in (stem, file.parent.name.lower()) if name in NAMES), None)
 
 
 def _order(split: str | None) -> tuple[int, str]:

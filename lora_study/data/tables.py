@@ -128,9 +128,9 @@ def _delimited(lines: Lines, delimiter: str) -> Table:
         places = [names.index(column) for column in columns]
         for line, row in _fields(reader, lines, record, len(names)):
             values = tuple(row[place].replace(STRAY, "\r") for place in places)
-            if delimiter == "\t" and any("\t" in value and "\n" in value for value in values):
-                words = "has a tab and the end of a line between quotes; if they are part of the text, save it as .csv"
-                raise ConfigError(f"{lines.name} is malformed: line {line} {words}")
+            if delimiter == "\t" and any("\t" in value and "\n" in value for value in row):
+                words = 'has a tab and the end of a line between quotes; write a quote that opens nothing as """"'
+                raise ConfigError(f"{lines.name} is malformed: line {line} {words}, or save the table as .csv")
             quoted_late = any(re.match(' +"', value) for value in values) and re.search(
                 f'(?m:^|{delimiter}) +"', "".join(record)
             )

@@ -3,7 +3,8 @@
 The trials of a sweep are left out: its own page has them.
 """
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from lora_study.evidence.summary import comparable, mean
 from lora_study.evidence.trials import is_trial
 from lora_study.records.record import ADAPTER, Record, read_records, run_dir
 
-DEPTH = 7  # folders below the results in which a run is looked for; results/published/STUDY/EXPERIMENT has four
 OVERVIEW = {
     "study": "string",
     "experiment": "string",
@@ -57,11 +57,7 @@ def find_runs(results_dir: Path) -> tuple[list[Run], list[str]]:
     Raises:
         ConfigError: the folder is that of one experiment.
     """
-    # Not **, which passes by a study that is linked into the folder.
-    found = (path for depth in range(DEPTH) for path in results_dir.glob(f"{depth * '*/'}seed-*/record.json"))
-    places = [path.relative_to(results_dir) for path in found]
-    # What is being written, or was when its process was killed, lies in folders that begin with a dot.
-    places = [place for place in places if not any(part.startswith(".") for part in place.parts)]
+    places = [path.relative_to(results_dir) for path in _records_below(results_dir)]
     if any(len(place.parts) < 3 for place in places):
         raise ConfigError(f"{results_dir} is one experiment's folder; name the folder that it lies in, or one above")
     studies = {place.parents[2] for place in places}
@@ -74,6 +70,19 @@ def find_runs(results_dir: Path) -> tuple[list[Run], list[str]]:
         others = (record for record in records if not is_trial(record))
         runs += [Run(name, run_dir(folder, record.name, record.seed), record) for record in others]
     return runs, problems
+
+
+def _records_below(results_dir: Path) -> Iterator[Path]:
+    """The records of runs below a folder; what is linked into it is below it, too, but nothing is there twice."""
+    seen = set()
+    for folder, below, files in os.walk(results_dir, followlinks=True):
+        path, real = Path(folder), os.path.realpath(folder)
+        # What is being written, or was when its process was killed, lies in folders that begin with a dot.
+        there = [] if real in seen else [name for name in below if not name.startswith(".")]
+        below[:] = sorted(there, key=lambda name: ((path / name).is_symlink(), name))
+        if real not in seen and path.name.startswith("seed-") and path != results_dir and "record.json" in files:
+            yield path / "record.json"
+        seen.add(real)
 
 
 def overview(runs: Iterable[Run]) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from lora_study.base.files import write_text
 from lora_study.base.text_tables import escape, plain
-from lora_study.config import flatten
+from lora_study.config import flatten, last_part
 from lora_study.evidence.claims.evidence import Runs
 from lora_study.evidence.reported import load_reported
 from lora_study.evidence.statistics import wilson
@@ -40,8 +40,8 @@ IMDB_SOURCES = {
 }
 STAND_IN = "sentence-transformers/all-MiniLM-L6-v2"
 LICENCES = {"distilbert/distilbert-base-uncased": "apache-2.0", STAND_IN: "apache-2.0"}
-# The folders of an absolute path: it starts with a slash or ~ that is not inside another path or address.
-ABSOLUTE = re.compile(r"""(?<![\w.:/~])[~/][^"',]*/(?=[^/"',])""")
+# An absolute path: it starts with a slash or ~ that is not inside another path or address.
+ABSOLUTE = re.compile(r"""(?<![\w.:/~])[~/][^"',]*/[^/"',]+""")
 
 SETTINGS = (
     *("train.epochs", "train.optimizer", "train.learning_rate", "train.schedule", "train.warmup", "train.weight_decay"),
@@ -113,7 +113,7 @@ def model_card(record: Record, kind: Kind) -> ModelCard:
         facts=_facts(record),
         command=command and without_folders(command),
         departures=[
-            [escape(ABSOLUTE.sub("", plain(row.get(name)) or "null")) for name in ("field", "article", "here")]
+            [escape(_without_folders(plain(row.get(name)) or "null")) for name in ("field", "article", "here")]
             for row in record.deviations
         ],
         leaked=measured(record, "data.overlap.across.test_in_train"),
@@ -250,4 +250,9 @@ def without_folders(command: str) -> str:
         words = shlex.split(command)
     except ValueError:  # not quoted as a shell would
         words = command.split()
-    return " ".join(shlex.join(ABSOLUTE.sub("", word) for word in words).split())
+    return " ".join(shlex.join(map(_without_folders, words)).split())
+
+
+def _without_folders(text: str) -> str:
+    """A text with every absolute path in it cut to its last part."""
+    return ABSOLUTE.sub(lambda path: last_part(path[0]), text)

@@ -57,7 +57,7 @@ def run_study(
 
 
 def _check_holds_no_other(results_dir: Path, names: Sequence[str]) -> None:
-    """Refuse a folder whose study or sweep shares no experiment with this study: its file would be lost."""
+    """Refuse a folder of a sweep, and one whose study shares no experiment with this one: its file would be lost."""
     if (results_dir / SWEEP_FILE).exists():
         raise ConfigError(f"{results_dir} holds a sweep; choose another --results-dir")
     try:

@@ -47,8 +47,8 @@ def run_sweep(
         One record per run, those of 'best' last; none of 'best' if no settings completed all their runs.
 
     Raises:
-        ConfigError: the folder cannot be written, or holds another sweep; settings make no valid experiment; or the
-            chosen settings are not those that were tested here before. Trials run until then are kept.
+        ConfigError: the folder cannot be written, or holds a study or another sweep; settings make no valid experiment;
+            or the chosen settings are not those that were tested here before. Trials run until then are kept.
     """
     results_dir = user_path(results_dir)
     check(max_trials is None or max_trials >= 1, "--max-trials", max_trials, "use 1 or more")

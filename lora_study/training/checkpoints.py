@@ -23,7 +23,6 @@ from torch import Tensor
 
 from lora_study.base.errors import ConfigError, one_line
 from lora_study.base.files import atomic
-from lora_study.config import RETIRED
 from lora_study.training.callbacks import BestEpoch, Curves, TrainingPeak, trainable
 from lora_study.training.devices import spread_like, whole
 
@@ -160,10 +159,10 @@ class Checkpoints(Callback):
                 logger.warning("no checkpoint is kept of epoch %d: %s", epoch, one_line(error))
 
     def _check(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        then, now = {key: value for key, value in state["identity"].items() if key not in RETIRED}, self.identity
-        if changed := [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]:
+        then, now = state["identity"], self.identity  # an older checkpoint may say more, such as where the reviews lay
+        if changed := [key for key in sorted(now) if then.get(key) != now[key]]:
             raise CheckpointError(
-                f"it is of a run with another {changed[0]} ({then.get(changed[0])!r}, now {now.get(changed[0])!r})"
+                f"it is of a run with another {changed[0]} ({then.get(changed[0])!r}, now {now[changed[0]]!r})"
             )
         for name, tensor in tensors.items():
             if not tensor.isfinite().all():

@@ -68,6 +68,11 @@ def run_experiment(
             return done
         clock, run = time.perf_counter(), begin(config, command)
         checkpoint = checkpoint_of(folder)
+        if writes and not resume and checkpoint.exists():
+            words = (
+                "has a checkpoint of an earlier try, from which --resume would go on; the run starts at its beginning"
+            )
+            print(f"{folder} {words}", file=sys.stderr)
         _go_through_stages(run, place, results_dir, checkpoint, clock, resume)
         record = record_of(run, time.perf_counter() - clock)
         if writes:

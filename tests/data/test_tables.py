@@ -291,11 +291,24 @@ def test_a_folder_of_which_a_part_would_be_left_out_is_refused(data_set, tmp_pat
     for name in ("train-00000-of-00003", "train-00002-of-00003", "test-00000-of-00001"):
         data_set.to_parquet(tmp_path / "cut" / f"{name}.parquet")
     assert "cut holds 2 of the 3 files of train; fetch the others" in refusal(tmp_path / "cut")
-    data_set.to_parquet(tmp_path / "kinds" / "train.parquet")
-    (tmp_path / "kinds" / "notes.csv").write_text("anything")
+    data_set.to_parquet(tmp_path / "kinds" / "train" / "0.parquet")
+    for name in ("notes.csv", "train_copy.csv"):
+        (tmp_path / "kinds" / name).write_text("anything")
     assert len(load(tmp_path / "kinds")) == 3
-    (tmp_path / "kinds" / "Test.csv").write_text("text,label\nfine,1\n")
-    assert "kinds holds Test.csv beside Parquet files" in refusal(tmp_path / "kinds")
+    (tmp_path / "kinds" / "test").mkdir()
+    (tmp_path / "kinds" / "test" / "0.csv").write_text("text,label\nfine,1\n")
+    assert "kinds holds 0.csv beside Parquet files" in refusal(tmp_path / "kinds")
+    data_set.to_parquet(tmp_path / "twice" / "train.parquet")
+    (tmp_path / "twice" / "train.parquet.gz").write_bytes(b"anything")
+    assert "twice holds train.parquet twice, with .gz and without" in refusal(tmp_path / "twice")
+
+
+def test_a_piece_that_is_missing_of_a_split_that_is_skipped_does_not_matter(data_set, tmp_path):
+    for name in ("train-00000-of-00001-1a2b", "unsupervised-00000-of-00002-3c4d"):
+        data_set.to_parquet(tmp_path / f"{name}.parquet")
+    assert len(load(tmp_path)) == 3
+    with pytest.raises(ConfigError, match="holds 1 of the 2 files of unsupervised"):
+        to_predict(tmp_path)
 
 
 def test_a_folder_s_files_may_have_endings_in_capitals_and_be_gzipped(data_set, tmp_path):
@@ -340,6 +353,10 @@ def test_one_column_cannot_be_text_and_label(tmp_path):
 def test_a_stray_quote_in_a_tsv_does_not_swallow_rows(tmp_path):
     path = written(tmp_path, "r.tsv", 'text\tlabel\nfine\t1\n"I loved it\t1\nbad\t0\nand hated it"\t0\nok\t1\n')
     assert "line 3 has a tab and the end of a line between quotes" in refusal(path)
+    rows = 'title\ttext\tlabel\n"Great film\tbody one\t1\nNice one"\tbody two\t0\n'
+    assert "line 2 has a tab and the end of a line between quotes" in refusal(written(tmp_path, "t.tsv", rows))
+    quoted = 'text\tlabel\n"""I loved it"\t1\nand hated it\t0\n'
+    assert [text for _, text in to_predict(written(tmp_path, "q.tsv", quoted))] == ['"I loved it', "and hated it"]
 
 
 @pytest.mark.parametrize(("ids", "words"), [([1.5, float("nan")], "has no id"), ([b"a", b"b"], "is not a text")])

@@ -50,6 +50,10 @@ def test_a_study_that_is_linked_into_the_folder_is_one_of_its_studies(results, t
     (results / "big").symlink_to(elsewhere / "big", target_is_directory=True)
     assert "big" in {run.study for run in find_runs(results)[0]}
     assert newest_run("lora_best", results).record.seed == 3
+    (results / "a_loop").symlink_to(results, target_is_directory=True)
+    folders = [run.folder.resolve() for run in find_runs(results)[0]]
+    assert len(folders) == len(set(folders))
+    assert not any("a_loop" in run.study for run in find_runs(results)[0])
 
 
 def test_an_experiment_s_folder_is_refused_with_a_line(results):

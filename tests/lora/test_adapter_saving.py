@@ -1,6 +1,7 @@
 """peft_format/saving.py: whatever was trained is in the folder, whatever wraps the model, or nothing is written."""
 
 import json
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -231,6 +232,20 @@ def test_what_no_one_could_load_is_not_written(tmp_path, damage):
     }
     with pytest.raises(ConfigError, match=word[damage]):
         save_adapter(model, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_full_disk_is_an_oserror_and_costs_nothing_that_was_there(tmp_path):
+    model = adapted("distilbert")
+    save_adapter(model, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_adapter(train(model), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

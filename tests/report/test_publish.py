@@ -185,10 +185,20 @@ def test_no_folder_of_the_machine_is_published(root, monkeypatch):
 
 
 def test_a_folder_called_hub_is_not_published_as_the_hub(root, monkeypatch):
-    write_run(root / "results" / "embedded", record(config={"data": {"source": "/home/me/hub"}}))
+    command = {"command": "lora-study run --data.source /home/me/hub --model.backbone=/home/me/embedded"}
+    write_run(root / "results" / "embedded", record(config={"data": {"source": "/home/me/hub/"}}, provenance=command))
     assert publish(monkeypatch, "results/embedded") == 0
     kept = read_record(root / "results" / "published" / "embedded" / "lora_default" / "seed-1" / "record.json")
     assert kept.config["data"]["source"] == "./hub"
+    assert kept.provenance["command"] == "lora-study run --data.source ./hub --model.backbone=./embedded"
+
+
+def test_a_folder_that_cannot_be_written_is_said_in_a_line(root, monkeypatch, capsys):
+    write_run(root / "results" / "embedded", record())
+    (root / "results" / "published").write_text("a file")
+    assert publish(monkeypatch, "results/embedded") == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("publish: error: ") and printed.count("\n") == 1
 
 
 def test_weights_that_are_as_large_as_the_model_stay_at_home(root, monkeypatch):

@@ -166,6 +166,7 @@ def test_no_folder_of_the_machine_is_told():
     [
         ("run --config ../a.yaml ./b/c.yaml", "run --config ../a.yaml ./b/c.yaml"),
         ("run --data.source /srv/data/aclImdb/", "run --data.source aclImdb/"),
+        ("run --data.source /srv/hub", "run --data.source ./hub"),
         ('run --x \'{"source": "/srv/d.csv"}\'', 'run --x \'{"source": "d.csv"}\''),
         ("HF_ENDPOINT=https://hub.example/a/b run", "HF_ENDPOINT=https://hub.example/a/b run"),
         ("run 'unfinished /srv/d.csv", "run ''\"'\"'unfinished' d.csv"),

@@ -143,9 +143,12 @@ def test_a_checkpoint_holds_nothing_of_the_frozen_weights(tiny, tmp_path, monkey
     assert path.stat().st_size < 5 * adapter + 30_000, "weights, best weights, two moments, and some JSON"
 
 
-def test_without_resume_a_run_starts_over(tiny, tmp_path, monkeypatch):
+def test_without_resume_a_run_starts_over_and_says_so(tiny, tmp_path, monkeypatch, capsys):
     run_until(monkeypatch, "training_step", STEPS + 1, tiny("lora", **SHORT), tmp_path)
+    words = "has a checkpoint of an earlier try, from which --resume would go on"
+    assert words not in capsys.readouterr().err
     assert run_experiment(tiny("lora", **SHORT), tmp_path).provenance["resumed_after_epochs"] == []
+    assert words in capsys.readouterr().err
 
 
 def test_a_failed_run_keeps_its_checkpoint(tiny, tmp_path, monkeypatch):
@@ -284,6 +287,8 @@ def test_a_run_goes_on_where_its_reviews_and_encoder_were_moved(
         return tiny("lora", data=data, model={"backbone": str(folder / "distilbert")})
 
     run_until(monkeypatch, "training_step", STEPS + 1, lying_in(tmp_path / "here"), tmp_path / "results")
+    path = checkpoint_of(tmp_path / "results", "lora")
+    of_another_run("data.source", "where it lay")(path)  # as in a checkpoint of an earlier version
     record = run_experiment(lying_in(tmp_path / "there"), tmp_path / "results", resume=True)
     assert record.provenance["resumed_after_epochs"] == [1]
 
