@@ -90,7 +90,9 @@ def summary_table(
             "experiment": name,
             **counts[name],
             **_measurements(runs[name]),
-            "published_test_accuracy": mean(earlier.get(name, ()), "metrics.test.accuracy", 100),
+            "published_test_accuracy": mean(
+                _of_the_seeds(earlier.get(name, ()), runs[name]), "metrics.test.accuracy", 100
+            ),
             "trainable_ratio": _ratio(counts[name]["trainable"], counts.get("lora_default", {}).get("trainable")),
         }
         if name in reported:
@@ -115,6 +117,12 @@ def parameters_table(records: Iterable[Record], reported: Mapping[str, ReportedR
         for name in in_order(runs, reported)
     ]
     return pd.DataFrame(rows, columns=list(PARAMETERS)).astype(PARAMETERS)
+
+
+def _of_the_seeds(published: Sequence[Record], runs: Sequence[Record]) -> Sequence[Record]:
+    """The published runs of the seeds that are completed here, too; all of them if there is none."""
+    seeds = {record.seed for record in runs if record.status == "completed"}
+    return [record for record in published if record.seed in seeds] or published
 
 
 def _measurements(runs: Sequence[Record]) -> dict[str, Any]:

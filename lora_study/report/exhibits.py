@@ -11,7 +11,7 @@ import pandas as pd
 from lora_study.base.text_tables import count, escape, markdown_table
 from lora_study.config import flatten
 from lora_study.evidence.claims import ClaimResult
-from lora_study.evidence.claims.evidence import different_work
+from lora_study.evidence.claims.evidence import different_work, uneven_shares
 from lora_study.evidence.claims.rules import WORDS
 from lora_study.evidence.draws import draws_table
 from lora_study.evidence.statistics import mean_t
@@ -96,7 +96,7 @@ def accuracies(study: Study, summary: pd.DataFrame) -> pd.DataFrame:
             "seeds": row.seeds,
             "here (%)": row.test_accuracy,
             "95% interval": None if pd.isna(row.test_low) else f"{row.test_low:.2f}\u00a0to\u00a0{row.test_high:.2f}",
-            "published run (%)": row.published_test_accuracy,
+            "published (%)": row.published_test_accuracy,
             "article (%)": row.reported_test_accuracy,
         }
         if base:
@@ -106,7 +106,7 @@ def accuracies(study: Study, summary: pd.DataFrame) -> pd.DataFrame:
             line[f"article less {base} (points)"] = reported
         rows.append(line)
     frame = pd.DataFrame(rows)
-    return frame if study.published else frame.drop(columns="published run (%)", errors="ignore")
+    return frame if study.published else frame.drop(columns="published (%)", errors="ignore")
 
 
 def _gap(study: Study, runs: Mapping[str, list[Record]], base: str, name: str) -> str | None:
@@ -211,13 +211,17 @@ def _over_seeds(runs: Mapping[int, Record], path: str, factor: float, unit: str)
 def _over(runs: Mapping[int, Record], base: Mapping[int, Record], path: str) -> str | None:
     """Geometric mean of the ratios over the seeds in which both did the same work on one machine, with its interval."""
     both = [(runs[seed], base[seed]) for seed in runs.keys() & base.keys()]
-    alike = [[measured(run, path) for run in pair] for pair in both if not different_work(pair)]
+    both = [pair for pair in both if not different_work(pair)]
+    both = [pair for pair in both if not (path == "timing.train_seconds" and uneven_shares(pair))]
+    alike = [[measured(run, path) for run in pair] for pair in both]
     logs = [math.log(one / other) for one, other in alike if one and other]
     if not logs:
         return None
     ends = mean_t(logs).interval() if len(logs) > 1 else ()
     between = " ({:.2f} to {:.2f})".format(*(math.exp(min(end, 99)) for end in ends)) if ends else ""
-    return f"{math.exp(math.fsum(logs) / len(logs)):.2f}{between}".replace(" ", "\u00a0")
+    fewer = len(logs) < max(len(runs), len(base))  # then it is no ratio of the means beside it
+    ratio = f"{math.exp(math.fsum(logs) / len(logs)):.2f}{between}".replace(" ", "\u00a0")
+    return ratio + f", {count(len(logs), 'shared seed')}" * fewer
 
 
 def _runs(study: Study) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from lora_study.report.benchmarks import Benchmark, ratio_text
 from lora_study.report.material import Study
 
 MOST_PANELS = 16  # loss curves of more experiments are in their curves.csv
+LAST = 20  # logged losses of which the median is said to be where a run ends: one alone may be of a single batch
 MOST_LINES = 10  # which can be told apart in one panel
 
 
@@ -71,7 +72,7 @@ def _losses(study: Study) -> dict[str, Picture]:
         return {}
     encoder = encoder_label(study.records)
     ends = "; ".join(
-        f"{name} seed {seed:g} from {run.iloc[0]:.2f} to {run.iloc[-1]:.2f}"
+        f"{name} seed {seed:g} from {run.iloc[0]:.2f} to {run.tail(LAST).median():.2f}"
         for name, rows in drawn.items()
         for seed, run in rows.dropna(subset=["train_loss"]).groupby("seed")["train_loss"]
     )

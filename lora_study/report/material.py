@@ -117,6 +117,11 @@ def read_study(
     known = "test" if all("test" in reviews for reviews, _ in tested) else "all"  # of an older record no more is known
     if len({(str(reviews.get(known)), number) for reviews, number in tested}) > 1:
         problems.append("the experiments were not all tested on the same reviews; see their numbers and Data")
+    computed = {
+        str(found) for record in _completed(records) if (found := record.flat.get("provenance.hardware.precision"))
+    }
+    if len(computed) > 1:
+        problems.append(f"runs were computed in {' and in '.join(sorted(computed))}, which changes some predictions")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         verdicts = evaluate(load_claims(), records, root)

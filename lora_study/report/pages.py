@@ -110,8 +110,11 @@ def _accuracies(study: Study) -> Iterator[str]:
     yield (
         "Means over seeds. The interval covers the error of sampling test reviews (Wilson's) and, from two seeds on, "
         "that of sampling seeds. A gap is over the seeds that both rows have; its interval is paired over reviews and, "
-        "from two seeds on, over seeds. The article has one seed for each row."
+        "from two seeds on, over seeds (with two it is often too narrow), and missing where the two were not tested on "
+        "the same reviews. The article has one seed for each row."
     )
+    if study.published:
+        yield "Published is the mean over the published runs of the seeds here, or over all if none of them is here."
     done = {record.name for record in study.completed}
     if absent := [name for name in study.reported.rows if name not in done]:
         yield f"Rows of the article without a completed run here: {escape(', '.join(absent))}."
@@ -121,9 +124,13 @@ def _evidence(study: Study) -> Iterator[str]:
     if study.verdicts:
         yield (
             f"The rules are in lora_study/evidence/claims/rules.py. {age_of_rules(study.records)} "
-            "Beside each claim stands how often its rule would give each verdict if the article were exactly right, "
-            "with the spread, seeds and reviews of this study. An adjusted p is Holm's, over all claims that are tests."
+            "An adjusted p is Holm's, over all claims that are tests."
         )
+        if any(result.power for result in study.verdicts):
+            yield (
+                "Beside a claim that was judged with three seeds or more stands how often its rule would give each "
+                "verdict if the article were exactly right, with the spread, seeds and reviews of this study."
+            )
 
 
 def _variants(tables: Mapping[str, Table]) -> Iterator[str]:
@@ -131,7 +138,8 @@ def _variants(tables: Mapping[str, Table]) -> Iterator[str]:
         yield (
             "A variant differs from another experiment in one setting, or in very few. The effect is its test accuracy "
             "minus the other's over the seeds both have; the interval is paired over test reviews and, from two seeds "
-            "on, over seeds, and missing where the two were not tested on the same reviews."
+            "on, over seeds (with two it is often too narrow), and missing where the two were not tested on the same "
+            "reviews."
         )
 
 
@@ -145,6 +153,7 @@ def _cost(study: Study) -> Iterator[str]:
     yield (
         f"The article's parameters are those of {escape(study.reported.encoder)}. Time is that of the optimizer steps "
         "and, where the frozen trunk is computed once, of its features, with whatever makes this package fast; the "
-        "claims about time and memory are judged by runs with plain layers. A ratio is given where both rows did the "
-        "same work on one machine. Intervals (95%) are over seeds, those of a ratio paired."
+        "claims about time and memory are judged by runs with plain layers. A ratio is over the seeds in which both "
+        "rows did the same work on one machine and, for time, had like shares of its processor. Intervals (95%) are "
+        "over seeds, those of a ratio paired."
     )

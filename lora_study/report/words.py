@@ -36,11 +36,12 @@ def scope(study: Study) -> str:
 
 def encoder_in_words(study: Study) -> str:
     """Which encoder was run, and what that makes of the numbers."""
-    encoder, reported = escape(encoder_label(study.records).replace("encoder: ", "encoder ")), study.reported
+    runs, reported = study.completed or study.records, study.reported
+    encoder = escape(encoder_label(runs).replace("encoder: ", "encoder "))
     words = f"Run with the **{encoder}**. "
     if len(set(encoders_of(study.completed))) > 1:
         return words + "Runs of different encoders stand beside one another: only those of one can be compared."
-    if any(record.encoder.stand_in for record in study.records):
+    if any(record.encoder.stand_in or record.encoder.name not in (None, reported.encoder) for record in runs):
         return words + (
             f"**{escape(reported.encoder)}, the article's, was not run**: accuracies here and there are of different "
             "models, and only the direction of a gap between two rows is judged."
@@ -53,14 +54,15 @@ def budget(study: Study) -> str:
     budgets, lasted = set(), set[Any]()
     for record in study.completed:
         sizes, settings = record.data.get("sizes") or {}, flatten(record.config)
-        tested = measured(record, "metrics.test.n") or sizes.get("test")
+        tested = measured(record, "metrics.test.n") or (sizes.get("test") if record.metrics.get("test") else 0)
         budgets.add((sizes.get("train"), settings.get("data.max_length"), tested))
         lasted.add(settings.get("train.epochs"))
     (reviews, tokens, tested), *others = budgets or {(None, None, None)}
-    if others or not (reviews and tokens and tested):
+    if others or not (reviews and tokens) or tested is None:
         return ""
     epochs = f" for {count(lasted.pop(), 'epoch')}" if len(lasted) == 1 and all(lasted) else ""
-    return f"Each run trains on {reviews:,} reviews of at most {tokens} tokens{epochs} and is tested on {tested:,}. "
+    said = f"is tested on {tested:,}" if tested else "leaves its test reviews alone"
+    return f"Each run trains on {reviews:,} reviews of at most {tokens} tokens{epochs} and {said}. "
 
 
 def in_plain_words(study: Study) -> Iterator[str]:
@@ -81,12 +83,15 @@ def legend(study: Study) -> str:
     if given & {*WORDS["stand-in"]}:
         words.append("*Same* or *other direction* is the most that another encoder or recipe can show.")
     if INCONCLUSIVE in given:
-        words.append("*Inconclusive*: these runs cannot tell.")
+        words.append(
+            "*Inconclusive*: these runs cannot tell. (An interval is of one comparison alone; a test's verdict allows "
+            "for all of them.)"
+        )
     if NO_VERDICT in given:
         words.append(
             "*No verdict*: fewer than three seeds, or a number that only the article's own recipe could confirm."
         )
-    absent = [result for result in study.verdicts if result.basis is None and result.kind != "accuracy"]
+    absent = [result for result in study.verdicts if result.basis is None]
     if absent:
         words.append(
             f"For {count(len(absent), 'other claim')} there is no evidence here; see *Evidence for each claim*."
@@ -130,9 +135,10 @@ def starts(curves: Mapping[str, pd.DataFrame], guess: float) -> str:
     said = f"Half of the runs reached {below} by step {middle:,.0f}"
     if middle == math.inf:
         said = f"Most runs never reached {below}"
-    said += f"; much later than most of its row: {', '.join(late)}" * bool(late)
+    said += f"; much later than the rest of its row: {', '.join(late)}" * bool(late)
     said += f"; never: {', '.join(never)}" * bool(never)
-    return f"{said}." if late or never else f"{said}, and none took more than twice as long as most of its row."
+    alone = len(first) == len(usual)  # a row of one run has no rest
+    return f"{said}." if late or never or alone else f"{said}, and none took more than twice as long as its row."
 
 
 def confidence(study: Study) -> str:
@@ -168,9 +174,12 @@ def copies(study: Study) -> str:
     }
     for number, tested in found if len(found) == 1 else ():
         if number is not None and tested:
+            if number == 0:
+                return f"None of the {tested:,} test reviews has a copy in the training part (up to white space)."
+            verbs = ("has", "tests") if number == 1 else ("have", "test")
             return (
-                f"{number:,} of the {tested:,} test reviews ({number / tested:.2%}) have a copy in the training part "
-                "(equal up to white space), and so test nothing."
+                f"{number:,} of the {tested:,} test reviews ({number / tested:.2%}) {verbs[0]} a copy in the training "
+                f"part (equal up to white space), and so {verbs[1]} nothing."
             )
     return ""
 
@@ -190,8 +199,11 @@ def _seen(study: Study) -> Iterator[str]:
     results = judged(study)
     against = [result for result in results if result.verdict in AGAINST]
     turned = [r for r in against if r.kind in ("ordering", "gap") or (r.kind == "ratio" and r.reported is None)]
+    holds = [result for result in results if result.verdict in HOLDS and result.verdict != CONSISTENT]
+    ends = [result for result in holds if result.kind in ("accuracy", "difference")]  # judged by one more run
     for start, group in (
-        ("Holds here:", [result for result in results if result.verdict in HOLDS and result.verdict != CONSISTENT]),
+        ("Holds here:", [result for result in holds if result not in ends]),
+        ("One more run may end as the article's did:", ends),
         ("Consistent with these reviews:", [result for result in results if result.verdict == CONSISTENT]),
         ("The other way round here:", turned),
         ("Does not hold here:", [result for result in against if result not in turned]),
@@ -219,10 +231,12 @@ def _meaning(study: Study) -> str:
         )
     if pointing:
         held, against = (sum(result.verdict in verdicts for result in pointing) for verdicts in (HOLDS, AGAINST))
+        open_ = len(pointing) - held - against
         words.append(
-            f"With another model or recipe, {held} of the {count(len(pointing), 'sentence')} that could be judged "
-            f"{'points' if held == 1 else 'point'} the article's way and {against} the other way; its accuracies are "
-            "neither confirmed nor refuted."
+            f"With another model or recipe, {held} of {count(len(pointing), 'sentence')} "
+            f"{'points' if held == 1 else 'point'} the article's way and {against} the other way"
+            + f", and of {open_} these runs cannot tell" * bool(open_)
+            + "; its accuracies are neither confirmed nor refuted."
         )
     if facts:
         consistent = sum(result.verdict == CONSISTENT for result in facts)

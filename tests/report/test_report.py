@@ -204,7 +204,7 @@ def test_costs_stand_beside_those_of_full_on_the_same_machine_only(results):
         run.provenance["hardware"] = {"cpu": cpu}
         write_run(results, run)
     rows = fold(page_of(results), "Parameters, time and memory").replace("\u00a0", " ")
-    assert "| lora_best | 40.0 s | 0.40 |" in rows
+    assert "| lora_best | 40.0 s | 0.40, 1 shared seed |" in rows
     assert "| last_two_layers | 40.0 s | — |" in rows
     assert "| lora_default | — | — |" in rows  # of two machines, so without a mean
 
@@ -224,6 +224,114 @@ def test_costs_of_other_work_have_no_ratio_and_a_shared_run_says_whose_memory_it
     assert "resident set, of one of 2 processes" in rows
 
 
+def test_times_of_runs_with_unlike_shares_of_the_processor_have_no_ratio(results):
+    for seed in (1, 2, 3):
+        for name, passed, spent in (("full", 200.0 + seed, 200.0), ("lora_default", 100.0, 190.0 + seed)):
+            timing = {"train_seconds": passed, "train_cpu_seconds": spent}  # on two threads
+            write_run(results, record(name, seed, timing=timing, config={"train": {"fast": False}}))
+        write_run(results, record("lora_best", seed, timing={"train_seconds": 150.0, "train_cpu_seconds": 149.0}))
+    page = page_of(results).replace("\u00a0", " ")
+    rows = fold(page, "Parameters, time and memory")
+    assert re.search(r"\| lora_default \| 100\.0 s \([^|]*\) \| — \| 900\.0 MiB \([^|]*\) \| 1\.00", rows)
+    assert "did different work: shares of the processor, beside other work" in page
+
+
+def test_a_ratio_over_fewer_seeds_than_the_means_beside_it_says_so(results):
+    for seed, seconds in ((1, 100.0), (2, 100.0), (3, 200.0)):
+        write_run(results, record("lora_default", seed, timing={"train_seconds": seconds}))
+    write_run(results, record("full", 1, timing={"train_seconds": 200.0}))
+    rows = fold(page_of(results).replace("\u00a0", " "), "Parameters, time and memory")
+    assert re.search(r"\| lora_default \| 133\.3 s \([^|]*\) \| 0\.50, 1 shared seed \|", rows)
+
+
+def test_a_run_of_its_own_row_is_not_compared_with_it(results):
+    write_run(results, record("full"))
+    assert "its row" not in page_of_training(results)
+
+
+def test_where_a_loss_ends_is_no_single_batch(results):
+    rows = [f"{20 * i},1,{0.3 if i < 30 else 0.74},,,0.1,1" for i in range(1, 31)]
+    header = "step,epoch,train_loss,val_loss,val_accuracy,learning_rate,seconds"
+    write_run(results, record("full"), "\n".join([header, *rows]) + "\n")
+    write_report(results)
+    assert "full seed 1 from 0.30 to 0.30" in (results / "report.md").read_text()
+
+
+def test_runs_whose_test_reviews_were_left_alone_are_not_said_to_be_tested(results):
+    write_run(results, record("full", config={"score_test": False}, metrics={"test": None}))
+    write_whole_run(results, record("lora_default"))
+    page = page_of(results)
+    assert "full seed 1 did not score its test reviews" in page and "is missing" not in page
+    alone = results / "alone"
+    write_run(alone, record("full", config={"score_test": False}, metrics={"test": None}))
+    page = page_of(alone)
+    assert "leaves its test reviews alone" in page and "is tested on" not in page
+
+
+def test_seeds_of_different_arithmetic_are_pointed_out(results):
+    for seed, precision in ((1, "bf16-mixed"), (2, "32-true")):
+        write_run(results, record("full", seed, provenance={"hardware": {"precision": precision}}))
+    assert "runs were computed in 32-true and in bf16-mixed, which changes some predictions" in page_of(results)
+
+
+def test_another_encoder_is_another_model_be_it_a_stand_in_or_not(results):
+    write_run(results, record("full", provenance={"encoder": {"name": "my-distilbert", "stand_in": False}}))
+    assert "are of different models" in page_of(results)
+    gone = failed("full", 2)
+    gone.provenance["encoder"] |= {"name": "distilbert-base-uncased", "stand_in": False}
+    write_run(results, gone)
+    assert "Run with the **encoder my-distilbert**." in page_of(results)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (0, ["None of the 1,000 test reviews has a copy in the training part"]),
+        (1, ["1 of the 1,000 test reviews (0.10%) has a copy in the training part", "and so tests nothing."]),
+        (4, ["4 of the 1,000 test reviews (0.40%) have a copy in the training part", "and so test nothing."]),
+    ],
+)
+def test_copies_are_counted_in_words(results, number, words):
+    write_run(results, record("full", data={"overlap": {"across": {"test_in_train": number}}}))
+    page = page_of(results)
+    assert all(word in page for word in words)
+
+
+def test_what_one_seed_shows_is_said_to_be_of_two_models(results):
+    for name, test in (("full", 0.82), ("lora_best", 0.8)):
+        write_whole_run(results, record(name, test=test))
+    page = page_of(results)
+    assert "points (these two models) |" in unfolded(page)
+    absent = int(re.search(r"For (\d+) other claims there is no evidence", page)[1])
+    assert absent == page.count("| not run |")
+    assert "how often its rule would give" not in page
+
+
+def test_sentences_that_cannot_be_told_are_not_said_to_be_judged(results):
+    for seed in (1, 2, 3):
+        for name in ("full", "lora_default"):
+            write_whole_run(results, record(name, seed, 0.8), salt=seed)
+    page = page_of(results)
+    assert re.search(
+        r"With another model or recipe, 0 of (\d) sentences point [^;]*, and of \1 these runs cannot", page
+    )
+    assert "could be judged" not in page
+
+
+def test_one_more_run_may_end_where_one_did_and_nothing_more_is_said(results):
+    """The best LoRA is worse than full fine-tuning, beyond chance; one more run of each may still end as near."""
+    encoder = {"name": "distilbert-base-uncased", "backbone": "distilbert-base-uncased", "stand_in": False}
+    for seed, less in enumerate((0.0055, 0.01, 0.013, 0.016, 0.0205), start=1):
+        for name, test in (("full", 0.9231), ("lora_best", 0.9231 - less)):
+            run = record(name, seed, test, metrics={"test": {"n": 10000}}, provenance={"encoder": encoder})
+            run.deviations.clear()
+            write_whole_run(results, run, salt=seed)
+    page = page_of(results)
+    seen = page.partition("**Seen.**")[2].partition("**What it means.**")[0]
+    holds, _, ends = seen.partition("One more run may end as the article's did:")
+    assert "as good as full" in ends and "as good as full" not in holds
+
+
 def test_a_run_that_guesses_for_long_is_named(results):
     def losses(first):
         rows = [f"{20 * i},1,{0.69 if i < first else 0.3},,,0.1,1" for i in range(1, 51)]
@@ -231,14 +339,14 @@ def test_a_run_that_guesses_for_long_is_named(results):
 
     for seed, start in ((1, 3), (2, 3), (3, 4)):
         write_run(results, record(seed=seed), losses(start))
-    assert "by step 60, and none took more than twice as long as most of its row" in page_of_training(results)
+    assert "by step 60, and none took more than twice as long as its row" in page_of_training(results)
     write_run(results, record(seed=4), losses(30))
     write_run(results, record("full"), losses(99))
     for seed in (1, 2):  # a row that is slow as a whole hides no seed of another
         write_run(results, record("last_two_layers", seed), losses(40))
     said = page_of_training(results)
     assert (
-        "much later than most of its row: lora_default seed 4 at step 600; never: full seed 1 (0.69 at its end)."
+        "much later than the rest of its row: lora_default seed 4 at step 600; never: full seed 1 (0.69 at its end)."
         in said
     )
 
@@ -486,6 +594,16 @@ def test_published_run_stands_beside_this_one(results):
     other = results.parent / "other"
     write_run(other, record(test=0.71))
     assert "| 71.00 | 89.44 |" in page_of(results, other)
+
+
+def test_the_published_mean_is_of_the_seeds_that_are_here(results):
+    write_run(results, record("full", 1, 0.8))
+    for seed, test in ((1, 0.8), (2, 0.7), (3, 0.7)):
+        write_run(results.parent / "published" / "mine", record("full", seed, test))
+    assert "| 80.00 | 92.31 |" in page_of(results)
+    write_run(results, record("full", 9, 0.5))
+    (results / "full" / "seed-1" / "record.json").unlink()
+    assert "| 73.33 | 92.31 |" in page_of(results)
 
 
 def test_a_published_run_with_other_settings_is_named_and_not_shown(results):

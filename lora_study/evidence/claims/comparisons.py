@@ -27,6 +27,7 @@ from lora_study.records.record import Record
 
 Part = Literal["train", "val", "test"]
 ARTICLE_REVIEWS: dict[Part, int] = {"train": 35_000, "val": 5_000, "test": 10_000}
+OF_TWO_MODELS = " (these two models)"  # what an interval over reviews alone is of
 PREDICTION = f"the 95% interval for one more run holds it and is no wider than ±{BOUND:g} points"
 TEST = f"two-sided test over reviews and seeds, Holm-adjusted p < {ALPHA:g}"
 
@@ -137,7 +138,7 @@ class Difference(_InPoints):
             sign=sign,
             seeds=seeds,
             measured=f"{mean:+.2f} points",
-            interval=_between(low, high),
+            interval=_between(low, high) + OF_TWO_MODELS * (seeds == 1),
             runs=pairs.runs,
             label=pairs.label,
             power=None if pairs.label else chances,
@@ -173,7 +174,7 @@ class Ordering(_InPoints):
             basis="stand-in" if pairs.label else "recipe",
             seeds=seeds,
             measured=f"{100 * difference.value:+.2f} points",
-            interval=_between(low, high),
+            interval=_between(low, high) + OF_TWO_MODELS * (seeds == 1),
             runs=pairs.runs,
             estimate=difference if seeds >= MIN_SEEDS else None,
             label=pairs.label,

@@ -15,13 +15,14 @@ from lora_study.config_differences import NO_OTHER_WORK, without
 from lora_study.evidence.claims.arithmetic import REFERENCE
 from lora_study.evidence.predictions import correct, read_predictions
 from lora_study.evidence.reported import PLAIN, load_reported
-from lora_study.evidence.summary import comparable, encoder_label, encoders_of, machine_of
+from lora_study.evidence.summary import comparable, encoder_label, encoders_of, machine_of, measured
 from lora_study.records.record import Record, run_dir
 
 # Departures after which a run is still one of the article's recipe: another source of the same weights or reviews,
 # arithmetic in another 16-bit format, padding that is masked anyway, and scoring the 4 to 8 reviews that the article's
 # loaders drop. With any other departure, its numbers are those of another experiment.
 SAME_RECIPE = ("model.backbone", "data.source", "train.precision", "data.padding", "data.drop_last")
+LIKE = 0.1  # two runs had like shares of their processor if these differ by no more
 # IMDb's 50,000 reviews, all of which the recipe takes, are known by how many of them repeat another up to white space.
 IMDB_REPEATS = 418
 
@@ -191,6 +192,24 @@ def different_work(records: Sequence[Record]) -> list[str]:
     return fields
 
 
+def uneven_shares(records: Sequence[Record]) -> bool:
+    """Whether one of the runs had less of its processor than another, beside other work: their times tell nothing."""
+    shares = []
+    for record in records:
+        spent, passed, threads = (
+            measured(record, path)
+            for path in ("timing.train_cpu_seconds", "timing.train_seconds", "provenance.hardware.threads")
+        )
+        # Of a GPU's time, and of features that were computed once, the processor's time tells nothing.
+        timed = record.flat.get("provenance.hardware.accelerator") == "cpu" and not record.flat.get(
+            "config.train.cache_trunk"
+        )
+        if not (spent and passed and threads and timed):
+            return False
+        shares.append(spent / (passed * threads))
+    return max(shares) - min(shares) > LIKE
+
+
 def _unlike(first: Record, second: Record) -> str | None:
     """Why two runs cannot be compared, None if they can."""
     one, other = encoders_of([first, second])
@@ -204,6 +223,8 @@ def _unlike(first: Record, second: Record) -> str | None:
 
 def _read_right(record: Record, folder: Path) -> pd.Series | str:
     """Whether each prediction is right, by review id; or why the file cannot be used."""
+    if not record.metrics.get("test"):
+        return f"{record.name} seed {record.seed} did not score its test reviews"
     where = f"{record.name}/seed-{record.seed}/predictions.parquet"
     try:
         rows = read_predictions(folder, record)
