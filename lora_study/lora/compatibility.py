@@ -13,14 +13,18 @@ from torch import Tensor, nn
 
 Number = TypeVar("Number", int, float)
 
+SPEECH = ("wav2vec2", "wav2vec2_bert", "wav2vec2_conformer", "wavlm", "unispeech_sat")
 # Modules that read the weight of one of their layers and never call the layer. They are listed by their forward, by
 # name: only torch is needed, and a subclass with a forward of its own is not taken for its base class.
 ONLY_READ = {
     "torch.nn.modules.activation.MultiheadAttention.forward": ("out_proj",),
+    "transformers.models.data2vec.modeling_data2vec_audio.TDNNLayer.forward": ("kernel",),
     **{
         f"transformers.models.{module}.modeling_{module}.{name}.forward": layers
         for module, name, *layers in (
             ("wavlm", "WavLMAttention", "q_proj", "k_proj", "v_proj", "out_proj"),
+            *((name, "TDNNLayer", "kernel") for name in SPEECH),
+            ("longcat_flash", "LongcatFlashTopkRouter", "classifier"),
             ("mamba", "MambaMixer", "dt_proj"),
             ("falcon_mamba", "FalconMambaMixer", "dt_proj"),
             ("jamba", "JambaMambaMixer", "dt_proj"),

@@ -27,6 +27,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
 # transformers' linear layer with a transposed weight (GPT-2); known by name, so that only torch is needed.
 CONV1D = "transformers.pytorch_utils.Conv1D"
 PATCHED = "it has forward hooks or a forward of its own, which may change what it computes; remove them first"
+# What torch.compile returned keeps calling the layer it was given.
+COMPILED = "it is compiled by itself; compile the model it belongs to"
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -183,7 +185,8 @@ def lora_disabled(model: nn.Module) -> Iterator[None]:
     it is; `Adapters.disabled` has the model's own head instead.
 
     Raises:
-        ValueError: the model is nothing but an adapted layer, which has no place to put a plain one in.
+        ValueError: the model is nothing but an adapted layer, which has no place to put a plain one in, or one was
+            compiled by itself.
     """
     if isinstance(model, LinearWithLoRA):
         raise ValueError("the model is an adapted layer itself; disable LoRA in the model it belongs to")
@@ -193,6 +196,8 @@ def lora_disabled(model: nn.Module) -> Iterator[None]:
         for key, layer in owner._modules.items()
         if isinstance(layer, LinearWithLoRA)
     ]
+    if compiled := [layer for _, key, layer in places if key == "_orig_mod"]:
+        raise ValueError(f"a {type(compiled[0]).__name__} cannot be disabled: {COMPILED}")
     for owner, key, layer in places:
         setattr(owner, key, layer.linear)
     try:

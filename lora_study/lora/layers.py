@@ -62,9 +62,10 @@ class LoRALayer(nn.Module):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout} is not valid; use a probability in [0, 1)")
         self.scaling = factors[scaling]
-        start = torch.randn(in_features, r, generator=generator, dtype=torch.float32) / math.sqrt(r)  # N(0, 1/r)
-        self.lora_A = nn.Parameter(start)
-        self.lora_B = nn.Parameter(torch.zeros(r, out_features, dtype=torch.float32))
+        device = generator.device if generator else None  # None is torch's default, where the generator need not be
+        start = torch.randn(in_features, r, generator=generator, dtype=torch.float32, device=device)
+        self.lora_A = nn.Parameter(start / math.sqrt(r))  # N(0, 1/r)
+        self.lora_B = nn.Parameter(torch.zeros(r, out_features, dtype=torch.float32, device=device))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_study.lora.compatibility import weight_of
-from lora_study.lora.injection import PATCHED, is_patched, lora_layers, objection, replace
+from lora_study.lora.injection import COMPILED, PATCHED, is_patched, lora_layers, objection, replace
 from lora_study.lora.layers import LinearWithLoRA
 
 
@@ -71,6 +71,8 @@ def _objection(model: nn.Module, layer: LinearWithLoRA, places: Mapping[nn.Modul
     """Why a plain layer with a new weight would not compute what an adapted layer computes; None if it would."""
     if layer is model:
         return "it is an adapted layer itself, and has no place to put a plain one in; merge the model it belongs to"
+    if any(owner._modules.get("_orig_mod") is layer for owner in model.modules()):
+        return COMPILED
     if reason := objection(layer.linear):
         return reason
     if any(is_patched(module) for module in layer.modules()):

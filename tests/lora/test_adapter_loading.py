@@ -7,8 +7,9 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_networks import KINDS, adapted, base, outputs, train
+from small_networks import GPT2, KINDS, MARKS, adapted, base, outputs, train
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from lora_study import (
     ConfigError,
@@ -226,6 +227,28 @@ def test_a_base_without_weights_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="no weights yet"):
         load_adapter(empty, tmp_path)
     assert not list(lora_layers(empty))
+
+
+def test_a_default_device_does_not_matter(tmp_path):
+    save_adapter(model := adapted("distilbert", ["query"]), tmp_path)
+    other = base("distilbert", head_seed=1)
+    with torch.device("meta"):  # as cuda would be
+        load_adapter(other, tmp_path)
+    torch.testing.assert_close(outputs(other), outputs(model))
+
+
+def test_two_values_for_one_tied_tensor_are_refused(tmp_path):
+    def network(tied):
+        torch.manual_seed(0)
+        return GPT2LMHeadModel(GPT2Config(**GPT2, **MARKS, tie_word_embeddings=tied)).eval()
+
+    settings = peft.LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True)
+    theirs = peft.get_peft_model(network(tied=False), settings)
+    theirs.save_pretrained(tmp_path, save_embedding_layers=True)
+    load_adapter(ours := network(tied=False), tmp_path)
+    torch.testing.assert_close(outputs(ours), outputs(theirs))
+    with pytest.raises(ConfigError, match=r"different values for \S+ and \S+, which this model ties"):
+        load_adapter(network(tied=True), tmp_path)
 
 
 def test_values_of_eight_bits_are_read(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import resource
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,16 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from lora_study import Adapters, ConfigError, inject_lora, load_adapter, lora_layers, save_adapter
+from lora_study import (
+    Adapters,
+    ConfigError,
+    LinearWithLoRA,
+    LoRALayer,
+    inject_lora,
+    load_adapter,
+    lora_layers,
+    save_adapter,
+)
 from lora_study.lora.dora import LinearWithDoRA
 
 # PEFT asks transformers by a name that transformers 5 is giving up.
@@ -247,6 +257,41 @@ def test_a_full_disk_is_an_oserror_and_costs_nothing_that_was_there(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("head", ["linear", "dropout", "out"])
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_head_may_be_called_as_a_part_of_an_adapted_layer(tmp_path, head, trained):
+    def network(seed):
+        torch.manual_seed(seed)
+        model = nn.Sequential(OrderedDict(enc=nn.Linear(4, 6))).requires_grad_(False)
+        torch.manual_seed(seed + 1)
+        model.add_module(head, nn.Linear(6, 3).requires_grad_(trained))
+        return model
+
+    model = network(0)
+    inject_lora(model, ["enc"], r=2, alpha=3, scaling="alpha")
+    train(model)
+    save_adapter(model, tmp_path, modules_to_save=None if trained else [head])
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["modules_to_save"] == [head]
+    other = network(0)
+    nn.init.zeros_(other.get_submodule(head).weight)
+    load_adapter(other, tmp_path)
+    x = torch.linspace(-1, 1, 8).reshape(2, 4)
+    torch.testing.assert_close(other(x), model(x))
+
+
+def test_an_adapted_layer_alone_is_no_model_to_save(tmp_path):
+    with pytest.raises(ConfigError, match="the model is an adapted layer itself; save the model it belongs to"):
+        save_adapter(LinearWithLoRA(nn.Linear(4, 4), LoRALayer(4, 4, 2, 1)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_head_that_cannot_be_merged_is_named(tmp_path):
+    model = adapted("distilbert", ["query", "classifier"])
+    nn.init.constant_(model.classifier.lora.lora_B, np.nan)
+    with pytest.raises(ConfigError, match=r"^classifier cannot be merged: lora\.lora_B holds numbers"):
+        save_adapter(model, tmp_path)
 
 
 def test_a_frozen_head_goes_with_the_adapter_whatever_it_is_called(tmp_path):

@@ -145,6 +145,12 @@ def wavlm() -> nn.Module:
     return WavLMAttention(embed_dim=8, num_heads=2)
 
 
+def tdnn() -> nn.Module:
+    from transformers.models.wav2vec2.modeling_wav2vec2 import TDNNLayer, Wav2Vec2Config
+
+    return TDNNLayer(Wav2Vec2Config(tdnn_dim=(8, 8), tdnn_kernel=(1, 3), tdnn_dilation=(1, 1)), layer_id=1)
+
+
 def mamba() -> nn.Module:
     from transformers import MambaConfig
     from transformers.models.mamba.modeling_mamba import MambaMixer
@@ -229,6 +235,7 @@ class CallingAttention(nn.MultiheadAttention):
         (wavlm, "v_proj"),
         (mamba, "dt_proj"),
         (detr, "k_proj"),
+        (tdnn, "kernel"),
     ],
 )
 def test_dropout_on_a_layer_that_is_never_called_is_refused(build, target):

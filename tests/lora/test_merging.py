@@ -13,6 +13,7 @@ from lora_study import (
     LinearWithLoRA,
     LoRALayer,
     inject_lora,
+    lora_disabled,
     lora_layers,
     lora_parameters,
     merge_lora,
@@ -86,6 +87,20 @@ def test_a_layer_that_stands_elsewhere_without_its_update_is_not_changed_there()
     model = nn.Sequential(LinearWithLoRA(shared, LoRALayer(4, 4, 2, 1)), shared)
     with pytest.raises(ValueError, match="0 cannot be merged: its linear layer also stands in another place"):
         merge_lora(model)
+
+
+def test_a_layer_that_was_compiled_by_itself_is_refused_and_stays_as_it_is(model):
+    model[2] = torch.compile(model[2], backend="eager")  # goes on calling what it was given
+    with torch.no_grad():
+        said = model(X)
+    with pytest.raises(ValueError, match=r"cannot be merged: it is compiled by itself; compile the model it belongs"):
+        merge_lora(model)
+    with pytest.raises(ValueError, match="cannot be disabled: it is compiled by itself"), lora_disabled(model):
+        pass
+    with torch.no_grad():
+        assert torch.equal(model(X), said)
+    with pytest.raises(ValueError, match="it is compiled by itself"):
+        merge_lora(torch.compile(LinearWithLoRA(nn.Linear(4, 4), LoRALayer(4, 4, 2, 1)), backend="eager"))
 
 
 def test_an_adapted_layer_alone_has_no_place_for_a_plain_one():

@@ -208,7 +208,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "use_dora": (lambda v: isinstance(v, bool), "true or false"),
     "lora_dropout": (lambda v: _is_number(v) and 0 <= v < 1, "a probability in [0, 1)"),
     "init_lora_weights": (
-        lambda v: isinstance(v, bool) or v in ("gaussian", "eva", "orthogonal"),
+        lambda v: isinstance(v, bool) or v in ("gaussian", "eva", "orthogonal", "mica"),
         "a way that leaves the base weights alone; have PEFT convert the adapter to plain LoRA when it saves it",
     ),
 }

@@ -202,6 +202,7 @@ def _read(
             needed |= tensors
     tensors = read_weights(path, _shapes(needed), REMEDY, _shapes({**own, **slots}))
     new: dict[int, Tensor] = {}
+    said: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in tensors.items():
         slot = slots[name] if name in slots else own[name].detach()
         if slot.is_meta:
@@ -211,7 +212,13 @@ def _read(
             raise ConfigError(f"{path} has values in {name} that {slot.dtype} cannot hold; load the base in float32")
         if name in slots:
             slot.copy_(value)  # into the part itself: adapter_tensors returns views
-        elif not torch.equal(value, slot.cpu()):
+            continue
+        if not torch.equal(value, (seen := said.setdefault(id(own[name]), (name, value)))[1]):
+            two = f"{seen[0].removeprefix(PREFIX)} and {name.removeprefix(PREFIX)}"
+            raise ConfigError(
+                f"{path} has different values for {two}, which this model ties; load it over an untied base"
+            )
+        if not torch.equal(value, slot.cpu()):
             value = value.to(slot.device)
             is_parameter = isinstance(own[name], nn.Parameter)
             new[id(own[name])] = nn.Parameter(value, value.is_floating_point()) if is_parameter else value

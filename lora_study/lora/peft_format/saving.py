@@ -71,14 +71,15 @@ def save_adapter(
         OSError: the folder cannot be written.
     """
     modules = plain_modules(model)
-    saved = saved_modules(modules, head_ends(modules) if modules_to_save is None else _ends(modules_to_save, modules))
+    own = _without_parts(modules)
+    saved = saved_modules(own, head_ends(own) if modules_to_save is None else _ends(modules_to_save, own))
     layers = _updates(modules, saved)
     whole, single = _trained(modules, saved)
     tensors: dict[str, Tensor] = {}
     for name, layer in layers.items():
         tensors |= {f"{name}.{key}": tensor for key, tensor in adapter_tensors(layer).items()}
     for name in (*saved, *whole):
-        tensors |= {f"{name}.{key}": tensor for key, tensor in _merged(modules[name]).items()}
+        tensors |= {f"{name}.{key}": tensor for key, tensor in _merged(name, modules[name]).items()}
     copies = {f"{PREFIX}{name}": _copy(name, tensor) for name, tensor in (tensors | single).items()}
 
     content = {
@@ -107,6 +108,8 @@ def _updates(modules: Mapping[str, nn.Module], saved: Sequence[str]) -> dict[str
     if not layers:
         outside = f" outside {saved[0]}" if saved else ""
         raise ConfigError(f"{type(modules['']).__name__} has no LoRA layers{outside}; an adapter needs some")
+    if "" in layers:
+        raise ConfigError("the model is an adapted layer itself; save the model it belongs to")
     if len({isinstance(layer, LinearWithDoRA) for layer in layers.values()}) > 1:
         raise ConfigError("an adapter is LoRA or DoRA as a whole, and this model mixes them; inject one of them")
     return layers
@@ -186,14 +189,23 @@ def _can_be_copied(name: str, modules: Mapping[str, nn.Module]) -> bool:
     """Whether PEFT can put a copy in place of this module, rather than of another whose name ends the same."""
     module = modules[name]
     leaf = not any(True for _ in module.children()) and not isinstance(module, nn.ParameterList | nn.ParameterDict)
-    return leaf and not _is_read(name, modules) and sum(other.endswith(name) for other in modules) == 1
+    return leaf and not _is_read(name, modules) and sum(other.endswith(name) for other in _without_parts(modules)) == 1
 
 
-def _merged(module: nn.Module) -> dict[str, Tensor]:
+def _without_parts(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """The network's own modules: without the linear layer, the update and its dropout of which an adapted layer is."""
+    layers = tuple(f"{name}." for name, module in modules.items() if isinstance(module, LinearWithLoRA))
+    return {name: module for name, module in modules.items() if not name.startswith(layers)}
+
+
+def _merged(name: str, module: nn.Module) -> dict[str, Tensor]:
     """A module's tensors, with the updates inside it added to them."""
     if any(isinstance(inner, LinearWithLoRA) for inner in module.modules()):
         place = copy.deepcopy(nn.ModuleDict({"module": module}))  # a place: the module may itself be an adapted layer
-        merge_lora(place)
+        try:
+            merge_lora(place)
+        except ValueError as error:
+            raise ConfigError(str(error).replace("module", name, 1)) from error
         module = place["module"]
     return adapter_tensors(module)
 
