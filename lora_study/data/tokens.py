@@ -101,4 +101,6 @@ def tokenizer_content(tokenizer: PreTrainedTokenizerFast) -> str:
     content = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
     if tokenizer.truncation_side != "right":  # said here alone, and not where it is usual: old entries stay good
         content["truncation_side"] = tokenizer.truncation_side
+    if getattr(tokenizer, "split_special_tokens", False):  # likewise
+        content["split_special_tokens"] = True
     return json.dumps(content, sort_keys=True)

@@ -146,6 +146,7 @@ class ReviewClassifier(L.LightningModule):
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Score a validation batch."""
         loss, logits = self.step(batch)
+        _check_finite(logits)
         self.val_loss.update(loss, weight=len(batch["labels"]))
         self.val_accuracy.update(logits, batch["labels"])
 
@@ -162,6 +163,7 @@ class ReviewClassifier(L.LightningModule):
     def test_step(self, batch: Batch, batch_index: int) -> None:
         """Score a test batch and keep its probabilities."""
         loss, logits = self.step(batch)
+        _check_finite(logits)
         self.test_loss.update(loss, weight=len(batch["labels"]))
         self.test_scores.update(logits.softmax(-1), batch["labels"])
         self.test_predictions.append((batch["index"], logits.softmax(-1)[:, 1]))
@@ -242,3 +244,11 @@ class ReviewClassifier(L.LightningModule):
 
 def _accuracy() -> MulticlassAccuracy:
     return MulticlassAccuracy(num_classes=2, average="micro")
+
+
+def _check_finite(logits: Tensor) -> None:
+    """Refuse scores of numbers that are none: metrics leave them out, or give one all the same."""
+    if not logits.isfinite().all():
+        raise FloatingPointError(
+            "logits are not finite; lower train.learning_rate or lora.alpha, or use another train.precision"
+        )

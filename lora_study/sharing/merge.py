@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from safetensors.torch import save
@@ -47,9 +47,10 @@ def write_merged(
 
     Raises:
         ConfigError: the model has been rounded, the folder is not empty, or is a run's, or the packages for ONNX are
-            missing.
+            missing, or there is no such format.
         OSError: the folder cannot be written.
     """
+    check(format in get_args(Format), "format", format, f"use {', '.join(get_args(Format))}")
     check_exact(trained.model)
     if format == "onnx":
         check_onnx()

@@ -7,9 +7,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TextIO
+from typing import Any, Literal, NamedTuple, TextIO, get_args
 
 import numpy as np
 import torch
@@ -81,12 +81,20 @@ def predict(
         texts: Reviews; they are read as needed, so there may be more than fit into memory.
         batch_size: Reviews that go through the model together.
         done: Called after each batch with the number of reviews in it.
+
+    Raises:
+        ConfigError: the batch size is none.
+        TypeError: texts are not strings.
     """
-    if isinstance(texts, str):
-        raise TypeError("texts is one string; pass a list of texts")
+    check(type(batch_size) is int and batch_size >= 1, "batch_size", batch_size, "use 1 or more")
+    if isinstance(texts, str | Mapping) or hasattr(texts, "columns"):  # of a table, the names of columns would be read
+        raise TypeError(f"texts is one {type(texts).__name__}; pass a list of texts")
     pad_id = trained.tokenizer.pad_token_id
     texts = iter(texts)
     while chunk := list(itertools.islice(texts, CHUNK)):
+        for text in chunk:
+            if not isinstance(text, str):
+                raise TypeError(f"{text!r:.80} is a {type(text).__name__}; pass a list of texts")
         arrays = encode(chunk, trained.tokenizer, trained.config.data.max_length)
         tokens = TokenisedReviews(**arrays, labels=np.zeros(len(chunk), np.int64), ids=("",) * len(chunk))
         probabilities = np.empty(len(chunk), np.float32)
@@ -109,8 +117,9 @@ def prepare(trained: TrainedModel, precision: Precision = "32-true") -> None:
     Of a prepared model only the logits can be asked for: it computes no more than they need.
 
     Raises:
-        ConfigError: the model has been rounded already.
+        ConfigError: the model has been rounded already, or there is no such precision.
     """
+    check(precision in get_args(Precision), "precision", precision, f"use {', '.join(get_args(Precision))}")
     check_exact(trained.model)
     device = pick_device("auto")
     merge_lora(trained.model)  # in fp32, before anything is rounded

@@ -61,7 +61,7 @@ class TrainingPeak(Callback):
     """The most memory in use while the first epoch trains, before anything is scored.
 
     Scoring takes larger batches, and memory that it freed may stay with the process, so later readings would count
-    both. Every epoch does the same work.
+    both. Later epochs do the same work; the copy of the best weights that then lies beside is not counted.
 
     Args:
         memory: Counts from before the model was built.

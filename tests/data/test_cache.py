@@ -19,6 +19,7 @@ class Counting:
     def __init__(self, tokenizer):
         self.backend_tokenizer = tokenizer.backend_tokenizer
         self.truncation_side = tokenizer.truncation_side
+        self.split_special_tokens = tokenizer.split_special_tokens
         self.tokenizer = tokenizer
         self.reviews = 0
 
@@ -48,6 +49,14 @@ def reviews_tokenised(reviews, tokenizer, cache, max_length=32):
 def same(one, other):
     arrays = ("tokens", "offsets", "truncated", "labels")
     return one.ids == other.ids and all(np.array_equal(getattr(one, name), getattr(other, name)) for name in arrays)
+
+
+def test_a_tokenizer_that_takes_special_words_apart_has_tokens_of_its_own(reviews, tiny_backbone, tmp_path):
+    texts = reviews.head(3).assign(text=["a [SEP] b", "[MASK]", "plain"])
+    for apart in (False, True):
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_backbone, split_special_tokens=apart)
+        expected = [token for text in texts["text"] for token in tokenizer(text)["input_ids"]]
+        assert reviews_tokenised(texts, tokenizer, tmp_path)[1].tokens.tolist() == expected
 
 
 def test_tokens_are_the_tokenizers(reviews, tokenizer, tmp_path, monkeypatch):

@@ -52,10 +52,11 @@ def step(model: DistilBertForSequenceClassification, precision: str) -> dict[str
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("mode", MODES)
-def test_one_step_without_dropout_is_the_plain_one_up_to_rounding(mode, precision):
+@pytest.mark.parametrize("device", ["cpu", "cuda"])  # what is arranged for a GPU computes on a CPU, too
+def test_one_step_without_dropout_is_the_plain_one_up_to_rounding(mode, precision, device):
     plain = in_mode(mode, targets=("query", "value", "mlp"))
     fast = copy.deepcopy(plain)
-    make_fast(fast, CPU, precision)
+    make_fast(fast, torch.device(device), precision)
     expected, found = step(plain, precision), step(fast, precision)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
@@ -105,9 +106,10 @@ def test_the_same_seed_gives_the_same_step():
 
 
 @pytest.mark.parametrize("block", [0, 1])
-def test_dropout_of_attention_acts_in_every_block(block):
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_dropout_of_attention_acts_in_every_block(block, device):
     model = in_mode("lora", dropout=0.5)
-    make_fast(model, CPU, "32-true")
+    make_fast(model, torch.device(device), "32-true")
     module = ReviewClassifier(model, ExperimentConfig())
     for each in model.modules():
         if isinstance(each, (nn.Dropout, CheapDropout)):

@@ -159,6 +159,12 @@ def test_a_runs_folder_is_never_overwritten(runs, tmp_path, into):
     assert {path: path.read_bytes() for path in target.iterdir()} == before
 
 
+def test_a_format_that_is_none_is_refused(runs, tmp_path):
+    with pytest.raises(ConfigError, match="format: 'ONNX' is not valid; use hf, onnx"):
+        write_merged(load_run(runs["lora"]), tmp_path / "out", format="ONNX")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_file_in_the_way_is_named_and_the_model_is_not_merged(runs, tmp_path):
     (tmp_path / "file").write_text("")
     trained = load_run(runs["lora"])

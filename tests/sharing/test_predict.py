@@ -16,6 +16,7 @@ import pytest
 import torch
 from fabricate_run import MAX_LENGTH, finished_run
 
+from lora_study.base.errors import ConfigError
 from lora_study.cli import main
 from lora_study.lora import lora_layers
 from lora_study.sharing import predict as module
@@ -112,9 +113,32 @@ def test_bf16_says_nearly_the_same(run, texts):
     assert 0 < difference.max() < 0.05
 
 
-def test_one_string_is_no_list_of_texts(run):
-    with pytest.raises(TypeError, match="pass a list"):
-        next(predict(load_run(run), "a wonderful film"))
+@pytest.mark.parametrize(
+    "texts",
+    [
+        "a wonderful film",
+        {"a wonderful film": 1},
+        pd.DataFrame({"text": ["a wonderful film"]}),
+        [("good", "bad film")],  # which a tokenizer would read as a pair
+        ["good", None],
+    ],
+)
+def test_what_is_no_list_of_texts_is_refused(run, texts):
+    with pytest.raises(TypeError, match="pass a list of texts"):
+        next(predict(load_run(run), texts))
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5])
+def test_a_batch_of_no_size_is_refused(run, size):
+    with pytest.raises(ConfigError, match=rf"batch_size: {size} is not valid; use 1 or more"):
+        next(predict(load_run(run), ["good"], batch_size=size))
+
+
+def test_a_precision_that_is_none_is_refused_before_anything_is_merged(run):
+    trained = load_run(run)
+    with pytest.raises(ConfigError, match="precision: 'bf16-mixed' is not valid; use 32-true, bf16-true, auto"):
+        prepare(trained, "bf16-mixed")
+    assert list(lora_layers(trained.model))
 
 
 def test_texts_on_the_command_line(run, classify, texts):

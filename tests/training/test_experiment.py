@@ -386,6 +386,15 @@ def test_the_peak_of_memory_is_that_of_training_not_of_scoring(tiny, tmp_path, m
     assert "test_step" in done[1]
 
 
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_scores_of_numbers_that_are_none_are_a_failed_run(tiny, tmp_path, mode):
+    """The only step breaks the weights, and its own loss is still a number."""
+    one_step = {"data": {"sizes": {"train": 12, "val": 10, "test": 10}}, "train": {**DIVERGES, "epochs": 1}}
+    record = run_experiment(tiny(mode, **one_step), tmp_path)
+    assert record.status == "failed" and "logits are not finite; lower train.learning_rate" in record.error
+    assert read_record(tmp_path / mode / "seed-1" / "record.json") == record
+
+
 @pytest.mark.parametrize(
     ("error", "advised"),
     [
