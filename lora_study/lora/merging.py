@@ -20,7 +20,8 @@ def merge_lora(model: nn.Module) -> dict[str, tuple[LinearWithLoRA, Tensor]]:
     The sum is formed in fp32, or fp64 beside fp64, and stored in the weight's own type, so load the base model in fp32
     to keep all of the update. A model without LoRA is left as it is, so merging twice is harmless. A weight that was
     tied to another, as GPT-2's lm_head is to its embedding, no longer is: what was merged survives saving and loading,
-    but transformers' tie_weights(), which resize_token_embeddings() calls, would undo it.
+    but transformers' tie_weights(), which resize_token_embeddings() calls, would undo it. A part of a network may be
+    merged by itself unless an adapted layer of it also stands elsewhere, where the update would be added once more.
 
     Returns:
         The adapted layer and its old weight W by layer name, for `unmerge_lora`. Drop them to free the memory of the
