@@ -5,6 +5,7 @@ The trials of a sweep are left out: its own page has them.
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +75,8 @@ def find_runs(results_dir: Path) -> tuple[list[Run], list[str]]:
 
 def _records_below(results_dir: Path) -> Iterator[Path]:
     """The records of runs below a folder; what is linked into it is below it, too, but nothing is there twice."""
+    with suppress(FileNotFoundError):
+        results_dir.stat()  # of what it cannot read, os.walk says nothing
     seen = set()
     for folder, below, files in os.walk(results_dir, followlinks=True):
         path, real = Path(folder), os.path.realpath(folder)

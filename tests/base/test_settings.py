@@ -101,9 +101,9 @@ def test_every_number_of_a_file_is_checked_alike(value):
 
 
 def test_sweeps_and_claims_hold_what_a_file_could():
-    sweep = SweepConfig("s", "S", "e.yaml", {"lora.r": (np.int64(2), 4)}, overrides={"seed": np.int32(2)})
+    sweep = SweepConfig("s", "S", "e.yaml", {"lora.r": (np.int64(2), 4)}, overrides={"train": {"threads": np.int32(2)}})
     assert json.dumps(to_dict(sweep))
-    assert (sweep.parameters, sweep.overrides) == ({"lora.r": [2, 4]}, {"seed": 2})
+    assert (sweep.parameters, sweep.overrides) == ({"lora.r": [2, 4]}, {"train": {"threads": 2}})
     with pytest.raises(ConfigError, match=r"parameters\.lora\.alpha"):
         SweepConfig("s", "S", "e.yaml", {"lora.alpha": [1.0, math.inf]})
     with pytest.raises(ConfigError, match="parameters"):
