@@ -88,9 +88,9 @@ def _parquet_files(path: Path) -> list[tuple[str | None, Path]]:
     """
     tables = [file for file in (*path.glob("*"), *path.glob("*/*")) if kind_of(file)[0] in KINDS and file.is_file()]
     found = [(_split_of(file), file) for file in tables if kind_of(file)[0] == ".parquet"]
+    splits = {split for split, _ in found}
     for file in tables if found else ():
-        split = _split_of(file)
-        if split and split not in {name for name, _ in found}:
+        if (split := _split_of(file)) and split not in splits:
             raise ConfigError(
                 f"{path} holds {file.name} beside Parquet files; save all of it as Parquet, or name a file"
             )
@@ -98,7 +98,7 @@ def _parquet_files(path: Path) -> list[tuple[str | None, Path]]:
     for file, times in twice.items():
         if times > 1:
             raise ConfigError(f"{file.parent} holds {file.name} twice, with .gz and without; remove one")
-    for split in {split for split, _ in found}:
+    for split in splits:
         folders = sorted({str(file.parent.relative_to(path)) for name, file in found if name == split})
         if len(folders) > 1:
             raise ConfigError(f"{path} holds several data sets ({quoted(folders)}); name the folder of one of them")

@@ -33,9 +33,10 @@ def merge_lora(model: nn.Module) -> dict[str, tuple[LinearWithLoRA, Tensor]]:
     """
     layers = dict(lora_layers(model))
     places = Counter(child for owner in model.modules() for child in owner._modules.values())
+    compiled = {owner._modules.get("_orig_mod") for owner in model.modules()}
     merged: dict[str, Tensor] = {}
     for name, layer in layers.items():
-        if reason := _objection(model, layer, places):
+        if reason := COMPILED if layer in compiled else _objection(model, layer, places):
             raise ValueError(f"{name or 'the model'} cannot be merged: {reason}; nothing was changed")
         merged[name] = _merged(name, layer)
     removed: dict[str, tuple[LinearWithLoRA, Tensor]] = {}
@@ -72,8 +73,6 @@ def _objection(model: nn.Module, layer: LinearWithLoRA, places: Mapping[nn.Modul
     """Why a plain layer with a new weight would not compute what an adapted layer computes; None if it would."""
     if layer is model:
         return "it is an adapted layer itself, and has no place to put a plain one in; merge the model it belongs to"
-    if any(owner._modules.get("_orig_mod") is layer for owner in model.modules()):
-        return COMPILED
     if reason := objection(layer.linear):
         return reason
     if any(is_patched(module) for module in layer.modules()):

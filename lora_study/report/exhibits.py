@@ -11,7 +11,7 @@ import pandas as pd
 from lora_study.base.text_tables import count, escape, markdown_table
 from lora_study.config import flatten
 from lora_study.evidence.claims import ClaimResult
-from lora_study.evidence.claims.evidence import different_work, uneven_shares
+from lora_study.evidence.claims.evidence import different_cost
 from lora_study.evidence.claims.rules import WORDS
 from lora_study.evidence.draws import draws_table
 from lora_study.evidence.statistics import mean_t
@@ -211,9 +211,7 @@ def _over_seeds(runs: Mapping[int, Record], path: str, factor: float, unit: str)
 def _over(runs: Mapping[int, Record], base: Mapping[int, Record], path: str) -> str | None:
     """Geometric mean of the ratios over the seeds in which both did the same work on one machine, with its interval."""
     both = [(runs[seed], base[seed]) for seed in runs.keys() & base.keys()]
-    both = [pair for pair in both if not different_work(pair)]
-    both = [pair for pair in both if not (path == "timing.train_seconds" and uneven_shares(pair))]
-    alike = [[measured(run, path) for run in pair] for pair in both]
+    alike = [[measured(run, path) for run in pair] for pair in both if not different_cost(pair, path)]
     logs = [math.log(one / other) for one, other in alike if one and other]
     if not logs:
         return None

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from lora_study.base.errors import check
 from lora_study.evidence.claims import power
-from lora_study.evidence.claims.evidence import Missing, Runs, different_work, uneven_shares
+from lora_study.evidence.claims.evidence import Missing, Runs, different_cost, different_work
 from lora_study.evidence.claims.kinds import Claim, Finding
 from lora_study.evidence.claims.rules import (
     MIN_SEEDS,
@@ -80,7 +80,7 @@ class Ratio(Claim):
             raise Missing(f"no seed of {names} has {what} for both with plain layers (train.fast: false){beside}")
         alike = self._alike(found)
         if not alike.logs:
-            different = different_work(found.records[:2]) or ["shares of the processor, beside other work"]
+            different = different_cost(found.records[:2], self.quantity)
             raise Missing(f"{names} did different work: {', '.join(different)}{beside}")
         if left_out := seeds - len(alike.logs):
             beside += f"; {left_out} seed{'s' * (left_out > 1)} of other work or another machine left out"
@@ -144,7 +144,7 @@ class Ratio(Claim):
         """The largest group of seeds whose runs did the same work on one machine and, for time, had as much of it."""
         groups: list[Costs] = []
         for log, *pair in zip(found.logs, found.records[::2], found.records[1::2], strict=True):
-            if different_work(pair) or (self.quantity == "timing.train_seconds" and uneven_shares(pair)):
+            if different_cost(pair, self.quantity):
                 continue
             group = next((group for group in groups if not different_work([*group.records, *pair])), None)
             if group is None:

@@ -192,7 +192,13 @@ def different_work(records: Sequence[Record]) -> list[str]:
     return fields
 
 
-def uneven_shares(records: Sequence[Record]) -> bool:
+def different_cost(records: Sequence[Record], quantity: str) -> list[str]:
+    """Why a cost of the runs, such as ``timing.train_seconds``, does not compare them; empty if it does."""
+    uneven = quantity == "timing.train_seconds" and _uneven_shares(records)
+    return different_work(records) or ["shares of the processor, beside other work"] * uneven
+
+
+def _uneven_shares(records: Sequence[Record]) -> bool:
     """Whether one of the runs had less of its processor than another, beside other work: their times tell nothing."""
     shares = []
     for record in records:
